@@ -1,0 +1,1 @@
+"""Transactional outbox, Avro events on Kafka, consumers and background jobs."""
