@@ -63,7 +63,9 @@ class Settings(BaseSettings):
     registry: RegistrySettings = RegistrySettings()
     connect: ConnectSettings = ConnectSettings()
     data_dir: Path = Field(default=Path(".pipeline"), description="where the local stack keeps its state")
-    topic_prefix: str = Field(default="", pattern=r"^([a-z0-9-]{1,60}\.)?$", description="before all names, e.g. 'staging.'")
+    topic_prefix: str = Field(
+        default="", pattern=r"^([a-z0-9-]{1,60}\.)?$", description="before all names, e.g. 'staging.'"
+    )
 
     @classmethod
     def load(cls) -> Self:

@@ -1,0 +1,1 @@
+"""Kafka Connect and its files."""

@@ -1,0 +1,147 @@
+"""Counts and durations of every stage in, Prometheus metrics out: the one catalogue of names.
+
+No label ever holds a key, an event id or an error text, so the number of series is bounded by topics and groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+__all__ = ["CATALOGUE", "Meter", "Metric", "PrometheusMeter", "SilentMeter"]
+
+LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One line of the catalogue. The unit stands at the end of the name, as Prometheus wants it."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+CATALOGUE: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        # relay
+        Metric("pipeline_relay_rows_total", "counter", "Outbox rows acknowledged by the broker", ("connector",)),
+        Metric("pipeline_relay_dead_total", "counter", "Outbox rows that cannot be published", ("connector",)),
+        Metric("pipeline_relay_errors_total", "counter", "Rewinds to the confirmed position", ("connector",)),
+        Metric("pipeline_relay_in_flight_rows", "gauge", "Rows sent and not yet acknowledged", ("connector",)),
+        Metric("pipeline_relay_in_flight_bytes", "gauge", "Bytes sent and not yet acknowledged", ("connector",)),
+        Metric(
+            "pipeline_relay_active",
+            "gauge",
+            "1 on the relay that reads the slot, 0 on a standby",
+            ("connector",),
+        ),
+        Metric(
+            "pipeline_relay_outbox_age_seconds",
+            "histogram",
+            "Outbox insert to acknowledged by the broker",
+            ("connector",),
+        ),
+        Metric("pipeline_slot_lag_bytes", "gauge", "WAL written and not yet confirmed", ("slot",)),
+        Metric("pipeline_slot_wal_retained_bytes", "gauge", "WAL that the server keeps for the slot", ("slot",)),
+        # worker
+        Metric("pipeline_handler_seconds", "histogram", "Time in the handler, per attempt", ("group", "type")),
+        Metric("pipeline_end_to_end_seconds", "histogram", "Outbox insert to handled", ("group", "type")),
+        Metric(
+            "pipeline_records_total",
+            "counter",
+            "Records settled, by outcome: done, retry, dead or skipped",
+            ("group", "outcome"),
+        ),
+        Metric("pipeline_attempts_failed_total", "counter", "Attempts that ended in an error", ("group", "type")),
+        Metric("pipeline_in_flight_records", "gauge", "Records delivered and not yet settled", ("group",)),
+        Metric("pipeline_oldest_in_flight_seconds", "gauge", "Age of the oldest attempt in flight", ("group",)),
+        Metric("pipeline_held_back_keys", "gauge", "Keys that wait for an attempt in place", ("group",)),
+        Metric(
+            "pipeline_paused_partitions",
+            "gauge",
+            "Partitions that are paused, by reason",
+            ("group", "reason"),
+        ),
+        Metric(
+            "pipeline_lag_records",
+            "gauge",
+            "Records between committed offset and end, due retries only",
+            ("group", "topic"),
+        ),
+        Metric(
+            "pipeline_broker_errors_total",
+            "counter",
+            "Errors that the broker or its client reported",
+            ("role",),
+        ),
+        Metric("pipeline_registry_errors_total", "counter", "Calls to the schema registry that failed", ("role",)),
+        Metric("pipeline_ready", "gauge", "1 when the process does its work", ("role",)),
+    )
+}
+
+
+class Meter(Protocol):
+    """What the stages need to count. Names are those of the catalogue; a wrong name or label raises KeyError."""
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Raise a counter."""
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """Put one value into a histogram."""
+
+
+class SilentMeter:
+    """Counts nothing, but still refuses names that are not in the catalogue."""
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None:  # noqa: ARG002
+        """Check the name."""
+        CATALOGUE[name]
+
+    def set(self, name: str, value: float, **labels: str) -> None:  # noqa: ARG002
+        """Check the name."""
+        CATALOGUE[name]
+
+    def observe(self, name: str, value: float, **labels: str) -> None:  # noqa: ARG002
+        """Check the name."""
+        CATALOGUE[name]
+
+
+class PrometheusMeter:
+    """The catalogue as collectors of one prometheus_client registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
+        self._counters: dict[str, Counter] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self._histograms: dict[str, Histogram] = {}
+        for metric in CATALOGUE.values():
+            if metric.kind == "counter":
+                self._counters[metric.name] = Counter(metric.name, metric.help, metric.labels, registry=registry)
+            elif metric.kind == "gauge":
+                self._gauges[metric.name] = Gauge(metric.name, metric.help, metric.labels, registry=registry)
+            else:
+                self._histograms[metric.name] = Histogram(
+                    metric.name, metric.help, metric.labels, registry=registry, buckets=LATENCY_S
+                )
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Raise a counter."""
+        self._counters[name].labels(**labels).inc(amount)
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        self._gauges[name].labels(**labels).set(value)
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """Put one value into a histogram."""
+        self._histograms[name].labels(**labels).observe(value)

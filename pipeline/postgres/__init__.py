@@ -1,0 +1,1 @@
+"""PostgreSQL: migrations, the writers of the outbox, and the reader of its slot."""

@@ -1,0 +1,102 @@
+"""Numbered SQL files in, the schema ``pipeline`` at the newest version out.
+
+All pending files are applied in one transaction, under an advisory lock: two at once, or a crash in the middle,
+leave either the old version or the new one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from typing import LiteralString, cast
+
+import psycopg
+
+__all__ = ["Migration", "available", "current", "migrate", "script"]
+
+_LOCK = 0x6F7574626F78  # "outbox"; any constant that nobody else uses
+
+_VERSION_TABLE: LiteralString = """
+CREATE SCHEMA IF NOT EXISTS pipeline;
+CREATE TABLE IF NOT EXISTS pipeline.migration (
+    number     integer     PRIMARY KEY,
+    name       text        NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file ``NNNN_name.sql``."""
+
+    number: int
+    name: str
+    sql: str
+
+
+def available() -> list[Migration]:
+    """Return all migrations, lowest number first."""
+    files = [file for file in resources.files(__name__).iterdir() if file.name.endswith(".sql")]
+    found = [Migration(int(f.name[:4]), f.name[5:-4], f.read_text(encoding="utf-8")) for f in files]
+    return sorted(found, key=lambda migration: migration.number)
+
+
+def current(conn: psycopg.Connection[tuple[object, ...]]) -> int:
+    """Return the number of the newest applied migration, 0 where there is none."""
+    if conn.execute("SELECT to_regclass('pipeline.migration')").fetchone() == (None,):
+        return 0
+    row = conn.execute("SELECT coalesce(max(number), 0) FROM pipeline.migration").fetchone()
+    return int(cast(int, row[0])) if row else 0
+
+
+def migrate(conn: psycopg.Connection[tuple[object, ...]]) -> list[Migration]:
+    """Apply what is pending, in one transaction, and return it."""
+    with conn.transaction():
+        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        conn.execute(_VERSION_TABLE)
+        done = current(conn)
+        pending = [migration for migration in available() if migration.number > done]
+        for migration in pending:
+            conn.execute(migration.sql.encode())
+            conn.execute(
+                "INSERT INTO pipeline.migration (number, name) VALUES (%s, %s)", (migration.number, migration.name)
+            )
+    return pending
+
+
+def script(*, grants: bool = True) -> str:
+    """Return all migrations as one SQL script, for a reviewer or another migration tool.
+
+    ``grants`` adds least-privilege roles for relay, writers and workers.
+    """
+    parts = ["BEGIN;", _VERSION_TABLE.strip()]
+    for migration in available():
+        parts += [
+            f"\n-- {migration.number:04} {migration.name}",
+            migration.sql.strip(),
+            f"INSERT INTO pipeline.migration (number, name) VALUES ({migration.number}, '{migration.name}');",
+        ]
+    parts.append("COMMIT;")
+    if grants:
+        parts.append(_GRANTS)
+    return "\n".join(parts) + "\n"
+
+
+_GRANTS = """
+-- Least-privilege roles; give each a password, or drop what you do not need.
+CREATE ROLE pipeline_relay LOGIN REPLICATION;
+GRANT USAGE ON SCHEMA pipeline TO pipeline_relay;
+GRANT SELECT ON pipeline.outbox, pipeline.schema_id, pipeline.migration TO pipeline_relay;
+GRANT SELECT, INSERT, UPDATE ON pipeline.relay_position TO pipeline_relay;
+
+CREATE ROLE pipeline_writer NOLOGIN;
+GRANT USAGE ON SCHEMA pipeline TO pipeline_writer;
+GRANT INSERT ON pipeline.outbox TO pipeline_writer;
+GRANT SELECT ON pipeline.schema_id TO pipeline_writer;
+
+CREATE ROLE pipeline_operator NOLOGIN;
+GRANT USAGE ON SCHEMA pipeline TO pipeline_operator;
+GRANT SELECT ON ALL TABLES IN SCHEMA pipeline TO pipeline_operator;
+GRANT INSERT, UPDATE ON pipeline.schema_id, pipeline.dead_letter TO pipeline_operator;
+"""

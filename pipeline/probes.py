@@ -1,0 +1,85 @@
+"""The state of one process in, ``/metrics``, ``/healthz`` and ``/readyz`` over HTTP out.
+
+Liveness never depends on Kafka or PostgreSQL: a process that waits for a server is alive, only not ready.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from pipeline.errors import ConfigError
+
+__all__ = ["Readiness", "serve"]
+
+
+class Readiness:
+    """What a process says of itself: ready or not, its role, and why not. Thread-safe."""
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self._reasons: dict[str, str] = {"start": "starting"}
+        self._lock = threading.Lock()
+
+    def ready(self, part: str = "start", *, role: str | None = None) -> None:
+        """Say that ``part`` works."""
+        with self._lock:
+            self._reasons.pop(part, None)
+            self.role = role or self.role
+
+    def not_ready(self, part: str, why: str) -> None:
+        """Say that ``part`` does not work, and why: no payload, no secret."""
+        with self._lock:
+            self._reasons[part] = why
+
+    def state(self) -> dict[str, object]:
+        """``{"ready": bool, "role": str, "reasons": {part: why}}``."""
+        with self._lock:
+            return {"ready": not self._reasons, "role": self.role, "reasons": dict(self._reasons)}
+
+
+def serve(
+    registry: CollectorRegistry, state: Callable[[], dict[str, object]], port: int, host: str = "127.0.0.1"
+) -> int:
+    """Answer probes and scrapes on ``host:port`` (0: any free port) in a daemon thread; return the port.
+
+    Raises ConfigError when the port cannot be had.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+            elif self.path == "/healthz":
+                self._answer(200, "application/json", b'{"alive": true}')
+            elif self.path == "/readyz":
+                now = state()
+                self._answer(200 if now["ready"] else 503, "application/json", json.dumps(now).encode())
+            else:
+                self._answer(404, "text/plain", b"known: /metrics /healthz /readyz\n")
+
+        def _answer(self, status: int, content_type: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 — the name is http.server's
+            """Scrapes are not logged."""
+
+    try:
+        server = ThreadingHTTPServer((host, port), Handler)
+    except OSError as error:
+        raise ConfigError(
+            f"metrics port {host}:{port}: {error.strerror}",
+            remedy="choose another --metrics-port, 0 for any free one",
+        ) from error
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()
+    return int(server.server_address[1])
