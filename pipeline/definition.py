@@ -1,0 +1,104 @@
+"""Handlers as the application declares them in, consumer groups as workers run them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from pipeline.errors import ConfigError
+from pipeline.event import Message
+from pipeline.retry import RetryPolicy
+from pipeline.topics import DAY_MS, TopicSpec, dead_letters, retry_tier
+
+__all__ = ["DEFAULT_PARTITIONS", "Group", "Handler", "Order", "Start"]
+
+Order = Literal["key", "none", "partition"]
+Start = Literal["earliest", "latest"] | datetime
+
+DEFAULT_PARTITIONS = 6
+_RETRY_PARTITIONS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """One function for one message type in one group.
+
+    ``order="key"``: a failing record is tried again in place and holds back only its key; ``on_exhausted`` says what
+    comes after the last attempt. ``order="none"``: a failing record moves to the retry topics at once.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    model: type[Message]
+    topic: str
+    group: str
+    order: Order
+    retry: RetryPolicy
+    on_exhausted: Literal["dlq", "retry_topic"] = "dlq"
+    timeout_s: float | None = None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether failing attempts are repeated while the key (or partition) waits."""
+        return self.order != "none"
+
+    @property
+    def uses_tiers(self) -> bool:
+        """Whether its records can go to the retry topics of the policy."""
+        return not self.in_place or self.on_exhausted == "retry_topic"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A consumer group: its full name and its handlers, one for each topic and message type."""
+
+    name: str
+    handlers: tuple[Handler, ...] = ()
+    start: Start = "earliest"
+    _by_type: dict[tuple[str, str], Handler] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for handler in self.handlers:
+            key = (handler.topic, handler.model.message_type.name)
+            if key in self._by_type:
+                raise ConfigError(
+                    f"group {self.name}: two handlers for {key[1]}: {self._by_type[key].name} and {handler.name}",
+                    remedy="one group handles an event once: put the second into a group of its own",
+                )
+            self._by_type[key] = handler
+
+    def handler(self, topic: str, type_name: str) -> Handler | None:
+        """The handler of a record by its *original* topic and its type; None for a type nobody here handles."""
+        return self._by_type.get((topic, type_name))
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The original topics, without retries."""
+        return tuple(sorted({handler.topic for handler in self.handlers}))
+
+    @property
+    def tiers_s(self) -> tuple[float, ...]:
+        """Delays of the retry tiers, shortest first. 0 is always there: redrive and replay send to it."""
+        delays = {delay for handler in self.handlers if handler.uses_tiers for delay in handler.retry.delays_s()}
+        return tuple(sorted({0.0, *delays}))
+
+    @property
+    def retry_topics(self) -> dict[str, float]:
+        """Retry topic → delay in seconds."""
+        return {retry_tier(self.name, delay): delay for delay in self.tiers_s}
+
+    @property
+    def dlq(self) -> str:
+        """Topic of the dead letters."""
+        return dead_letters(self.name)
+
+    def specs(self) -> Iterable[TopicSpec]:
+        """The topics that belong to this group alone, as they should be."""
+        longest_ms = int(max(self.tiers_s) * 1000)
+        # a record must outlive its wait, and the days until somebody has mended what is wrong
+        keep = {"message.timestamp.type": "LogAppendTime", "retention.ms": str(max(14 * DAY_MS, 4 * longest_ms))}
+        for topic in self.retry_topics:
+            yield TopicSpec(topic, _RETRY_PARTITIONS, keep)
+        yield TopicSpec(self.dlq, 1, {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"})
