@@ -1,0 +1,58 @@
+"""Errors of librdkafka and brokers in, this project's errors out: the one table for all Kafka adapters.
+
+A code that is not in the table may pass by itself: librdkafka and brokers grow new ones, and waiting loses nothing.
+"""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError
+
+from pipeline.errors import BrokerError
+
+__all__ = ["refuses_record", "translate"]
+
+# The record itself is wrong: no broker state makes a later try succeed.
+_REFUSALS = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_MSG_SIZE,
+        KafkaError.INVALID_TIMESTAMP,
+        KafkaError.INVALID_RECORD,
+        KafkaError.TOPIC_EXCEPTION,
+    }
+)
+
+# code → (retryable, what to do)
+_TABLE: dict[int, tuple[bool, str]] = {
+    KafkaError.UNKNOWN_TOPIC_OR_PART: (True, "create the topic: pipeline topics apply"),
+    KafkaError._UNKNOWN_TOPIC: (True, "create the topic: pipeline topics apply"),  # noqa: SLF001
+    KafkaError._UNKNOWN_PARTITION: (True, "the topic has fewer partitions than before"),  # noqa: SLF001
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: (True, "grant this user WRITE and DESCRIBE on the topic"),
+    KafkaError.GROUP_AUTHORIZATION_FAILED: (True, "grant this user READ on the group"),
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: (True, "grant this user IDEMPOTENT_WRITE on the cluster"),
+    KafkaError.SASL_AUTHENTICATION_FAILED: (True, "check the user and password for Kafka"),
+    KafkaError._AUTHENTICATION: (True, "check the user and password for Kafka"),  # noqa: SLF001
+    KafkaError._SSL: (True, "check ssl.ca.location and the broker's certificate"),  # noqa: SLF001
+    KafkaError._TRANSPORT: (True, "is the broker up, and bootstrap.servers right?"),  # noqa: SLF001
+    KafkaError._ALL_BROKERS_DOWN: (True, "is the broker up, and bootstrap.servers right?"),  # noqa: SLF001
+    KafkaError._RESOLVE: (True, "is bootstrap.servers right?"),  # noqa: SLF001
+    KafkaError._INVALID_ARG: (False, "correct the setting or argument"),  # noqa: SLF001
+    KafkaError.POLICY_VIOLATION: (False, "ask whoever runs the broker for its policy"),
+    KafkaError.TOPIC_ALREADY_EXISTS: (False, "the topic is there already"),
+    KafkaError.INVALID_CONFIG: (False, "correct the setting"),
+    KafkaError.INVALID_PARTITIONS: (False, "correct the number of partitions"),
+    KafkaError.INVALID_REPLICATION_FACTOR: (False, "ask for no more replicas than there are brokers"),
+    KafkaError.UNSUPPORTED_VERSION: (False, "the broker is too old for this"),
+}
+
+
+def refuses_record(error: KafkaError) -> bool:
+    """Tell whether the error is about the record itself, so that it belongs on a DLQ; all others wait."""
+    return error.code() in _REFUSALS
+
+
+def translate(error: KafkaError, where: str) -> BrokerError:
+    """Return the BrokerError for a vendor error; ``where`` is the topic, group or server that it is about."""
+    retryable, remedy = _TABLE.get(error.code(), (error.code() not in _REFUSALS, ""))
+    return BrokerError(f"Kafka: {where}: {error.str()} ({error.name()})", remedy=remedy, retryable=retryable)
