@@ -1,0 +1,118 @@
+"""Pinned jars in, Kafka Connect with Debezium's PostgreSQL connector out.
+
+The reference for the native relay, and a way to try the production route. Connector files may use ``${env:…}``
+(of the environment in which it was started, and ``PIPELINE_POSTGRES_…`` of the local PostgreSQL) and ``${file:…}``.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+from typing import ClassVar
+
+from pipeline.local.home import Home
+from pipeline.local.jars import JarCache
+from pipeline.local.java import LOG4J, java_command
+from pipeline.local.ports import LOOPBACK
+from pipeline.local.postgres import DATABASE, SUPERUSER
+from pipeline.local.process import Launch
+from pipeline.local.progress import Progress
+from pipeline.local.server import NotReady, Server, inherited_environment
+
+__all__ = ["Connect"]
+
+HEAP_BYTES = 1024 * 2**20
+PROBE_S = 5.0
+SETTINGS = """\
+bootstrap.servers={kafka}
+group.id=pipeline-connect
+listeners=http://{host}:{port}
+rest.advertised.host.name={host}
+rest.advertised.port={port}
+plugin.path={plugins}
+plugin.discovery=service_load
+key.converter=org.apache.kafka.connect.storage.StringConverter
+value.converter=org.apache.kafka.connect.converters.ByteArrayConverter
+config.storage.topic=pipeline-connect.configs
+config.storage.replication.factor=1
+offset.storage.topic=pipeline-connect.offsets
+offset.storage.replication.factor=1
+offset.storage.partitions=1
+status.storage.topic=pipeline-connect.status
+status.storage.replication.factor=1
+status.storage.partitions=1
+scheduled.rebalance.max.delay.ms=0
+config.providers=env,file
+config.providers.env.class=org.apache.kafka.common.config.provider.EnvVarConfigProvider
+config.providers.file.class=org.apache.kafka.common.config.provider.FileConfigProvider
+"""
+
+
+class Connect(Server):
+    """The Connect worker. Ready when it lists its connectors."""
+
+    name: ClassVar[str] = "connect"
+    port_names: ClassVar[tuple[str, ...]] = ("connect",)
+
+    def __init__(self, home: Home, progress: Progress, jars: JarCache) -> None:
+        super().__init__(home, progress)
+        self._jars = jars
+
+    def marker(self) -> str:
+        """Return what only this worker's command line holds."""
+        return f"-Dpipeline.local={self.folder}"
+
+    def address(self) -> str:
+        """Return the URL of the REST API."""
+        return f"http://{LOOPBACK}:{self.home.port('connect')}"
+
+    def prepare(self) -> Launch:
+        """Fill the plugin folder, and write the settings."""
+        plugin = self.folder / "plugins" / "debezium-postgres"
+        shutil.rmtree(plugin, ignore_errors=True)
+        plugin.mkdir(parents=True)
+        for jar in self._jars.jars("debezium"):
+            (plugin / jar.name).symlink_to(jar)
+        log4j = self.folder / "log4j2.properties"
+        log4j.write_text(LOG4J)
+        settings = self.folder / "connect.properties"
+        text = SETTINGS.format(
+            kafka=f"{LOOPBACK}:{self.home.port('kafka')}",
+            host=LOOPBACK,
+            port=self.home.port("connect"),
+            plugins=plugin.parent,
+        )
+        settings.write_text(text)
+        command = java_command(
+            self.folder,
+            [
+                f"-Dlog4j2.configurationFile={log4j}",
+                "org.apache.kafka.connect.cli.ConnectDistributed",
+                str(settings),
+            ],
+            heap_bytes=HEAP_BYTES,
+            jars=self._jars.jars("kafka"),
+        )
+        environment = inherited_environment() | {
+            "PIPELINE_POSTGRES_HOST": LOOPBACK,
+            "PIPELINE_POSTGRES_PORT": str(self.home.port("postgres")),
+            "PIPELINE_POSTGRES_USER": SUPERUSER,
+            "PIPELINE_POSTGRES_PASSWORD": self.home.password("postgres"),
+            "PIPELINE_POSTGRES_DBNAME": DATABASE,
+        }
+        return Launch(command, environment, self.folder)
+
+    def probe(self) -> None:
+        """List the connectors."""
+        connection = http.client.HTTPConnection(LOOPBACK, self.home.port("connect"), timeout=PROBE_S)
+        try:
+            connection.request("GET", "/connectors")
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise NotReady(f"no answer from {self.address()}") from error
+        finally:
+            connection.close()
+        if response.status != http.client.OK or not isinstance(json.loads(body), list):
+            raise NotReady(f"{self.address()}/connectors answered {response.status}")

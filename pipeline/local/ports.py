@@ -1,0 +1,44 @@
+"""Names of servers in, free loopback ports out.
+
+Below the range from which systems take ports for outgoing connections, so that a port that a stopped server
+comes back to is not the source port of somebody's client by then.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Collection
+
+from pipeline.errors import LocalStackError
+
+__all__ = ["LOOPBACK", "free_port", "is_free"]
+
+LOOPBACK = "127.0.0.1"
+LOWEST, HIGHEST = 20_000, 32_000
+TRIES = 200
+
+
+def free_port(taken: Collection[int], rng: random.Random | None = None) -> int:
+    """Choose a loopback port that nobody listens on and that is not in ``taken``."""
+    rng = rng or random.SystemRandom()
+    for _ in range(TRIES):
+        port = rng.randint(LOWEST, HIGHEST)
+        if port not in taken and is_free(port):
+            return port
+    raise LocalStackError(
+        f"no free port between {LOWEST} and {HIGHEST} on {LOOPBACK}",
+        remedy="stop some of the servers that listen there",
+        retryable=True,
+    )
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this loopback port now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
