@@ -46,6 +46,7 @@ apicurio.datasource.password={postgres_password}
 apicurio.datasource.jdbc.initial-size=2
 apicurio.datasource.jdbc.min-size=2
 apicurio.datasource.jdbc.max-size=10
+quarkus.http.auth.basic=true
 quarkus.security.users.embedded.plain-text=true
 quarkus.security.users.embedded.users.{username}={password}
 quarkus.http.auth.permission.all.paths=/*
