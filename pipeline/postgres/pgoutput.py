@@ -1,0 +1,418 @@
+"""Bytes of one pgoutput message in, the message out; and parsers of Insert made to measure for a table's columns.
+
+Protocol version 2 (PostgreSQL 14 and newer), text and binary columns. Pure: no socket, no state. Whatever the bytes
+are, the only error raised is SourceError. Format: "Logical Replication Message Formats" in PostgreSQL's manual.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pipeline.errors import SourceError
+
+__all__ = [
+    "Begin",
+    "Column",
+    "Commit",
+    "Delete",
+    "Insert",
+    "LogicalMessage",
+    "Message",
+    "Origin",
+    "Relation",
+    "StreamAbort",
+    "StreamCommit",
+    "StreamStart",
+    "StreamStop",
+    "Truncate",
+    "Type",
+    "Update",
+    "insert_parser",
+    "parse",
+]
+
+T = TypeVar("T")
+
+NULL, UNCHANGED, TEXT, BINARY = ord("n"), ord("u"), ord("t"), ord("b")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a relation. ``type_oid`` and ``modifier`` as in pg_attribute."""
+
+    name: str
+    type_oid: int
+    modifier: int
+    in_key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table's layout from here on in the stream. ``xid`` is set inside a streamed block, here and below."""
+
+    oid: int
+    schema: str
+    table: str
+    columns: tuple[Column, ...]
+    xid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """The name of a type that is not built in."""
+
+    oid: int
+    schema: str
+    name: str
+    xid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The start of a committed transaction."""
+
+    commit_lsn: int
+    committed_us: int
+    xid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The end of a transaction; ``end_lsn`` is the position that may be confirmed for it."""
+
+    commit_lsn: int
+    end_lsn: int
+    committed_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a replicated transaction came from."""
+
+    lsn: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A column's value: ``kind`` NULL, UNCHANGED, TEXT or BINARY."""
+
+    kind: int
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """A new row."""
+
+    relation: int
+    new: tuple[Value, ...]
+    xid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """A changed row; ``old`` is there only as the replica identity says."""
+
+    relation: int
+    old: tuple[Value, ...] | None
+    new: tuple[Value, ...]
+    xid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A removed row."""
+
+    relation: int
+    old: tuple[Value, ...]
+    xid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """Tables that were emptied."""
+
+    relations: tuple[int, ...]
+    options: int
+    xid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LogicalMessage:
+    """What pg_logical_emit_message wrote."""
+
+    transactional: bool
+    lsn: int
+    prefix: str
+    content: bytes
+    xid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStart:
+    """The start of a block of a transaction that has not committed yet."""
+
+    xid: int
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStop:
+    """The end of such a block."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCommit:
+    """The commit of a transaction that came in blocks."""
+
+    xid: int
+    commit_lsn: int
+    end_lsn: int
+    committed_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAbort:
+    """The end without effect of a streamed transaction, or of its sub-transaction ``subxid`` alone."""
+
+    xid: int
+    subxid: int
+
+
+Message = (
+    Begin
+    | Commit
+    | Origin
+    | Relation
+    | Type
+    | Insert
+    | Update
+    | Delete
+    | Truncate
+    | LogicalMessage
+    | StreamStart
+    | StreamStop
+    | StreamCommit
+    | StreamAbort
+)
+
+
+def parse(data: bytes, *, streamed: bool = False) -> Message:
+    """Parse one message. ``streamed``: it stands between Stream Start and Stream Stop, so that it has an xid.
+
+    Raises SourceError for an unknown kind, missing bytes and bytes left over.
+    """
+    cursor = _Cursor(data)
+    try:
+        message = _PARSERS[cursor.take(1)](cursor, streamed)
+    except KeyError:
+        raise SourceError(
+            f"pgoutput: unknown message {data[:1]!r}", remedy="report it with the server's version"
+        ) from None
+    except (struct.error, IndexError, ValueError) as error:
+        raise SourceError(f"pgoutput: broken message {data[:1]!r} of {len(data)} bytes: {error}") from error
+    if cursor.at != len(data):
+        raise SourceError(f"pgoutput: {len(data) - cursor.at} bytes left over in message {data[:1]!r}")
+    return message
+
+
+def insert_parser(relation: Relation, wanted: Sequence[str], then: Callable[..., T]) -> Callable[[bytes, int], T]:
+    """Return ``f(data, at) -> then(*values)`` for this layout: the wanted columns' bytes, None for NULL.
+
+    ``at`` is where the tuple begins in ``data``, after the byte ``N``. Straight code without a loop over columns,
+    about four times as fast as ``parse``. Columns come binary (START_REPLICATION with ``binary 'true'``). The
+    function raises SourceError for a tuple that does not have this layout. Raises KeyError for an unknown column.
+    """
+    index = {column.name: number for number, column in enumerate(relation.columns)}
+    places = {index[name] for name in wanted}
+    lines = [
+        "def parse(data, at):",
+        "  try:",
+        f"    if data[at:at + 2] != {struct.pack('>H', len(relation.columns))!r}: raise ValueError('column count')",
+        "    at += 2",
+    ]
+    for number in range(max(places, default=-1) + 1):
+        keep = number in places
+        lines += [
+            "    kind = data[at]",
+            f"    if kind == {NULL}:",
+            "      at += 1",
+            *([f"      c{number} = None"] if keep else []),
+            "    else:",
+            *(
+                [f"      if kind != {BINARY}: raise ValueError({f'column {number + 1} is not binary'!r})"]
+                if keep
+                else [f"      if kind != {BINARY} and kind != {TEXT}: raise ValueError('kind of column')"]
+            ),
+            "      begin = at + 5",
+            "      at = begin + length(data, at + 1)[0]",
+            *([f"      c{number} = data[begin:at]"] if keep else []),
+        ]
+    arguments = ", ".join(f"c{index[name]}" for name in wanted)
+    lines += [
+        "    if at > len(data): raise ValueError('cut short')",
+        "  except (IndexError, ValueError, error) as raised:",
+        "    raise broken(raised) from raised",
+        f"  return then({arguments})",
+    ]
+
+    def broken(raised: Exception) -> SourceError:
+        return SourceError(f"pgoutput: an Insert into {relation.schema}.{relation.table} is not as announced: {raised}")
+
+    scope = {"length": struct.Struct(">I").unpack_from, "error": struct.error, "then": then, "broken": broken}
+    exec("\n".join(lines), scope)  # noqa: S102 — the text has only numbers in it, no name from outside
+    made: Callable[[bytes, int], T] = scope["parse"]  # type: ignore[assignment]  # made by exec
+    return made
+
+
+class _Cursor:
+    """Bytes and a place in them."""
+
+    __slots__ = ("at", "data")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, count: int) -> bytes:
+        end = self.at + count
+        if end > len(self.data):
+            raise IndexError("cut short")
+        taken = self.data[self.at : end]
+        self.at = end
+        return taken
+
+    def number(self, size: int, *, signed: bool = False) -> int:
+        return int.from_bytes(self.take(size), "big", signed=signed)
+
+    def text(self) -> str:
+        end = self.data.index(b"\0", self.at)
+        taken = self.data[self.at : end].decode()
+        self.at = end + 1
+        return taken
+
+    def values(self) -> tuple[Value, ...]:
+        return tuple(self._value() for _ in range(self.number(2)))
+
+    def _value(self) -> Value:
+        kind = self.number(1)
+        if kind in (TEXT, BINARY):
+            return Value(kind, self.take(self.number(4)))
+        if kind in (NULL, UNCHANGED):
+            return Value(kind)
+        raise ValueError(f"unknown kind of column {kind}")
+
+
+def _xid(cursor: _Cursor, streamed: bool) -> int:
+    return cursor.number(4) if streamed else 0
+
+
+def _begin(cursor: _Cursor, _streamed: bool) -> Begin:
+    return Begin(cursor.number(8), cursor.number(8, signed=True), cursor.number(4))
+
+
+def _commit(cursor: _Cursor, _streamed: bool) -> Commit:
+    cursor.take(1)
+    return Commit(cursor.number(8), cursor.number(8), cursor.number(8, signed=True))
+
+
+def _origin(cursor: _Cursor, _streamed: bool) -> Origin:
+    return Origin(cursor.number(8), cursor.text())
+
+
+def _relation(cursor: _Cursor, streamed: bool) -> Relation:
+    xid = _xid(cursor, streamed)
+    oid, schema, table = cursor.number(4), cursor.text() or "pg_catalog", cursor.text()
+    cursor.take(1)  # replica identity
+    columns = tuple(_column(cursor) for _ in range(cursor.number(2)))
+    return Relation(oid, schema, table, columns, xid)
+
+
+def _column(cursor: _Cursor) -> Column:
+    flags = cursor.number(1)
+    return Column(cursor.text(), cursor.number(4), cursor.number(4, signed=True), bool(flags & 1))
+
+
+def _type(cursor: _Cursor, streamed: bool) -> Type:
+    xid = _xid(cursor, streamed)
+    return Type(cursor.number(4), cursor.text() or "pg_catalog", cursor.text(), xid)
+
+
+def _expect(cursor: _Cursor, kinds: bytes) -> int:
+    kind = cursor.number(1)
+    if kind not in kinds:
+        raise ValueError(f"unknown tuple {kind}")
+    return kind
+
+
+def _insert(cursor: _Cursor, streamed: bool) -> Insert:
+    xid, relation = _xid(cursor, streamed), cursor.number(4)
+    _expect(cursor, b"N")
+    return Insert(relation, cursor.values(), xid)
+
+
+def _update(cursor: _Cursor, streamed: bool) -> Update:
+    xid, relation = _xid(cursor, streamed), cursor.number(4)
+    old = None
+    if _expect(cursor, b"KON") != ord("N"):
+        old = cursor.values()
+        _expect(cursor, b"N")
+    return Update(relation, old, cursor.values(), xid)
+
+
+def _delete(cursor: _Cursor, streamed: bool) -> Delete:
+    xid, relation = _xid(cursor, streamed), cursor.number(4)
+    _expect(cursor, b"KO")
+    return Delete(relation, cursor.values(), xid)
+
+
+def _truncate(cursor: _Cursor, streamed: bool) -> Truncate:
+    xid, count, options = _xid(cursor, streamed), cursor.number(4), cursor.number(1)
+    if count * 4 > len(cursor.data):
+        raise IndexError("cut short")
+    return Truncate(tuple(cursor.number(4) for _ in range(count)), options, xid)
+
+
+def _logical(cursor: _Cursor, streamed: bool) -> LogicalMessage:
+    xid, flags, lsn, prefix = _xid(cursor, streamed), cursor.number(1), cursor.number(8), cursor.text()
+    return LogicalMessage(bool(flags & 1), lsn, prefix, cursor.take(cursor.number(4)), xid)
+
+
+def _stream_start(cursor: _Cursor, _streamed: bool) -> StreamStart:
+    return StreamStart(cursor.number(4), cursor.number(1) == 1)
+
+
+def _stream_stop(_cursor: _Cursor, _streamed: bool) -> StreamStop:
+    return StreamStop()
+
+
+def _stream_commit(cursor: _Cursor, _streamed: bool) -> StreamCommit:
+    xid = cursor.number(4)
+    cursor.take(1)
+    return StreamCommit(xid, cursor.number(8), cursor.number(8), cursor.number(8, signed=True))
+
+
+def _stream_abort(cursor: _Cursor, _streamed: bool) -> StreamAbort:
+    return StreamAbort(cursor.number(4), cursor.number(4))
+
+
+_PARSERS: dict[bytes, Callable[[_Cursor, bool], Message]] = {
+    b"B": _begin,
+    b"C": _commit,
+    b"O": _origin,
+    b"R": _relation,
+    b"Y": _type,
+    b"I": _insert,
+    b"U": _update,
+    b"D": _delete,
+    b"T": _truncate,
+    b"M": _logical,
+    b"S": _stream_start,
+    b"E": _stream_stop,
+    b"c": _stream_commit,
+    b"A": _stream_abort,
+}
