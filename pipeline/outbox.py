@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import urandom
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from pipeline.codec import encode, subject_of
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.event import Message
 
-__all__ = ["Envelope", "Outbox", "SchemaIds", "Statement", "Steps", "uuid7"]
+__all__ = ["Envelope", "Outbox", "SchemaIds", "Statement", "Steps", "adrive", "drive", "uuid7"]
 
 T = TypeVar("T")
 
@@ -48,6 +48,26 @@ class Envelope:
     topic: str
     headers: Mapping[str, str] = field(default_factory=dict)
     traceparent: str | None = None
+
+
+def drive(steps: Steps[T], execute: Callable[[Statement], list[tuple[Any, ...]]]) -> T:
+    """Run the statements one after another with a driver's ``execute``; return the result."""
+    try:
+        statement = next(steps)
+        while True:
+            statement = steps.send(execute(statement))
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
+
+
+async def adrive(steps: Steps[T], execute: Callable[[Statement], Awaitable[list[tuple[Any, ...]]]]) -> T:
+    """Run the statements with an async driver's ``execute``; return the result."""
+    try:
+        statement = next(steps)
+        while True:
+            statement = steps.send(await execute(statement))
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]
 
 
 class SchemaIds:

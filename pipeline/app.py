@@ -1,0 +1,265 @@
+"""The application's messages and handlers in; outbox rows and consumer groups out.
+
+What a service imports. Publishing needs the small core only; workers, relay and tools are built elsewhere
+(``pipeline.runtime``) from what is declared here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar, cast, overload
+from uuid import UUID
+
+from pipeline.config import Settings
+from pipeline.definition import DEFAULT_PARTITIONS, Group, Handler, Order, Start
+from pipeline.endpoints import postgres_dsn
+from pipeline.errors import ConfigError
+from pipeline.event import Event, Job, Message
+from pipeline.outbox import Envelope, Outbox, SchemaIds, Steps, adrive, drive, uuid7
+from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
+from pipeline.topics import Names, TopicSpec, check_name
+from pipeline.writers import async_executor, executor
+
+__all__ = ["Pipeline"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Pipeline:
+    """One application: its name, its outbox, its handlers.
+
+    ``name`` goes before groups, job topics and internal topics. ``topic_prefix`` (environment, tenant; ends with a
+    dot) goes before all names; by default PIPELINE_TOPIC_PREFIX. ``partitions`` counts those of new topics.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        outbox: Outbox | None = None,
+        topic_prefix: str | None = None,
+        partitions: int = DEFAULT_PARTITIONS,
+    ) -> None:
+        if not 1 <= partitions <= 10_000:
+            raise ConfigError(f"partitions={partitions}", remedy="between 1 and 10,000")
+        self.names = Names(check_name(name), Settings.load().topic_prefix if topic_prefix is None else topic_prefix)
+        self.outbox = outbox or Outbox()
+        self.partitions = partitions
+        self._handlers: list[Handler] = []
+        self._starts: dict[str, Start] = {}
+        self._messages: dict[type[Message], None] = {}
+        self._schema_ids = SchemaIds()
+
+    # ── declare ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def register(self, *models: type[Message]) -> None:
+        """Name messages that this application writes and that do not stand in its own module."""
+        self._messages.update(dict.fromkeys(models))
+
+    def consumer(
+        self,
+        model: type[Event],
+        *,
+        group: str,
+        order: Order = "key",
+        retry: RetryPolicy = EVENT_POLICY,
+        on_exhausted: Literal["dlq", "retry_topic"] = "dlq",
+        timeout_s: float | None = None,
+        start: Start = "earliest",
+    ) -> Callable[[F], F]:
+        """Declare a handler ``(event, ctx)`` for an event type, in a group; sync or async.
+
+        ``start`` says where a group begins that has never run. Raises ConfigError for a definition that cannot work.
+        """
+        _check_kind(model, Event, "consumer")
+        name = self.names.group(group)
+        if self._starts.setdefault(name, start) != start:
+            raise ConfigError(f"group {group}: two different start=", remedy="one start for the whole group")
+        return self._handle(
+            model, self.names.events(model.message_type.stream), name, order, retry, on_exhausted, timeout_s
+        )
+
+    def job(
+        self,
+        model: type[Job],
+        *,
+        order: Order = "none",
+        retry: RetryPolicy = JOB_POLICY,
+        timeout_s: float | None = None,
+    ) -> Callable[[F], F]:
+        """Declare the handler ``(job, ctx)`` of a job type; sync or async. Its group is its queue."""
+        _check_kind(model, Job, "job")
+        topic = self.names.jobs(model.message_type.stream)
+        on_exhausted: Literal["dlq", "retry_topic"] = "dlq"
+        return self._handle(model, topic, topic, order, retry, on_exhausted, timeout_s)
+
+    def _handle(
+        self,
+        model: type[Message],
+        topic: str,
+        group: str,
+        order: Order,
+        retry: RetryPolicy,
+        on_exhausted: Literal["dlq", "retry_topic"],
+        timeout_s: float | None,
+    ) -> Callable[[F], F]:
+        if timeout_s is not None and timeout_s <= 0:
+            raise ConfigError(f"{model.__name__}: timeout_s={timeout_s}", remedy="more than 0, or None for no limit")
+
+        def declare(function: F) -> F:
+            name = f"{function.__module__}.{function.__qualname__}"
+            handler = Handler(name, function, model, topic, group, order, retry, on_exhausted, timeout_s)
+            Group(group, (*(h for h in self._handlers if h.group == group), handler))  # raises for a second one
+            self._handlers.append(handler)
+            self.register(model)
+            return function
+
+        return declare
+
+    # ── what was declared ──────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def messages(self) -> tuple[type[Message], ...]:
+        """All message classes of this application, by name."""
+        return tuple(sorted(self._messages, key=lambda model: model.message_type.name))
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """Full group name → group. A queue's group has the queue's topic name."""
+        names = sorted({handler.group for handler in self._handlers})
+        return {
+            name: Group(name, tuple(h for h in self._handlers if h.group == name), self._starts.get(name, "earliest"))
+            for name in names
+        }
+
+    def topic_of(self, model: type[Message]) -> str:
+        """Topic that a message class's rows go to."""
+        kind = model.message_type
+        return self.names.events(kind.stream) if kind.kind == "event" else self.names.jobs(kind.stream)
+
+    def topics(self) -> tuple[TopicSpec, ...]:
+        """Every topic that this application needs, as it should be."""
+        specs = {topic: TopicSpec(topic, self.partitions) for topic in map(self.topic_of, self.messages)}
+        for group in self.groups.values():
+            specs.update({spec.name: spec for spec in group.specs()})
+        return tuple(specs[name] for name in sorted(specs))
+
+    # ── write ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def publish(
+        self, conn: object, event: Event, *, headers: Mapping[str, str] | None = None, traceparent: str | None = None
+    ) -> UUID:
+        """Store an event in the caller's transaction and return its id.
+
+        ``headers`` travel with the record; ``traceparent`` is W3C's. Raises SchemaError when its schema was never
+        pushed or it does not fit, ConfigError outside a transaction or for an async connection, SourceError for what
+        the database refuses. Nothing is half written.
+        """
+        return self.publish_many(conn, [event], headers=headers, traceparent=traceparent)[0]
+
+    def publish_many(
+        self,
+        conn: object,
+        events: Iterable[Event],
+        *,
+        headers: Mapping[str, str] | None = None,
+        traceparent: str | None = None,
+    ) -> list[UUID]:
+        """Store many events in one go; their ids come back in the same order."""
+        return drive(self._store(events, Event, headers, traceparent), executor(conn))
+
+    async def apublish(
+        self, conn: object, event: Event, *, headers: Mapping[str, str] | None = None, traceparent: str | None = None
+    ) -> UUID:
+        """Do what ``publish`` does, on an async connection."""
+        return (await self.apublish_many(conn, [event], headers=headers, traceparent=traceparent))[0]
+
+    async def apublish_many(
+        self,
+        conn: object,
+        events: Iterable[Event],
+        *,
+        headers: Mapping[str, str] | None = None,
+        traceparent: str | None = None,
+    ) -> list[UUID]:
+        """Do what ``publish_many`` does, on an async connection."""
+        return await adrive(self._store(events, Event, headers, traceparent), async_executor(conn))
+
+    @overload
+    def enqueue(
+        self, conn: object, job: Job, *, headers: Mapping[str, str] | None = None, traceparent: str | None = None
+    ) -> UUID: ...
+    @overload
+    def enqueue(
+        self, conn: Job, *, headers: Mapping[str, str] | None = None, traceparent: str | None = None
+    ) -> UUID: ...
+    def enqueue(
+        self,
+        conn: object,
+        job: Job | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        traceparent: str | None = None,
+    ) -> UUID:
+        """Store a job in the caller's transaction and return its id: it exists exactly when that commits.
+
+        ``enqueue(job)``, without a connection, opens and commits a short transaction on PIPELINE_POSTGRES__DSN
+        (or the local stack's). Raises what ``publish`` raises.
+        """
+        if job is not None:
+            return self.enqueue_many(conn, [job], headers=headers, traceparent=traceparent)[0]
+        import psycopg  # a driver of its own is needed on this path alone
+
+        with psycopg.connect(postgres_dsn(Settings.load())) as own:
+            return self.enqueue_many(own, [cast(Job, conn)], headers=headers, traceparent=traceparent)[0]
+
+    def enqueue_many(
+        self,
+        conn: object,
+        jobs: Iterable[Job],
+        *,
+        headers: Mapping[str, str] | None = None,
+        traceparent: str | None = None,
+    ) -> list[UUID]:
+        """Store many jobs in one go; their ids come back in the same order."""
+        return drive(self._store(jobs, Job, headers, traceparent), executor(conn))
+
+    async def aenqueue(
+        self, conn: object, job: Job, *, headers: Mapping[str, str] | None = None, traceparent: str | None = None
+    ) -> UUID:
+        """Do what ``enqueue`` does, on an async connection."""
+        return (await self.aenqueue_many(conn, [job], headers=headers, traceparent=traceparent))[0]
+
+    async def aenqueue_many(
+        self,
+        conn: object,
+        jobs: Iterable[Job],
+        *,
+        headers: Mapping[str, str] | None = None,
+        traceparent: str | None = None,
+    ) -> list[UUID]:
+        """Do what ``enqueue_many`` does, on an async connection."""
+        return await adrive(self._store(jobs, Job, headers, traceparent), async_executor(conn))
+
+    def _store(
+        self,
+        messages: Iterable[Message],
+        kind: type[Message],
+        headers: Mapping[str, str] | None,
+        traceparent: str | None,
+    ) -> Steps[list[UUID]]:
+        messages = list(messages)
+        for message in messages:
+            _check_kind(type(message), kind, "publish" if kind is Event else "enqueue")
+        envelopes = [Envelope(m, self.topic_of(type(m)), headers or {}, traceparent) for m in messages]
+        return self.outbox.store(envelopes, self._schema_ids, uuid7)
+
+
+def _check_kind(model: object, kind: type[Message], where: str) -> None:
+    if not (isinstance(model, type) and issubclass(model, kind)):
+        name = model.__name__ if isinstance(model, type) else type(model).__name__
+        other = "enqueue or job" if kind is Event else "publish or consumer"
+        raise ConfigError(
+            f"{where}: {name} is not {'an Event' if kind is Event else 'a Job'}",
+            remedy=f"{other} is for the other kind",
+        )

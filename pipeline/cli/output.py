@@ -1,0 +1,61 @@
+"""Rows in, a table or JSON or YAML on stdout out. Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["output_option", "print_object", "print_rows", "say"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def output_option(function: F) -> F:
+    """Add ``-o table|json|yaml`` to a command, as its argument ``output``."""
+    option = click.option(
+        "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", help="Form of the output."
+    )
+    return option(function)
+
+
+def print_rows(rows: Sequence[Mapping[str, object]], output: str, *, empty: str = "nothing") -> None:
+    """Print rows that all have the keys of the first one. ``empty`` is said, on stderr, where there are none."""
+    if output != "table":
+        click.echo(_dump([dict(row) for row in rows], output))
+    elif not rows:
+        say(empty)
+    else:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name, value in rows[0].items():
+            table.add_column(name, justify="right" if isinstance(value, int | float) else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*("-" if value is None else str(value) for value in row.values()))
+        Console(soft_wrap=True).print(table)
+
+
+def print_object(data: Mapping[str, object], output: str) -> None:
+    """Print one object: in a table, a line for each key."""
+    if output != "table":
+        click.echo(_dump(dict(data), output))
+        return
+    width = max(map(len, data), default=0)
+    for name, value in data.items():
+        click.echo(f"{name:<{width}}  {'-' if value is None else value}")
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal something that is not data."""
+    click.echo(text, err=True)
+
+
+def _dump(data: object, output: str) -> str:
+    if output == "json":
+        return json.dumps(data, indent=2, default=str, ensure_ascii=False)
+    import yaml
+
+    return str(yaml.safe_dump(json.loads(json.dumps(data, default=str)), sort_keys=False, allow_unicode=True)).rstrip()

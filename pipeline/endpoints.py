@@ -1,0 +1,106 @@
+"""Settings in, addresses of the servers out: those that are set, else those of the local stack.
+
+The local stack is asked only for what is not set, and only where its package is installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from psycopg.conninfo import conninfo_to_dict
+
+from pipeline.config import Settings
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.local.stack import Endpoints
+
+__all__ = ["RegistryAddress", "Resolved", "kafka_options", "libpq_environment", "postgres_dsn", "resolve"]
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryAddress:
+    """The registry's URL and sign-in."""
+
+    url: str
+    username: str | None = None
+    password: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Where everything is. ``kafka`` holds librdkafka settings, ``bootstrap.servers`` among them."""
+
+    postgres_dsn: str
+    kafka: dict[str, str]
+    registry: RegistryAddress
+    connect: str | None
+
+
+def resolve(settings: Settings) -> Resolved:
+    """Return all addresses. Raises ConfigError naming the first setting that is missing."""
+    return Resolved(postgres_dsn(settings), kafka_options(settings), registry_address(settings), connect_url(settings))
+
+
+def postgres_dsn(settings: Settings) -> str:
+    """Return the database's DSN. Raises ConfigError when there is none."""
+    if settings.postgres.dsn:
+        return settings.postgres.dsn.get_secret_value()
+    return _local(settings, "PIPELINE_POSTGRES__DSN").postgres_dsn
+
+
+def kafka_options(settings: Settings) -> dict[str, str]:
+    """Return librdkafka's settings. Raises ConfigError when there is no broker."""
+    servers = settings.kafka.bootstrap_servers or _local(settings, "PIPELINE_KAFKA__BOOTSTRAP_SERVERS").kafka
+    options = {name: value.get_secret_value() for name, value in settings.kafka.options.items()}
+    return {"bootstrap.servers": servers, **options}
+
+
+def registry_address(settings: Settings) -> RegistryAddress:
+    """Return the registry's address. Raises ConfigError when there is none."""
+    registry = settings.registry
+    if registry.url:
+        password = registry.password.get_secret_value() if registry.password else None
+        return RegistryAddress(registry.url, registry.username, password)
+    local = _local(settings, "PIPELINE_REGISTRY__URL")
+    return RegistryAddress(local.registry, local.registry_username, local.registry_password)
+
+
+def connect_url(settings: Settings) -> str | None:
+    """Return Kafka Connect's URL; None where there is none."""
+    if settings.connect.url:
+        return settings.connect.url
+    local = _running(settings)
+    return local.connect if local else None
+
+
+def libpq_environment(dsn: str) -> dict[str, str]:
+    """Return a DSN as libpq's environment variables (PGHOST …), which connector files refer to."""
+    parts = conninfo_to_dict(dsn)
+    names = {
+        "host": "PGHOST",
+        "port": "PGPORT",
+        "user": "PGUSER",
+        "password": "PGPASSWORD",
+        "dbname": "PGDATABASE",
+        "sslmode": "PGSSLMODE",
+    }
+    return {names[key]: str(value) for key, value in parts.items() if key in names and value is not None}
+
+
+def _local(settings: Settings, name: str) -> Endpoints:
+    found = _running(settings)
+    if found is None:
+        raise ConfigError(
+            f"{name} is not set, and no local stack runs in {settings.data_dir}", remedy=f"set {name}, or: pipeline up"
+        )
+    return found
+
+
+def _running(settings: Settings) -> Endpoints | None:
+    try:
+        from pipeline.local.stack import LocalStack  # an extra: not in the small core
+    except ImportError:
+        return None
+    return LocalStack(settings.data_dir).endpoints()
