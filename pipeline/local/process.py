@@ -22,6 +22,7 @@ import psutil  # type: ignore[import-untyped]  # ships no types; stubs are a pac
 __all__ = ["BackgroundProcess", "Launch"]
 
 POLL_S = 0.02
+EXEC_TRIES = 10
 # The shell writes the pid file; the server's own output goes to the log (standard error here).
 LAUNCHER = '"$@" >&2 & echo $!'
 
@@ -113,15 +114,29 @@ class BackgroundProcess:
     def _find(self) -> psutil.Process | None:
         try:
             process = psutil.Process(int(self.pid_file.read_text()))
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return None
-            return process if any(self.marker in part for part in process.cmdline()) else None
+            command = _command_line(process)
         except (OSError, ValueError, psutil.Error):
             return None
+        return process if any(self.marker in part for part in command) else None
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    """Return the command line; of a process that ended and was not collected, an empty one.
+
+    In the midst of an exec the system shows an empty one for a moment, too.
+    """
+    for _ in range(EXEC_TRIES):
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return []
+        command: list[str] = process.cmdline()
+        if command:
+            return command
+        time.sleep(POLL_S)
+    return []
 
 
 def _as_user(launch: Launch) -> dict[str, Any]:  # keyword arguments of subprocess
