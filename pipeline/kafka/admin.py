@@ -1,0 +1,90 @@
+"""Topics as they should be in, topics as they are and as they are changed out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
+
+from pipeline.kafka.errors import translate
+from pipeline.topics import TopicSpec
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+__all__ = ["Topics"]
+
+_TIMEOUT_S = 30.0
+
+
+class Topics:
+    """The broker's topics. ``options`` are librdkafka settings; every call raises BrokerError."""
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self._admin = AdminClient({"client.id": "pipeline-topics", **options, "log_level": 0})
+
+    def partitions(self) -> dict[str, int]:
+        """Return topic → number of partitions, of all topics."""
+        try:
+            found = self._admin.list_topics(timeout=_TIMEOUT_S)
+        except KafkaException as error:
+            raise translate(error.args[0], "list topics") from error
+        return {name: len(topic.partitions) for name, topic in found.topics.items()}
+
+    def configs(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Return topic → all its settings, defaults among them."""
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+        if not resources:
+            return {}
+        futures = self._admin.describe_configs(resources, request_timeout=_TIMEOUT_S)
+        return {
+            resource.name: {key: entry.value for key, entry in _await(future, f"settings of {resource.name}").items()}
+            for resource, future in futures.items()
+        }
+
+    def create(self, specs: Iterable[TopicSpec], replication_factor: int = -1) -> None:
+        """Create topics and wait until every partition has a leader. One that is there already is left as it is."""
+        new = [
+            NewTopic(
+                spec.name, num_partitions=spec.partitions, replication_factor=replication_factor, config=spec.config
+            )
+            for spec in specs
+        ]
+        if not new:
+            return
+        for name, future in self._admin.create_topics(new, operation_timeout=_TIMEOUT_S).items():
+            _await(future, f"create topic {name}", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
+
+    def add_partitions(self, name: str, total: int) -> None:
+        """Raise the number of partitions to ``total``. Keys move to other partitions: order per key is broken once."""
+        futures = self._admin.create_partitions([NewPartitions(name, total)], operation_timeout=_TIMEOUT_S)
+        for future in futures.values():
+            _await(future, f"partitions of {name}")
+
+    def configure(self, name: str, config: Mapping[str, str]) -> None:
+        """Set the named settings of a topic and leave the others as they are."""
+        entries = [
+            ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET) for key, value in config.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+        for future in self._admin.incremental_alter_configs([resource], request_timeout=_TIMEOUT_S).values():
+            _await(future, f"settings of {name}")
+
+
+def _await(future: Future[object], what: str, ignore: int | None = None) -> object:
+    try:
+        return future.result(timeout=_TIMEOUT_S + 5)
+    except KafkaException as error:
+        if error.args[0].code() != ignore:
+            raise translate(error.args[0], what) from error
+        return None

@@ -1,0 +1,75 @@
+"""An application's declared topics in, the broker's topics made so.
+
+What is missing is created. What exists is changed only where that was allowed by name; a topic is never deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.app import Pipeline
+from pipeline.config import Settings
+from pipeline.endpoints import kafka_options
+from pipeline.kafka.admin import Topics
+from pipeline.topics import TopicSpec
+
+__all__ = ["Change", "apply_topics", "plan_topics"]
+
+Action = Literal["create", "partitions", "config", "keep", "fewer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a topic needs. ``fewer``: the broker has more partitions than declared, which cannot be undone."""
+
+    topic: str
+    action: Action
+    detail: str
+    spec: TopicSpec = field(repr=False)
+
+    @property
+    def open(self) -> bool:
+        """Whether the topic is not yet as declared."""
+        return self.action in {"create", "partitions", "config"}
+
+
+def plan_topics(app: Pipeline, settings: Settings) -> list[Change]:
+    """Compare what the application needs with what the broker has. Raises BrokerError."""
+    return _plan(app, Topics(kafka_options(settings)))
+
+
+def apply_topics(app: Pipeline, settings: Settings, *, allow: Collection[Action] = ()) -> list[Change]:
+    """Create what is missing, change what ``allow`` names, and return the plan that was followed."""
+    topics = Topics(kafka_options(settings))
+    changes = _plan(app, topics)
+    topics.create([c.spec for c in changes if c.action == "create"], settings.kafka.replication_factor)
+    for change in changes:
+        if change.action == "partitions" and change.action in allow:
+            topics.add_partitions(change.topic, change.spec.partitions)
+        elif change.action == "config" and change.action in allow:
+            topics.configure(change.topic, change.spec.config)
+    return changes
+
+
+def _plan(app: Pipeline, topics: Topics) -> list[Change]:
+    specs = app.topics()
+    partitions = topics.partitions()
+    configs = topics.configs(spec.name for spec in specs if spec.name in partitions)
+    return [_change(spec, partitions.get(spec.name), configs.get(spec.name, {})) for spec in specs]
+
+
+def _change(spec: TopicSpec, partitions: int | None, config: dict[str, str]) -> Change:
+    settings = " ".join(f"{key}={value}" for key, value in spec.config.items())
+    if partitions is None:
+        return Change(spec.name, "create", f"{spec.partitions} partitions {settings}".strip(), spec)
+    if partitions < spec.partitions:
+        detail = f"{partitions} → {spec.partitions}: keys move to other partitions, their order is broken once"
+        return Change(spec.name, "partitions", detail, spec)
+    differing = [f"{k}: {config.get(k)} → {v}" for k, v in spec.config.items() if config.get(k) != v]
+    if differing:
+        return Change(spec.name, "config", ", ".join(differing), spec)
+    if partitions > spec.partitions:
+        return Change(spec.name, "fewer", f"has {partitions} partitions, declared are {spec.partitions}", spec)
+    return Change(spec.name, "keep", f"{partitions} partitions", spec)
