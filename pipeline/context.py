@@ -1,0 +1,101 @@
+"""What a handler is told about the record that it handles, beside the message itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from pipeline.headers import EVENT_ID, TRACEPARENT, RetryState
+from pipeline.record import Header, Record
+
+__all__ = ["Context"]
+
+
+class Context:
+    """One attempt at one record. Read-only; where the record came from is told as of its first topic.
+
+    Made for every attempt: it keeps what it is given and works the rest out when asked.
+    """
+
+    __slots__ = ("_group", "_headers", "_record", "_state", "_type")
+
+    def __init__(
+        self, record: Record, headers: Mapping[str, bytes | None], type_name: str, group: str, state: RetryState | None
+    ) -> None:
+        self._record = record
+        self._headers = headers
+        self._type = type_name
+        self._group = group
+        self._state = state
+
+    def __repr__(self) -> str:
+        return f"Context({self.type}, event_id={self.event_id!r}, attempt={self.attempt}, group={self.group!r})"
+
+    @property
+    def attempt(self) -> int:
+        """1 for the first try."""
+        return 1 if self._state is None else self._state.attempt
+
+    @property
+    def type(self) -> str:
+        """Full name of the message's type."""
+        return self._type
+
+    @property
+    def group(self) -> str:
+        """Full name of the consumer group."""
+        return self._group
+
+    @property
+    def event_id(self) -> str:
+        """Id of the event or job: the same at every attempt, redrive and replay. Of use to recognise duplicates."""
+        found = self._headers.get(EVENT_ID)
+        return found.decode(errors="replace") if found else f"{self.topic}-{self.partition}-{self.offset}"
+
+    @property
+    def topic(self) -> str:
+        """Topic that the record was first read from."""
+        return self._record.topic if self._state is None else self._state.origin.topic
+
+    @property
+    def partition(self) -> int:
+        """Partition there."""
+        return self._record.partition if self._state is None else self._state.origin.partition
+
+    @property
+    def offset(self) -> int:
+        """Offset there."""
+        return self._record.offset if self._state is None else self._state.origin.offset
+
+    @property
+    def key(self) -> bytes | None:
+        """Key of the record."""
+        return self._record.key
+
+    @property
+    def headers(self) -> Sequence[Header]:
+        """All headers of the record as it was read, in order."""
+        return tuple(self._record.headers)
+
+    @property
+    def traceparent(self) -> str | None:
+        """W3C trace context of whoever wrote the message."""
+        found = self._headers.get(TRACEPARENT)
+        return found.decode(errors="replace") if found else None
+
+    @property
+    def timestamp(self) -> datetime:
+        """When the outbox row was inserted (UTC), whatever topics the record went through since."""
+        ms = self._record.timestamp_ms if self._state is None else self._state.origin.timestamp_ms
+        return datetime.fromtimestamp(ms / 1000, UTC)
+
+    @property
+    def first_failure(self) -> datetime | None:
+        """When its first attempt failed (UTC); None at the first attempt."""
+        ms = None if self._state is None else self._state.first_failure_ms
+        return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
+
+    @property
+    def generation(self) -> int:
+        """How many replays with ``--reprocess`` the record went through."""
+        return 0 if self._state is None else self._state.generation
