@@ -1,7 +1,7 @@
 """Pinned jars in, Kafka Connect with Debezium's PostgreSQL connector out.
 
 The reference for the native relay, and a way to try the production route. Connector files may use ``${env:…}``
-(of the environment in which it was started, and ``PIPELINE_POSTGRES_…`` of the local PostgreSQL) and ``${file:…}``.
+(the environment of ``pipeline up``, and libpq's ``PGHOST`` … for the local PostgreSQL) and ``${file:…}``.
 """
 
 from __future__ import annotations
@@ -95,11 +95,11 @@ class Connect(Server):
             jars=self._jars.jars("kafka"),
         )
         environment = inherited_environment() | {
-            "PIPELINE_POSTGRES_HOST": LOOPBACK,
-            "PIPELINE_POSTGRES_PORT": str(self.home.port("postgres")),
-            "PIPELINE_POSTGRES_USER": SUPERUSER,
-            "PIPELINE_POSTGRES_PASSWORD": self.home.password("postgres"),
-            "PIPELINE_POSTGRES_DBNAME": DATABASE,
+            "PGHOST": LOOPBACK,
+            "PGPORT": str(self.home.port("postgres")),
+            "PGUSER": SUPERUSER,
+            "PGPASSWORD": self.home.password("postgres"),
+            "PGDATABASE": DATABASE,
         }
         return Launch(command, environment, self.folder)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from pipeline.errors import LocalStackError
 from pipeline.local.progress import Progress
 from pipeline.local.server import Cancelled
 
-__all__ = ["Jar", "JarCache", "locked", "maven_repository"]
+__all__ = ["Jar", "JarCache", "locked"]
 
 PARALLEL = 8
 TRIES = 3
@@ -77,28 +78,30 @@ def locked() -> tuple[Jar, ...]:
     return tuple(jars)
 
 
-def maven_repository() -> Path:
-    """Return Maven's cache folder, as Maven and jgo find it."""
-    from jgo.maven import MavenContext  # slow to import, and needed only before a start
-
-    return Path(MavenContext().repo_cache)
-
-
 class JarCache:
     """Maven's cache, of which only files with the right checksum are given out."""
 
     def __init__(
         self,
-        repository: Path,
+        repository: Path | None = None,
         *,
         download: Downloader | None = None,
         jars: Collection[Jar] | None = None,
         tries: int = TRIES,
     ) -> None:
-        self.repository = repository
+        self._repository = repository
         self._download = download or _download_with_jgo
         self._jars = locked() if jars is None else jars
         self._tries = tries
+
+    @functools.cached_property
+    def repository(self) -> Path:
+        """Maven's cache folder, as Maven and jgo find it (``M2_REPO``, else ``~/.m2/repository``)."""
+        if self._repository is not None:
+            return self._repository
+        from jgo.maven import MavenContext  # slow to import, and needed only before a start
+
+        return Path(MavenContext().repo_cache)
 
     def jars(self, use: str) -> list[Path]:
         """Return the paths of all files of one server, whether they are there or not."""

@@ -119,7 +119,7 @@ class Postgres(Server):
 
     def transient(self, log: str) -> bool:
         """After a kill its children may need a moment to end."""
-        return "pre-existing shared memory block" in log
+        return "pre-existing shared memory block" in log or 'lock file "postmaster.pid" already exists' in log
 
     def _place(self, account: Account | None) -> Path:
         """Choose, once, a folder that the server's user can enter, and return the data directory in it."""
@@ -209,11 +209,15 @@ def _copied(wheel: Path) -> Path:
 
 
 def _forget_foreign_pid(data: Path) -> None:
-    """Remove a lock file of a killed server whose pid belongs to another program by now."""
+    """Remove the lock file of a killed server whose pid belongs to another program by now.
+
+    Or to nothing that lives: where process 1 does not collect what ended (many containers), the pid stays in use,
+    and PostgreSQL would wait for ever for a server that is gone.
+    """
     lock = data / "postmaster.pid"
     try:
         process = psutil.Process(int(lock.read_text().splitlines()[0]))
-        if not any(str(data) in part for part in process.cmdline()):
+        if process.status() == psutil.STATUS_ZOMBIE or not any(str(data) in part for part in process.cmdline()):
             lock.unlink()
     except (OSError, ValueError, IndexError, psutil.Error):
         return

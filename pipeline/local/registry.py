@@ -46,6 +46,8 @@ apicurio.datasource.password={postgres_password}
 apicurio.datasource.jdbc.initial-size=2
 apicurio.datasource.jdbc.min-size=2
 apicurio.datasource.jdbc.max-size=10
+# Else the first requests after a restart of PostgreSQL fail.
+quarkus.datasource.postgresql.jdbc.validate-on-borrow=true
 quarkus.http.auth.basic=true
 quarkus.security.users.embedded.plain-text=true
 quarkus.security.users.embedded.users.{username}={password}

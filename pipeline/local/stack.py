@@ -19,7 +19,7 @@ from typing import Literal
 from pipeline.errors import LocalStackError
 from pipeline.local.connect import Connect
 from pipeline.local.home import Home
-from pipeline.local.jars import JarCache, maven_repository
+from pipeline.local.jars import JarCache
 from pipeline.local.kafka import Kafka
 from pipeline.local.machine import check_disk, check_memory
 from pipeline.local.postgres import Postgres
@@ -50,7 +50,7 @@ class LocalStack:
     def __init__(self, data: Path, *, progress: Progress = silent) -> None:
         self._home = Home(data)
         self._progress = progress
-        self._jars = JarCache(maven_repository())
+        self._jars = JarCache()
         self.postgres = Postgres(self._home, progress)
         self.kafka = Kafka(self._home, progress, self._jars)
         self.registry = Registry(self._home, progress, self._jars)

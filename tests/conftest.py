@@ -1,0 +1,236 @@
+"""Fixtures for real servers, started when the first test asks for one of them.
+
+``--servers=local`` (default) starts a stack of its own and removes it at the end; with ``--stack-dir DIR`` it uses,
+and leaves running, the stack in that folder. ``--servers=external`` takes the servers that PIPELINE_POSTGRES__DSN,
+PIPELINE_KAFKA__BOOTSTRAP_SERVERS and PIPELINE_REGISTRY__URL name. A test that needs a server that it cannot get
+fails; none is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from servers import (
+    Database,
+    Topics,
+    environment,
+    external_endpoints,
+    migrated_template,
+    new_database,
+    registry_client_config,
+)
+
+from pipeline.local import Endpoints, LocalStack
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("servers")
+    group.addoption("--servers", default="local", choices=["local", "external", "containers"])
+    group.addoption("--stack-dir", type=Path, default=None, help="use the local stack in DIR and leave it running")
+
+
+_EXTERNAL = pytest.StashKey[Endpoints]()
+_ENDPOINTS = pytest.StashKey[Endpoints]()  # of the shared servers, once a test has asked for them
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    servers = config.getoption("--servers")
+    if servers == "containers":
+        raise pytest.UsageError("--servers=containers is not there yet: use local (no Docker needed) or external")
+    if servers == "external":
+        if config.getoption("--stack-dir"):
+            raise pytest.UsageError("--stack-dir goes with --servers=local only")
+        try:
+            config.stash[_EXTERNAL] = external_endpoints()
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
+    # What the developer has set must not change what a test finds.
+    for name in [name for name in os.environ if name.startswith("PIPELINE_")]:
+        del os.environ[name]
+
+
+class _Lines:
+    """Progress as lines of pytest's own output."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._reporter = config.pluginmanager.getplugin("terminalreporter")
+
+    def say(self, text: str) -> None:
+        if self._reporter is not None:
+            self._reporter.write_line(f"servers: {text}")
+
+    def expect(self, total_bytes: int) -> None:
+        del total_bytes
+
+    def advance(self, done_bytes: int) -> None:
+        del done_bytes
+
+
+@contextmanager
+def own_stack(config: pytest.Config) -> Iterator[LocalStack]:
+    """A stack in a folder of its own, removed with all its data at the end."""
+    with tempfile.TemporaryDirectory(prefix="pipeline-stack-") as folder:
+        Path(folder).chmod(0o711)  # as root: PostgreSQL's user has to pass
+        running = LocalStack(Path(folder, "data"), progress=_Lines(config))
+        try:
+            running.up()
+            yield running
+        finally:
+            running.down(delete=True)
+
+
+@pytest.fixture(scope="session")
+def stack(pytestconfig: pytest.Config) -> Iterator[LocalStack]:
+    """The shared local stack, running. Do not stop its servers: see private_stack."""
+    if pytestconfig.getoption("--servers") != "local":
+        pytest.fail("this test needs servers of the local stack: run it with --servers=local")
+    lasting = pytestconfig.getoption("--stack-dir")
+    if lasting:
+        running = LocalStack(lasting, progress=_Lines(pytestconfig))
+        running.up()
+        yield running
+        return
+    with own_stack(pytestconfig) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def endpoints(request: pytest.FixtureRequest) -> Endpoints:
+    """Where the shared servers are."""
+    found = request.config.stash.get(_EXTERNAL, None) or request.getfixturevalue("stack").endpoints()
+    assert found is not None
+    request.config.stash[_ENDPOINTS] = found
+    return found
+
+
+@pytest.fixture(scope="session")
+def connect_url(request: pytest.FixtureRequest, endpoints: Endpoints) -> str:
+    """Kafka Connect with Debezium, started when the first test asks for it."""
+    url = endpoints.connect
+    if url is None and request.config.getoption("--servers") == "local":
+        url = request.getfixturevalue("stack").up(connect=True).connect
+    if url is None:
+        pytest.fail("this test needs Kafka Connect: set PIPELINE_CONNECT__URL")
+    return url
+
+
+@pytest.fixture(scope="session")
+def bootstrap_servers(endpoints: Endpoints) -> str:
+    """The shared broker."""
+    return endpoints.kafka
+
+
+@pytest.fixture(scope="session")
+def registry_config(endpoints: Endpoints) -> dict[str, str]:
+    """Settings of confluent-kafka's SchemaRegistryClient for the shared registry."""
+    return registry_client_config(endpoints)
+
+
+@pytest.fixture(scope="session")
+def registry_client(registry_config: dict[str, str]) -> Iterator[SchemaRegistryClient]:
+    """A client of the shared registry."""
+    with SchemaRegistryClient(registry_config) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def _template(endpoints: Endpoints) -> Iterator[str]:
+    with migrated_template(endpoints.postgres_dsn) as name:
+        yield name
+
+
+@pytest.fixture
+def database(endpoints: Endpoints, _template: str) -> Iterator[Database]:
+    """A fresh database with the newest schema ``pipeline``."""
+    with new_database(endpoints.postgres_dsn, _template) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def empty_database(endpoints: Endpoints) -> Iterator[Database]:
+    """A fresh database with nothing in it."""
+    with new_database(endpoints.postgres_dsn) as fresh:
+        yield fresh
+
+
+@pytest.fixture(scope="session")
+def _prefixes(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """All prefixes of this run; on servers that outlive it, their topics are deleted at the end."""
+    used: list[str] = []
+    yield used
+    lasting = request.config.getoption("--stack-dir") or request.config.getoption("--servers") != "local"
+    if lasting and _ENDPOINTS in request.config.stash:
+        topics = Topics(request.config.stash[_ENDPOINTS].kafka)
+        topics.delete(name for name in topics.names() if name.startswith(tuple(used)))
+
+
+@pytest.fixture
+def prefix(_prefixes: list[str]) -> str:
+    """A short unique prefix for the names of topics, groups and slots, such as ``t1a2b3c``."""
+    fresh = f"t{secrets.token_hex(3)}"
+    _prefixes.append(fresh)
+    return fresh
+
+
+@pytest.fixture
+def topics(endpoints: Endpoints) -> Topics:
+    """Creates topics on the shared broker: ``topics.create(f"{prefix}.orders", partitions=3)``."""
+    return Topics(endpoints.kafka)
+
+
+@pytest.fixture
+def cli_environment(endpoints: Endpoints, database: Database) -> dict[str, str]:
+    """The environment for a subprocess that runs the CLI against this test's database and the shared servers."""
+    return environment(endpoints, database)
+
+
+@pytest.fixture(scope="module")
+def _module_stack(pytestconfig: pytest.Config) -> Iterator[LocalStack]:
+    with own_stack(pytestconfig) as running:
+        yield running
+
+
+@pytest.fixture
+def private_stack(_module_stack: LocalStack) -> LocalStack:
+    """A local stack of this module's own, whose servers a test may kill; all of them run when it begins."""
+    _module_stack.up()
+    return _module_stack
+
+
+@pytest.fixture
+def private_endpoints(private_stack: LocalStack) -> Endpoints:
+    """Where the servers of the private stack are; they keep their ports when they are started again."""
+    found = private_stack.endpoints()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def _private_template(_module_stack: LocalStack) -> Iterator[str]:
+    dsn = _module_stack.up().postgres_dsn
+    with migrated_template(dsn) as name:
+        yield name
+        _module_stack.up()
+
+
+@pytest.fixture
+def private_database(
+    private_stack: LocalStack, private_endpoints: Endpoints, _private_template: str
+) -> Iterator[Database]:
+    """A fresh database with the newest schema ``pipeline`` in the private stack."""
+    with new_database(private_endpoints.postgres_dsn, _private_template) as fresh:
+        yield fresh
+        private_stack.up()
+
+
+@pytest.fixture
+def private_cli_environment(private_endpoints: Endpoints, private_database: Database) -> dict[str, str]:
+    """As cli_environment, for the private stack."""
+    return environment(private_endpoints, private_database)
