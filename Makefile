@@ -1,0 +1,40 @@
+# Everything from a fresh clone: Python ≥ 3.11, make and the package registries are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-unit check format bench faults lock clean
+
+demo: .venv/installed
+	$(BIN)/pipeline demo
+
+test: .venv/installed
+	$(BIN)/pytest
+
+test-unit: .venv/installed
+	$(BIN)/pytest tests/unit
+
+check: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/installed
+	$(BIN)/python -m tests.benchmarks
+
+# Locked by hash; what is not in the lock is not installed.
+.venv/installed: pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock:
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-header --no-emit-index-url --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv .pipeline
