@@ -5,12 +5,11 @@ Plain tuples and lists, as this is the hot path: a row costs one tuple and its h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.errors import BrokerError
+from pipeline.errors import BrokerError, PoisonError
 
-__all__ = ["Batch", "Headers", "Refused", "Routed", "dead_letter", "identity", "lsn_text", "weight"]
+__all__ = ["Batch", "Headers", "Refused", "Routed", "Unroutable", "dead_letter", "identity", "lsn_text", "weight"]
 
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -25,16 +24,24 @@ class Batch:
     """Records in commit order.
 
     ``position`` is the LSN that may be confirmed once this and all earlier batches are acknowledged in full; None
-    where no transaction ended. ``lsn`` is where the batch begins, ``size`` its bytes, ``dead`` how many of its records
-    are dead letters, and ``more`` says that the source has more at once.
+    where no transaction ended. ``lsn`` is where the batch begins, ``size`` its bytes. ``dead`` has, by their index,
+    the records that cannot be routed: why, and the LSN of each. ``more`` says that the source has more at once.
     """
 
-    records: Sequence[Routed] = field(default_factory=list)
+    records: list[Routed] = field(default_factory=list)
     position: int | None = None
     lsn: int = 0
     size: int = 0
-    dead: int = 0
+    dead: dict[int, tuple[Unroutable, int]] = field(default_factory=dict)
     more: bool = False
+
+
+class Unroutable(PoisonError):
+    """A row that makes no record, with as much of ``record`` as there is."""
+
+    def __init__(self, what: str, record: Routed) -> None:
+        super().__init__(what)
+        self.record = record
 
 
 class Refused(BrokerError):

@@ -1,0 +1,305 @@
+"""A connector file in, the native relay's settings out: every key honoured, without meaning here, or refused by name.
+
+The same file runs on Kafka Connect with Debezium. Nothing in it is passed over in silence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.connect.options import HONOURED, NOT_YET, ROUTER, WITHOUT_MEANING
+from pipeline.connect.producer import translate
+from pipeline.connect.references import resolve
+from pipeline.connect.router import Placement, RouterOptions, java_regex, java_replacement
+from pipeline.errors import ConfigError
+
+__all__ = ["ConnectorFile", "read"]
+
+_NAME = re.compile(r"[a-z0-9_]{1,63}")
+_REQUIRED = (
+    "connector.class",
+    "database.hostname",
+    "database.user",
+    "database.dbname",
+    "table.include.list",
+    "key.converter",
+    "value.converter",
+    "transforms",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectorFile:
+    """A connector file that the native relay can run. ``notices`` are to be logged once; secrets do not print."""
+
+    name: str
+    slot: str
+    publication: str
+    tables: re.Pattern[str]
+    tables_text: str
+    failover: bool
+    trust_slot: bool
+    status_every_s: float
+    on_update: str
+    router: RouterOptions
+    database: dict[str, str] = field(repr=False)
+    producer: dict[str, str] = field(repr=False)
+    notices: tuple[str, ...] = ()
+
+    def captures(self, schema: str, table: str) -> bool:
+        """Tell whether table.include.list takes a table."""
+        return self.tables.fullmatch(f"{schema}.{table}") is not None
+
+
+def read(path: Path, env: Mapping[str, str], *, ignore_unknown: bool = False) -> ConnectorFile:
+    """Read and check a whole file. ``env`` resolves ``${env:…}``; ``ignore_unknown`` turns unknown keys into notices.
+
+    Raises ConfigError naming file, key and remedy.
+    """
+    name, texts = _load(path)
+    config = _Config(path, {key: resolve(text, f"{path}: {key}", env) for key, text in texts.items()}, ignore_unknown)
+    return config.checked(name)
+
+
+def _load(path: Path) -> tuple[str, dict[str, str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", remedy="give the path of a connector file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 at byte {error.start}", remedy="save it as UTF-8") from error
+    try:
+        loaded = json.loads(text, object_pairs_hook=lambda pairs: _unique(path, pairs))
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path}: line {error.lineno}, column {error.colno}: {error.msg}", remedy="correct the JSON"
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply", remedy="correct the JSON") from error
+    name, config = path.stem, loaded
+    if isinstance(loaded, dict) and "config" in loaded:
+        config = loaded["config"]
+        for key in loaded.keys() - {"name", "config"}:
+            raise ConfigError(f"{path}: unknown key {key!r} beside name and config", remedy="move it into config")
+        name = loaded.get("name", name)
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: is not a connector", remedy='write {"name": …, "config": {…}}')
+    if name != path.stem or config.get("name", name) != name:
+        raise ConfigError(
+            f"{path}: name: {name!r} is not the file's name {path.stem!r}", remedy="rename the one or the other"
+        )
+    return path.stem, {str(key): _scalar(path, str(key), value) for key, value in config.items()}
+
+
+def _unique(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made: dict[str, object] = {}
+    for key, value in pairs:
+        if key in made:
+            raise ConfigError(f"{path}: {key}: stands there twice", remedy="remove one of the two")
+        made[key] = value
+    return made
+
+
+def _scalar(path: Path, key: str, value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return str(value)
+    kind = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else "null"
+    raise ConfigError(f"{path}: {key}: is {kind}, not a text", remedy="write its value as a text in quotes")
+
+
+class _Config:
+    """The keys of one file, while they are checked."""
+
+    def __init__(self, path: Path, values: dict[str, str], ignore_unknown: bool) -> None:
+        self._path = path
+        self._values = values
+        self._ignore_unknown = ignore_unknown
+        self._notices: list[str] = []
+        self._prefix = ""
+
+    def checked(self, name: str) -> ConnectorFile:
+        for key in _REQUIRED:
+            if not self._values.get(key, "").strip():
+                raise ConfigError(f"{self._path}: {key}: is missing", remedy=f"add {key}{_example(key)}")
+        self._prefix = self._transform()
+        self._classify()
+        producer = {key: text for key, text in self._values.items() if key.startswith("producer.override.")}
+        tables = self._tables()
+        return ConnectorFile(
+            name=name,
+            slot=self._identifier("slot.name"),
+            publication=self._get("publication.name"),
+            tables=tables,
+            tables_text=self._get("table.include.list"),
+            failover=self._get("slot.failover") == "true",
+            trust_slot=self._get("offset.mismatch.strategy") == "trust_slot",
+            status_every_s=self._milliseconds("status.update.interval.ms") / 1000,
+            on_update=self._get("table.op.invalid.behavior"),
+            router=self._router(),
+            database=self._database(),
+            producer=translate(producer, self._path, self._notices.append),
+            notices=tuple(self._notices),
+        )
+
+    def _transform(self) -> str:
+        names = [name.strip() for name in self._values["transforms"].split(",") if name.strip()]
+        for name in names:
+            kind = self._values.get(f"transforms.{name}.type")
+            if kind is None:
+                raise ConfigError(f"{self._path}: transforms.{name}.type: is missing", remedy="name the transform")
+            if kind not in ROUTER["type"][0]:
+                raise self._refusal(f"transforms.{name}.type", kind, ROUTER["type"][0])
+        if len(names) != 1:
+            raise self._refusal("transforms", self._values["transforms"], ("one Event Router",))
+        return f"transforms.{names[0]}."
+
+    def _classify(self) -> None:
+        """Look at each key: refuse it, note it, or check it against the values that are honoured."""
+        for key, value in self._values.items():
+            known = HONOURED.get(key) or (
+                ROUTER.get(key.removeprefix(self._prefix)) if key.startswith(self._prefix) else None
+            )
+            if known is not None:
+                if known[0] and value not in known[0]:
+                    raise self._refusal(key, value, known[0])
+            elif key.startswith("producer.override."):
+                pass  # checked where it is translated
+            elif re.fullmatch(r"(key|value|header)\.converter\..*", key):
+                self._converter_option(key, value)
+            elif why := _found(key, WITHOUT_MEANING):
+                self._notices.append(f"{key} has no meaning in the native relay: {WITHOUT_MEANING[why]}")
+            elif not key.startswith(self._prefix) and _found(key, NOT_YET):
+                raise ConfigError(
+                    f"{self._path}: {key}: is known, but the native relay does not honour it yet",
+                    remedy="remove it, or run this file on Kafka Connect: pipeline connector deploy",
+                )
+            else:
+                self._unknown(key)
+        for key, (accepted, default) in HONOURED.items():
+            if key not in self._values and accepted and default and default not in accepted:
+                raise ConfigError(
+                    f"{self._path}: {key}: is missing; Debezium takes {default!r} then, which is not honoured here",
+                    remedy=f"set it: {' | '.join(accepted)}",
+                )
+
+    def _converter_option(self, key: str, value: str) -> None:
+        if key.endswith(".encoding") and value.upper() not in {"UTF-8", "UTF8"}:
+            raise self._refusal(key, value, ("UTF-8",))
+        self._notices.append(f"{key} has no meaning in the native relay: bytes pass through")
+
+    def _unknown(self, key: str) -> None:
+        known = [*HONOURED, *WITHOUT_MEANING, *(self._prefix + option for option in ROUTER)]
+        near = difflib.get_close_matches(key, known, 1)
+        what = f"{self._path}: {key}: unknown key"
+        if not self._ignore_unknown:
+            hint = f"did you mean {near[0]}? else remove it" if near else "remove it"
+            raise ConfigError(what, remedy=f"{hint}, or pass over it with --ignore-unknown")
+        self._notices.append(f"{what}: ignored")
+
+    def _refusal(self, key: str, value: str, accepted: tuple[str, ...]) -> ConfigError:
+        return ConfigError(
+            f"{self._path}: {key}: {value!r} is not honoured by the native relay",
+            remedy=f"use {' | '.join(accepted)}, or run this file on Kafka Connect: pipeline connector deploy",
+        )
+
+    def _get(self, key: str) -> str:
+        if key in HONOURED:
+            return self._values.get(key, HONOURED[key][1]).strip()
+        return self._values.get(self._prefix + key, ROUTER[key][1])
+
+    def _identifier(self, key: str) -> str:
+        if not _NAME.fullmatch(name := self._get(key)):
+            raise ConfigError(
+                f"{self._path}: {key}: {name!r} is not a slot's name", remedy="use a-z, 0-9 and _, at most 63"
+            )
+        return name
+
+    def _milliseconds(self, key: str) -> int:
+        text = self._get(key)
+        if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 600_000:
+            raise ConfigError(f"{self._path}: {key}: {text!r} is not a number of milliseconds", remedy="use 1–600000")
+        return int(text)
+
+    def _tables(self) -> re.Pattern[str]:
+        listed = [part.strip() for part in self._get("table.include.list").split(",") if part.strip()]
+        try:
+            return re.compile("|".join(f"(?:{java_regex(part).pattern})" for part in listed), re.IGNORECASE)
+        except re.error as error:
+            raise ConfigError(
+                f"{self._path}: table.include.list: {error}", remedy="correct the regular expression"
+            ) from error
+
+    def _database(self) -> dict[str, str]:
+        names = {
+            "database.hostname": "host",
+            "database.port": "port",
+            "database.user": "user",
+            "database.password": "password",
+            "database.dbname": "dbname",
+            "database.sslmode": "sslmode",
+            "database.sslcert": "sslcert",
+            "database.sslkey": "sslkey",
+            "database.sslpassword": "sslpassword",
+            "database.sslrootcert": "sslrootcert",
+        }
+        port = self._get("database.port")
+        if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ConfigError(f"{self._path}: database.port: {port!r} is not a port", remedy="use 1–65535")
+        return {parameter: self._get(key) for key, parameter in names.items() if self._get(key)}
+
+    def _router(self) -> RouterOptions:
+        regex, replacement = self._get("route.topic.regex"), self._get("route.topic.replacement")
+        key = "route.topic.regex"
+        try:
+            compiled = java_regex(regex)
+            key = "route.topic.replacement"
+            java_replacement(replacement, compiled)
+        except (re.error, ValueError) as error:
+            raise ConfigError(f"{self._path}: {self._prefix}{key}: {error}", remedy="correct it") from error
+        return RouterOptions(
+            prefix=self._prefix,
+            event_id=self._get("table.field.event.id"),
+            event_key=self._get("table.field.event.key"),
+            payload=self._get("table.field.event.payload"),
+            timestamp=self._get("table.field.event.timestamp"),
+            placements=self._placements(),
+            ignore_missing=self._get("table.field.additional.missing") == "ignore",
+            route_by=self._get("route.by.field"),
+            route_regex=regex,
+            route_replacement=replacement,
+            tombstone_on_empty=self._get("route.tombstone.on.empty.payload") == "true",
+        )
+
+    def _placements(self) -> tuple[Placement, ...]:
+        option = "table.fields.additional.placement"
+        made = []
+        for text in filter(None, (part.strip() for part in self._get(option).split(","))):
+            column, *rest = (part.strip() for part in text.split(":"))
+            if not column or len(rest) not in {1, 2} or rest[0] not in {"header", "envelope", "partition"}:
+                raise ConfigError(
+                    f"{self._path}: {self._prefix}{option}: {text!r} is not column:placement[:alias]",
+                    remedy="placement is header or partition",
+                )
+            if rest[0] == "envelope":
+                raise self._refusal(self._prefix + option, text, ("header", "partition"))
+            made.append(
+                Placement(column, "header" if rest[0] == "header" else "partition", rest[-1] if rest[1:] else column)
+            )
+        return tuple(made)
+
+
+def _found(key: str, names: Mapping[str, str] | tuple[str, ...]) -> str:
+    """Return the name, or the prefix, under which a key is listed; "" where it is not."""
+    return next((name for name in names if key == name or (name.endswith(".") and key.startswith(name))), "")
+
+
+def _example(key: str) -> str:
+    accepted = HONOURED[key][0]
+    return f": {accepted[0]}" if accepted else ""

@@ -1,0 +1,237 @@
+"""A replication slot in, frames of its stream out; positions go back.
+
+psycopg has no replication cursor, so this speaks the replication protocol through ``psycopg.pq``. Nothing here waits
+for a broker: keepalives are answered with the position that was confirmed last, whatever that is.
+"""
+
+from __future__ import annotations
+
+import select
+import struct
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
+
+from pipeline.capture import lsn_text
+from pipeline.errors import SourceError
+
+__all__ = ["Identity", "ReplicationConnection", "Slot", "SlotBusy"]
+
+_EPOCH_S = 946_684_800  # 2000-01-01 UTC, PostgreSQL's epoch, in Unix time
+_STATUS = struct.Struct(">cQQQqB")
+_READY = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COPY_BOTH)
+
+# SQLSTATE → (what to do, whether a later try can succeed by itself)
+_STATES: dict[str, tuple[str, bool]] = {
+    "28P01": ("correct database.user and database.password", False),
+    "28000": ("let this user connect in pg_hba.conf, and give it the REPLICATION attribute", False),
+    "3D000": ("correct database.dbname", False),
+    "42501": ("the role needs REPLICATION (RDS: GRANT rds_replication) and SELECT on the tables", False),
+    "42704": ("the slot or publication is missing", False),
+    "42710": ("another process made it at the same moment", True),
+    "42P01": ("pipeline db migrate, on this database", False),
+    "53300": ("raise max_connections", True),
+    "53400": ("raise max_replication_slots or max_wal_senders, or drop slots that nobody needs", True),
+    "55000": ("set wal_level = logical and restart the server; a lost slot must be dropped", False),
+    "57P01": ("the server is stopping", True),
+    "57P02": ("the server crashed and recovers", True),
+    "57P03": ("the server is starting", True),
+    "58P01": ("the WAL that the slot needs is gone: drop the slot, then look for what is missing", False),
+}
+
+
+class SlotBusy(SourceError):
+    """Another process reads the slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which server's WAL this is. ``lsn`` is where it ends now."""
+
+    system_id: str
+    timeline: int
+    lsn: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The server's view of a slot. ``retained_bytes`` is the WAL kept for it."""
+
+    name: str
+    active: bool
+    confirmed: int
+    wal_status: str
+    retained_bytes: int
+    plugin: str
+    database: str
+
+
+class ReplicationConnection:
+    """One connection in replication mode: SQL and slot commands first, then a stream.
+
+    ``dsn`` is a libpq connection string. Raises SourceError from every method, translated and with a remedy.
+    ``liveness_s``: a stream that is silent for so long, although it was asked for an answer halfway, is dead.
+    """
+
+    def __init__(self, dsn: str, *, liveness_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        conninfo = make_conninfo(
+            dsn,
+            replication="database",
+            application_name="pipeline-relay",
+            client_encoding="UTF8",
+            connect_timeout=10,
+            tcp_user_timeout=int(liveness_s * 1000),
+        )
+        self._liveness_s = liveness_s
+        self._clock = clock
+        self._pg = pq.PGconn.connect(conninfo.encode())
+        if self._pg.status != pq.ConnStatus.OK:
+            raise self._lost("connect")
+        self._poll = select.poll()
+        self._poll.register(self._pg.socket, select.POLLIN)
+        self._heard = clock()
+        self._asked = False
+
+    def identify(self) -> Identity:
+        """Return which server answers."""
+        row = self.rows("IDENTIFY_SYSTEM")[0]
+        return Identity(str(row[0]), int(str(row[1])), _lsn(str(row[2])), self._pg.server_version)
+
+    def rows(self, sql: str) -> list[tuple[str | None, ...]]:
+        """Run one statement as text and return its rows as text. Before ``start`` only."""
+        result = self._pg.exec_(sql.encode())
+        if result.status not in _READY:
+            raise self._refused(result, sql.split("(")[0][:60])
+        return [
+            tuple(_text(result.get_value(row, column)) for column in range(result.nfields))
+            for row in range(result.ntuples)
+        ]
+
+    def slot(self, name: str) -> Slot | None:
+        """Look at a slot; None where it does not exist."""
+        found = self.rows(
+            "SELECT active, coalesce(confirmed_flush_lsn, '0/0'), coalesce(wal_status, ''), "
+            "coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint, plugin, database "
+            "FROM pg_replication_slots WHERE slot_name = " + quoted(name)
+        )
+        if not found:
+            return None
+        active, confirmed, status, retained, plugin, database = (value or "" for value in found[0])
+        return Slot(name, active == "t", _lsn(confirmed), status, int(retained), plugin, database)
+
+    def create_slot(self, name: str, *, failover: bool) -> int:
+        """Create a slot for pgoutput and return where it begins. Waits for older transactions to end."""
+        more = ", false, false, true" if failover else ""
+        made = f"SELECT lsn FROM pg_create_logical_replication_slot({quoted(name)}, 'pgoutput'{more})"  # noqa: S608
+        row = self.rows(made)[0]
+        return _lsn(row[0] or "0/0")
+
+    def start(self, name: str, publication: str, after: int, options: Mapping[str, str]) -> None:
+        """Stream what committed after the LSN ``after`` (0: after what was confirmed). Raises SlotBusy."""
+        pairs = {"publication_names": publication, **options}
+        listed = ", ".join(f"{key} {quoted(value)}" for key, value in pairs.items())
+        command = f'START_REPLICATION SLOT "{name}" LOGICAL {lsn_text(after)} ({listed})'
+        result = self._pg.exec_(command.encode())
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            raise self._refused(result, f"slot {name}")
+        self._pg.nonblocking = 1
+        self._heard = self._clock()
+
+    def frame(self) -> bytes | None:
+        """Return the next frame of the stream, None when none has come yet."""
+        size, data = self._pg.get_copy_data(1)
+        if size > 0:
+            return bytes(data)
+        if size == 0:
+            return None
+        result = self._pg.get_result()
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+            raise self._refused(result, "stream")
+        raise SourceError("PostgreSQL: the server ended the stream", remedy="it is probably stopping", retryable=True)
+
+    def receive(self, wait_s: float) -> bool:
+        """Take what the socket has, waiting at most ``wait_s`` for it; tell whether anything may be there.
+
+        Raises SourceError (retryable) when the connection is lost, or silent for longer than it may be.
+        """
+        if wait_s > 0 and not self._poll.poll(wait_s * 1000):
+            self._check_silence()
+            return False
+        try:
+            self._pg.consume_input()
+        except Exception as error:
+            raise self._lost("read") from error
+        return True
+
+    def heard(self) -> None:
+        """Note that the server is alive: to be called when frames came."""
+        self._heard = self._clock()
+        self._asked = False
+
+    def confirm(self, lsn: int, *, ask: bool = False) -> None:
+        """Tell the server that all below ``lsn`` may be forgotten; ``ask`` for an answer."""
+        now_us = int((time.time() - _EPOCH_S) * 1_000_000)
+        try:
+            self._pg.put_copy_data(_STATUS.pack(b"r", lsn, lsn, lsn, now_us, ask))
+            self._pg.flush()
+        except Exception as error:
+            raise self._lost("write") from error
+        self._confirmed = lsn
+
+    def close(self) -> None:
+        """End the stream and the connection."""
+        self._pg.finish()
+
+    _confirmed = 0
+
+    def _check_silence(self) -> None:
+        silent_s = self._clock() - self._heard
+        if silent_s > self._liveness_s:
+            raise SourceError(f"PostgreSQL: no answer for {silent_s:.0f} s", remedy="is it up?", retryable=True)
+        if silent_s > self._liveness_s / 2 and not self._asked:
+            self._asked = True
+            self.confirm(self._confirmed, ask=True)
+
+    def _refused(self, result: pq.abc.PGresult, where: str) -> SourceError:
+        state = _text(result.error_field(pq.DiagnosticField.SQLSTATE)) or ""
+        text = _text(result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY)) or self._message()
+        if state == "55006":
+            return SlotBusy(f"PostgreSQL: {text}", remedy="another relay reads it: this one stands by", retryable=True)
+        if not state or (self._pg.status != pq.ConnStatus.OK and state not in _STATES):
+            return self._lost(where)
+        remedy, retryable = _STATES.get(state, ("", state.startswith(("08", "57P"))))
+        return SourceError(f"PostgreSQL: {where}: {text} (SQLSTATE {state})", remedy=remedy, retryable=retryable)
+
+    def _lost(self, where: str) -> SourceError:
+        text = self._message()
+        for told, state in (("password authentication failed", "28P01"), ("pg_hba.conf", "28000")):
+            if told in text:
+                remedy, retryable = _STATES[state]
+                return SourceError(f"PostgreSQL: {text}", remedy=remedy, retryable=retryable)
+        missing = "does not exist" in text and 'database "' in text
+        return SourceError(
+            f"PostgreSQL: {where}: {text or 'connection lost'}",
+            remedy="correct database.dbname" if missing else "is the server up, and database.hostname right?",
+            retryable=not missing,
+        )
+
+    def _message(self) -> str:
+        return " ".join(self._pg.get_error_message().split())
+
+
+def quoted(value: str) -> str:
+    """Write a string as an SQL literal."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
+
+
+def _lsn(text: str) -> int:
+    high, _, low = text.partition("/")
+    return (int(high, 16) << 32) | int(low, 16)

@@ -1,0 +1,259 @@
+"""An outbox's write-ahead log in, batches of routed rows out; confirmed positions go back to the slot.
+
+At least once: the server forgets a row only after ``confirm`` was called with a position at or past its commit, and
+that position was stored. After a lost connection the stream goes on behind the last batch handed out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.capture import Batch, lsn_text
+from pipeline.errors import SourceError
+from pipeline.metrics import Meter
+from pipeline.postgres.changes import Binding, Changes
+from pipeline.postgres.position import Position, PositionStore, resume_at
+from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy, quoted
+
+__all__ = ["WalSettings", "WalSource"]
+
+log = logging.getLogger(__name__)
+
+_STREAM = {"proto_version": "2", "binary": "true", "messages": "false", "streaming": "off"}
+_BATCH_ROWS = 1000
+_BATCH_BYTES = 1_000_000
+_STORE_EVERY_S = 0.25
+_IDLE_STORE_S = 60.0  # an idle position is stored at most so often: storing writes WAL itself
+_IDLE_STORE_BYTES = 16_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class WalSettings:
+    """What to read. ``wanted`` tells whether schema and table are captured."""
+
+    slot: str
+    publication: str
+    wanted: Callable[[str, str], bool]
+    wanted_text: str
+    failover: bool = False
+    trust_slot: bool = False
+    status_every_s: float = 10.0
+    liveness_s: float = 30.0
+
+
+class WalSource:
+    """The slot of one connector. One thread only; ``statistics`` may be called from another."""
+
+    def __init__(
+        self,
+        dsn: str,
+        settings: WalSettings,
+        bind: Binding,
+        *,
+        meter: Meter,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._dsn = dsn
+        self._settings = settings
+        self._bind = bind
+        self._meter = meter
+        self._clock = clock
+        self._conn: ReplicationConnection | None = None
+        self._store: PositionStore | None = None
+        self._changes = Changes(bind)
+        self._server: Identity | None = None
+        self._handed_out = 0  # end of the last transaction in a batch
+        self._acknowledged = 0  # the newest position that may be confirmed
+        self._storing = 0
+        self._stored = 0
+        self._told = 0
+        self._stored_at = self._told_at = 0.0
+        self._idle = 0  # acknowledged without a row since `_stored`: no hurry
+        self._asked = False
+
+    def start(self) -> bool:
+        """Connect and stream; False where another process reads the slot. Raises SourceError."""
+        self.close()
+        settings = self._settings
+        conn = self._conn = ReplicationConnection(self._dsn, liveness_s=settings.liveness_s, clock=self._clock)
+        self._store = PositionStore(self._dsn, settings.slot)
+        server = conn.identify()
+        stored = self._store.load()
+        slot = conn.slot(settings.slot) or self._create(conn, stored)
+        self._check(slot, conn)
+        if slot.active:
+            self.close()
+            return False
+        after, warning = resume_at(stored, slot, server, trust_slot=settings.trust_slot)
+        if self._server and (server.system_id, server.timeline) == (self._server.system_id, self._server.timeline):
+            after, warning = max(after, self._handed_out), ""
+        else:
+            self._acknowledged = after
+        self._handed_out = after
+        try:
+            conn.start(settings.slot, settings.publication, after, _STREAM)
+        except SlotBusy:
+            self.close()
+            return False
+        if warning:
+            log.warning(warning, extra={"action": "slot.position", "slot": settings.slot})
+        log.info(
+            "reading slot %s after %s", settings.slot, lsn_text(after), extra={"action": "slot.read", "slot": slot.name}
+        )
+        self._server = server
+        self._changes = Changes(self._bind)
+        self._stored = stored.lsn if stored else 0
+        self._storing = 0
+        self._told = slot.confirmed
+        return True
+
+    def read(self, wait_s: float) -> Batch:
+        """Return what has come, waiting at most ``wait_s`` for the first of it; empty where nothing came.
+
+        Raises SourceError, retryable where ``start`` can help.
+        """
+        conn = self._connection()
+        batch = Batch(lsn=self._handed_out)
+        frame_of, feed = conn.frame, self._changes.feed
+        records = batch.records
+        size = 0
+        received = waited = False
+        while len(records) < _BATCH_ROWS and size < _BATCH_BYTES:
+            frame = frame_of()
+            if frame is not None:
+                if frame[0] == 119:  # 'w': XLogData
+                    feed(frame, batch)
+                    size += len(frame)
+                else:
+                    self._keepalive(frame, batch)
+                received = False
+            elif received:  # nothing more on the socket just now
+                if waited or size or batch.position:
+                    break
+                waited = True
+                if not conn.receive(wait_s):
+                    break
+            else:
+                received = conn.receive(0)
+        else:
+            batch.more = True
+        if size or batch.position:
+            conn.heard()
+        batch.size = size
+        if batch.position:
+            self._handed_out = batch.position
+        return batch
+
+    def confirm(self, position: int, *, final: bool = False) -> None:
+        """Take note that all up to ``position`` is acknowledged (0: nothing new), and answer the server.
+
+        To be called at least every second. ``final`` waits until the position is stored and sent.
+        Raises SourceError.
+        """
+        now = self._clock()
+        conn, store = self._connection(), self._store
+        if store is None or self._server is None:
+            return
+        self._acknowledged = max(self._acknowledged, position)
+        if self._storing and store.done():
+            self._stored, self._storing = self._storing, 0
+        if not self._storing and self._acknowledged > self._stored and (final or self._due(now)):
+            self._storing, self._stored_at = self._acknowledged, now
+            store.begin(Position(self._server.system_id, self._server.timeline, self._storing))
+        while final and self._storing:
+            if store.done():
+                self._stored, self._storing = self._storing, 0
+            else:
+                time.sleep(0.001)
+        if self._stored > self._told or self._asked or now - self._told_at >= self._settings.status_every_s or final:
+            self._told = max(self._told, self._stored)
+            conn.confirm(self._told)
+            self._told_at = now
+            self._asked = False
+
+    def close(self) -> None:
+        """End the stream and all connections."""
+        if self._conn is not None:
+            self._conn.close()
+        if self._store is not None:
+            self._store.close()
+        self._conn = self._store = None
+
+    def _due(self, now: float) -> bool:
+        """Tell whether to store now: at once after rows, seldom while idle."""
+        if self._acknowledged > self._idle:
+            return now - self._stored_at >= _STORE_EVERY_S
+        return (
+            self._asked
+            or now - self._stored_at >= _IDLE_STORE_S
+            or self._acknowledged - self._stored >= _IDLE_STORE_BYTES
+        )
+
+    def _keepalive(self, frame: bytes, batch: Batch) -> None:
+        """Take the end of the server's WAL as a position, unless a transaction is under way."""
+        self._connection().heard()
+        end = int.from_bytes(frame[1:9], "big")
+        if frame[17]:
+            self._asked = True
+        if not self._changes.within and end > max(self._handed_out, batch.position or 0):
+            if not batch.records and batch.position is None and self._handed_out <= max(self._idle, self._stored):
+                self._idle = end
+            batch.position = end
+
+    def _connection(self) -> ReplicationConnection:
+        if self._conn is None:
+            raise SourceError("PostgreSQL: not connected", retryable=True)
+        return self._conn
+
+    def _create(self, conn: ReplicationConnection, stored: Position | None) -> Slot:
+        settings = self._settings
+        if stored is not None:
+            raise SourceError(
+                f"slot {settings.slot} is gone, but rows up to {lsn_text(stored.lsn)} were published from it",
+                remedy="rows committed since then may be missing on the topics: compare the outbox with them; then "
+                f"delete the row '{settings.slot}' of pipeline.relay_position, and the slot is created anew",
+            )
+        log.info("creating slot %s", settings.slot, extra={"action": "slot.create", "slot": settings.slot})
+        conn.create_slot(settings.slot, failover=settings.failover)
+        made = conn.slot(settings.slot)
+        if made is None:
+            raise SourceError(f"slot {settings.slot} vanished while it was created", retryable=True)
+        return made
+
+    def _check(self, slot: Slot, conn: ReplicationConnection) -> None:
+        settings = self._settings
+        if slot.wal_status == "lost":
+            raise SourceError(
+                f"slot {slot.name} is lost: the server removed WAL that it needed (max_slot_wal_keep_size)",
+                remedy=f"drop it with SELECT pg_drop_replication_slot('{slot.name}'), look for rows that are missing on "
+                "the topics, delete its row of pipeline.relay_position, and start again",
+            )
+        if slot.plugin != "pgoutput":
+            raise SourceError(
+                f"slot {slot.name} is for plugin {slot.plugin or 'none'}, not pgoutput",
+                remedy="use another slot.name, or drop that slot",
+            )
+        if slot.database != (here := conn.rows("SELECT current_database()")[0][0]):
+            raise SourceError(
+                f"slot {slot.name} is for database {slot.database}, not {here}",
+                remedy="correct database.dbname, or use another slot.name",
+            )
+        listed = "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = "
+        tables = [(str(schema), str(table)) for schema, table in conn.rows(listed + quoted(settings.publication))]
+        if not conn.rows("SELECT 1 FROM pg_publication WHERE pubname = " + quoted(settings.publication)):
+            raise SourceError(
+                f"publication {settings.publication} does not exist",
+                remedy="pipeline db migrate, or create it: publication.autocreate.mode is disabled",
+            )
+        if not any(settings.wanted(schema, table) for schema, table in tables):
+            raise SourceError(
+                f"publication {settings.publication} has no table that table.include.list={settings.wanted_text} takes",
+                remedy=f"it has {_named(tables)}; a partitioned table needs publish_via_partition_root",
+            )
+
+
+def _named(tables: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{schema}.{table}" for schema, table in tables[:5]) or "none"

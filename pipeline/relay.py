@@ -1,0 +1,401 @@
+"""Committed outbox rows in, acknowledged Kafka records out.
+
+At least once: a position is confirmed only after every record at or below it was acknowledged. The first copies of a
+key's records are sent in commit order: after a failed delivery all that was not acknowledged is sent again, from
+memory, in order. A record that the broker refuses even when it is sent alone goes to the DLQ; all else waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from pipeline.capture import Batch, Refused, Routed, dead_letter, identity, lsn_text
+from pipeline.errors import BrokerError, SourceError
+from pipeline.metrics import Meter
+
+__all__ = ["Health", "Mark", "Producer", "Relay", "Source", "Stop"]
+
+log = logging.getLogger(__name__)
+
+_IDLE_S = 0.5  # how long to wait for rows when nothing is in flight
+_BUSY_S = 0.002  # … and when acknowledgements are due
+_FULL_S = 0.02  # how long to wait for room
+_STANDBY_S = 1.0
+_STALLED_S = 10.0  # without an acknowledgement for so long: not ready
+_RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class Source(Protocol):
+    """Where rows come from. All may raise SourceError; retryable means that ``start`` can help."""
+
+    def start(self) -> bool:
+        """Begin, or go on behind the last batch handed out; False where another process is active."""
+
+    def read(self, wait_s: float) -> Batch:
+        """Return what has come, waiting at most ``wait_s``."""
+
+    def confirm(self, position: int, *, final: bool = False) -> None:
+        """Take note that all up to ``position`` is acknowledged. Called at least every second, also with no news."""
+
+    def close(self) -> None:
+        """End."""
+
+
+class Mark(Protocol):
+    """All that a producer sent before a moment."""
+
+    def acknowledged(self) -> bool:
+        """Tell whether all of it was acknowledged."""
+
+
+class Producer(Protocol):
+    """Where records go."""
+
+    def send(self, records: Sequence[Routed], start: int) -> int:
+        """Queue ``records[start:]`` as far as possible; return the first index not queued.
+
+        Raises Refused or BrokerError about ``records[start]``, with nothing queued.
+        """
+
+    def mark(self) -> Mark:
+        """Return a mark for all that was sent since the last mark."""
+
+    def poll(self, wait_s: float, *, hurry: bool) -> str:
+        """Take acknowledgements; return what ails the client. Raises Refused or BrokerError after a failed delivery."""
+
+    def close(self) -> None:
+        """Drop what was not acknowledged."""
+
+
+class Health(Protocol):
+    """What the process says of itself."""
+
+    def ready(self, part: str, *, role: str | None = None) -> None:
+        """``part`` works."""
+
+    def not_ready(self, part: str, why: str) -> None:
+        """``part`` does not work."""
+
+
+class Stop(Protocol):
+    """Tells when to stop."""
+
+    def is_set(self) -> bool:
+        """Tell whether to stop."""
+
+
+class _Flight:
+    """A batch on its way. ``first``: not acknowledged from here on; ``next``: not sent from here on."""
+
+    __slots__ = ("batch", "first", "mark", "next")
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.first = self.next = 0
+        self.mark: Mark | None = None
+
+
+class Relay:
+    """One connector's relay. ``run`` is its life.
+
+    ``producers`` makes a new producer, at the start and after each failed delivery; ``limit_bytes`` bounds what is in
+    flight (one batch may go beyond it); ``drain_s`` how long to wait for acknowledgements when told to stop.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        producers: Callable[[], Producer],
+        *,
+        meter: Meter,
+        health: Health,
+        limit_bytes: int = 24_000_000,
+        drain_s: float = 25.0,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._name = name
+        self._source = source
+        self._producers = producers
+        self._producer = producers()
+        self._meter = meter
+        self._health = health
+        self._limit_bytes = limit_bytes
+        self._drain_s = drain_s
+        self._clock = clock
+        self._now = now
+        self._unsent: deque[_Flight] = deque()
+        self._sent: deque[_Flight] = deque()
+        self._bytes = 0
+        self._position = 0
+        self._suspects: set[tuple[str, bytes | None, bytes | None]] = set()
+        self._barrier: Mark | None = None
+        self._alone = False
+        self._failures = 0
+        self._held_until = 0.0
+        self._progress_at = clock()
+        self._stalled = False
+        self._measured_at = 0.0
+
+    def run(self, stop: Stop, *, at_once: Stop | None = None) -> None:
+        """Work until ``stop``, then drain, unless ``at_once``. Raises PipelineError where nothing but help helps."""
+        failures = 0
+        try:
+            while not stop.is_set():
+                try:
+                    if self._source.start():
+                        failures = 0
+                        self._active(1)
+                        self._stream(stop)
+                    else:
+                        self._stand_by()
+                        self._wait(_STANDBY_S, stop)
+                except SourceError as error:
+                    if not error.retryable:
+                        raise
+                    self._health.not_ready("source", error.what)
+                    log.warning(error.what, extra={"action": "relay.source_lost", "connector": self._name})
+                    self._wait(_RETRY_S[min(failures, len(_RETRY_S) - 1)], stop)
+                    failures += 1
+            self._drain(at_once)
+        finally:
+            self._producer.close()
+            self._source.close()
+
+    def _stream(self, stop: Stop) -> None:
+        while not stop.is_set():
+            batch = None
+            if self._bytes < self._limit_bytes:
+                batch = self._source.read(_BUSY_S if self._sent or self._unsent else _IDLE_S)
+                if batch.records or batch.position:
+                    self._take(batch)
+            self._serve(_FULL_S if batch is None else 0, hurry=batch is None or not batch.more)
+            self._source.confirm(self._position)
+
+    def _take(self, batch: Batch) -> None:
+        for index, (error, lsn) in batch.dead.items():
+            batch.records[index] = self._bury(batch.records[index], error.what, "Unroutable", lsn)
+        self._bytes += batch.size
+        self._unsent.append(_Flight(batch))
+
+    def _serve(self, wait_s: float, *, hurry: bool) -> None:
+        """Send what can be sent, take what was acknowledged, and see to failures."""
+        try:
+            self._push()
+            trouble = self._producer.poll(wait_s, hurry=hurry) if self._sent or self._unsent else ""
+        except Refused as error:
+            self._refused(error)
+        except BrokerError as error:
+            if not error.retryable:
+                raise
+            self._failed(error)
+        else:
+            self._settle(trouble)
+
+    def _push(self) -> None:
+        if self._unsent and self._clock() >= self._held_until:
+            while self._unsent:
+                flight = self._unsent[0]
+                if not self._send(flight):
+                    return
+                flight.mark = self._producer.mark()
+                self._sent.append(self._unsent.popleft())
+
+    def _send(self, flight: _Flight) -> bool:
+        """Send a batch as far as possible; tell whether all of it was."""
+        records = flight.batch.records
+        while flight.next < len(records):
+            try:
+                if self._suspects:
+                    if not self._send_carefully(flight):
+                        return False
+                else:
+                    sent = self._producer.send(records, flight.next)
+                    if sent == flight.next:
+                        return False
+                    flight.next = sent
+            except Refused as error:  # by the client itself: nothing of it is under way
+                self._bury_at(flight, flight.next, error)
+            except BrokerError as error:
+                if not error.retryable:
+                    raise
+                self._hold(error)
+                return False
+        return True
+
+    def _send_carefully(self, flight: _Flight) -> bool:
+        """Send up to the next suspect; a suspect alone, when all before it is acknowledged and none behind is sent."""
+        if self._barrier is not None:
+            if self._sent or not self._barrier.acknowledged():
+                return False
+            self._barrier = None
+            if self._alone:
+                self._alone = False
+                self._suspects.discard(identity(flight.batch.records[flight.next - 1]))
+            flight.first = flight.next
+            if (
+                flight.next < len(flight.batch.records)
+                and identity(flight.batch.records[flight.next]) in self._suspects
+            ):
+                flight.next += self._producer.send([flight.batch.records[flight.next]], 0)
+                self._alone = True
+                self._barrier = self._producer.mark()
+            return True
+        records = flight.batch.records
+        end = next(
+            (n for n in range(flight.next, len(records)) if identity(records[n]) in self._suspects), len(records)
+        )
+        if end > flight.next:
+            flight.next += self._producer.send(records[flight.next : end], 0)
+        if flight.next == end < len(records):
+            self._barrier = self._producer.mark()
+        return flight.next == end
+
+    def _settle(self, trouble: str) -> None:
+        """Take the acknowledged prefix out, and remember its position."""
+        rows = 0
+        last: Routed | None = None
+        while self._sent and self._sent[0].mark is not None and self._sent[0].mark.acknowledged():
+            batch = self._sent.popleft().batch
+            self._bytes -= batch.size
+            if batch.records:
+                rows += len(batch.records)
+                last = batch.records[-1]
+            if batch.position is not None:
+                self._position = batch.position
+        now = self._clock()
+        if rows and last is not None:
+            self._failures = 0
+            self._meter.add("pipeline_relay_rows_total", rows, connector=self._name)
+            age_s = max(0.0, self._now() - last[4] / 1000)
+            self._meter.observe("pipeline_relay_outbox_age_seconds", age_s, connector=self._name)
+        self._watch(trouble, now, progress=rows > 0 or not (self._sent or self._unsent))
+
+    def _watch(self, trouble: str, now: float, *, progress: bool) -> None:
+        """Say when nothing is acknowledged for long, and when that is over; measure each second."""
+        if progress:
+            self._progress_at = now
+            if self._stalled:
+                self._stalled = False
+                self._health.ready("broker")
+                log.info("records are acknowledged again", extra={"action": "relay.broker_back"})
+        elif not self._stalled and now - self._progress_at > _STALLED_S:
+            self._not_ready(trouble or f"nothing was acknowledged for {_STALLED_S:.0f} s")
+        if now - self._measured_at >= 1:
+            self._measured_at = now
+            rows = sum(len(flight.batch.records) for flight in self._sent)
+            self._meter.set("pipeline_relay_in_flight_rows", rows, connector=self._name)
+            self._meter.set("pipeline_relay_in_flight_bytes", self._bytes, connector=self._name)
+
+    def _refused(self, error: Refused) -> None:
+        """A batch was refused for records in it: find out which, one by one; or the one sent alone is dead."""
+        if self._alone:
+            flight = self._unsent[0]
+            flight.first = flight.next - 1
+            self._suspects.discard(identity(flight.batch.records[flight.first]))
+            self._bury_at(flight, flight.first, error)
+        else:
+            self._suspects |= error.records
+        self._meter.add("pipeline_relay_errors_total", connector=self._name)
+        self._rewind()
+
+    def _failed(self, error: BrokerError) -> None:
+        """A delivery failed for a reason that can pass: wait, and send all again that was not acknowledged."""
+        self._meter.add("pipeline_relay_errors_total", connector=self._name)
+        self._hold(error)
+        self._rewind()
+
+    def _hold(self, error: BrokerError) -> None:
+        delay_s = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
+        self._failures += 1
+        self._held_until = self._clock() + delay_s
+        self._not_ready(error.what)
+
+    def _not_ready(self, why: str) -> None:
+        if not self._stalled:
+            log.warning(why, extra={"action": "relay.broker_waiting", "connector": self._name})
+        self._stalled = True
+        self._health.not_ready("broker", why)
+
+    def _rewind(self) -> None:
+        """Go back to the first record that was not acknowledged, with a new producer."""
+        self._producer.close()
+        self._producer = self._producers()
+        self._unsent.extendleft(reversed(self._sent))
+        self._sent.clear()
+        for flight in self._unsent:
+            flight.next = flight.first
+            flight.mark = None
+        self._barrier = None
+        self._alone = False
+
+    def _bury_at(self, flight: _Flight, index: int, error: BrokerError) -> None:
+        record = flight.batch.records[index]
+        if record[0] == self._dlq:  # not even the DLQ takes it whole
+            if record[2] is None:
+                raise BrokerError(
+                    f"{self._dlq} refuses a dead letter: {error.what}", remedy="raise its max.message.bytes"
+                )
+            flight.batch.records[index] = self._without_value(record)
+        else:
+            flight.batch.records[index] = self._bury(record, error.what, type(error).__name__, flight.batch.lsn)
+
+    def _without_value(self, record: Routed) -> Routed:
+        topic, key, value, headers, timestamp, _ = record
+        return (topic, key, None, [*headers, ("__dlq.errors.value.bytes", str(len(value or b"")))], timestamp, -1)
+
+    def _bury(self, record: Routed, why: str, kind: str, lsn: int) -> Routed:
+        self._meter.add("pipeline_relay_dead_total", connector=self._name)
+        log.error(
+            "a row cannot be published and goes to %s: %s",
+            self._dlq,
+            why,
+            extra={"action": "relay.dead", "connector": self._name, "lsn": lsn_text(lsn)},
+        )
+        return dead_letter(self._dlq, record, kind=kind, message=why, lsn=lsn, now_ms=int(self._now() * 1000))
+
+    @property
+    def _dlq(self) -> str:
+        return f"{self._name}.dlq"
+
+    def _active(self, active: int) -> None:
+        self._meter.set("pipeline_relay_active", active, connector=self._name)
+        self._health.ready("source", role="active" if active else "standby")
+        self._health.ready("start")
+
+    def _stand_by(self) -> None:
+        """Another relay is active: what is in flight here is its business now."""
+        if self._sent or self._unsent:
+            self._unsent.clear()
+            self._sent.clear()
+            self._bytes = 0
+            self._suspects.clear()
+            self._rewind()
+        self._active(0)
+
+    def _wait(self, wait_s: float, stop: Stop) -> None:
+        """Let time pass, while acknowledgements are taken."""
+        until = self._clock() + wait_s
+        while not stop.is_set() and (left := until - self._clock()) > 0:
+            if self._sent or self._unsent:
+                self._serve(min(left, 0.1), hurry=True)
+            else:
+                time.sleep(min(left, 0.1))
+
+    def _drain(self, at_once: Stop | None) -> None:
+        until = self._clock() + self._drain_s
+        while (self._sent or self._unsent) and self._clock() < until and not (at_once and at_once.is_set()):
+            self._serve(0.02, hurry=True)
+        try:
+            self._source.confirm(self._position, final=True)
+        except SourceError as error:
+            log.warning(
+                "the last position was not confirmed, some rows will come again: %s",
+                error.what,
+                extra={"action": "relay.unconfirmed", "connector": self._name},
+            )
