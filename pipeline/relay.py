@@ -209,9 +209,9 @@ class Relay:
     def _send(self, flight: _Flight) -> bool:
         """Send a batch as far as possible; tell whether all of it was."""
         records = flight.batch.records
-        while flight.next < len(records):
+        while flight.next < len(records) or self._barrier is not None:
             try:
-                if self._suspects:
+                if self._suspects or self._barrier is not None:
                     if not self._send_carefully(flight):
                         return False
                 else:
@@ -297,7 +297,6 @@ class Relay:
         if self._alone:
             flight = self._unsent[0]
             flight.first = flight.next - 1
-            self._suspects.discard(identity(flight.batch.records[flight.first]))
             self._bury_at(flight, flight.first, error)
         else:
             self._suspects |= error.records

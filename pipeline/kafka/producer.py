@@ -7,6 +7,7 @@ no later record of a key can overtake the failed one; its owner closes it and re
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,9 @@ from pipeline.errors import BrokerError
 from pipeline.kafka.errors import refuses_record, translate
 
 __all__ = ["AckProducer", "Mark", "RecordProducer"]
+
+log = logging.getLogger(__name__)
+log.addFilter(lambda record: "CONFWARN" not in record.getMessage())  # that gapless is "experimental": known
 
 _BASE: dict[str, str | int | bool] = {
     "acks": "all",
@@ -301,8 +305,9 @@ class AckProducer:
 
 
 def _connect(options: dict[str, object]) -> Producer:
+    guarantee = {"message.timeout.ms": 0, "acks": "all", "enable.idempotence": True}
     try:
-        return Producer({**_BASE, **options, "message.timeout.ms": 0, "acks": "all", "enable.idempotence": True})
+        return Producer({**_BASE, **options, **guarantee, "logger": log})
     except (KafkaException, ValueError, TypeError) as raised:
         raise BrokerError(f"Kafka: {raised}", remedy="correct the producer's settings") from raised
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from pipeline.capture import Batch, lsn_text
 from pipeline.errors import SourceError
-from pipeline.metrics import Meter
 from pipeline.postgres.changes import Binding, Changes
 from pipeline.postgres.position import Position, PositionStore, resume_at
 from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy, quoted
@@ -45,7 +44,7 @@ class WalSettings:
 
 
 class WalSource:
-    """The slot of one connector. One thread only; ``statistics`` may be called from another."""
+    """The slot of one connector. One thread only."""
 
     def __init__(
         self,
@@ -53,13 +52,11 @@ class WalSource:
         settings: WalSettings,
         bind: Binding,
         *,
-        meter: Meter,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dsn = dsn
         self._settings = settings
         self._bind = bind
-        self._meter = meter
         self._clock = clock
         self._conn: ReplicationConnection | None = None
         self._store: PositionStore | None = None
@@ -79,14 +76,15 @@ class WalSource:
         self.close()
         settings = self._settings
         conn = self._conn = ReplicationConnection(self._dsn, liveness_s=settings.liveness_s, clock=self._clock)
-        self._store = PositionStore(self._dsn, settings.slot)
         server = conn.identify()
-        stored = self._store.load()
-        slot = conn.slot(settings.slot) or self._create(conn, stored)
-        self._check(slot, conn)
-        if slot.active:
+        slot = conn.slot(settings.slot)
+        if slot and slot.active:
             self.close()
             return False
+        self._store = PositionStore(self._dsn, settings.slot)
+        stored = self._store.load()
+        slot = slot or self._create(conn, stored)
+        self._check(slot, conn)
         after, warning = resume_at(stored, slot, server, trust_slot=settings.trust_slot)
         if self._server and (server.system_id, server.timeline) == (self._server.system_id, self._server.timeline):
             after, warning = max(after, self._handed_out), ""
@@ -228,7 +226,7 @@ class WalSource:
         if slot.wal_status == "lost":
             raise SourceError(
                 f"slot {slot.name} is lost: the server removed WAL that it needed (max_slot_wal_keep_size)",
-                remedy=f"drop it with SELECT pg_drop_replication_slot('{slot.name}'), look for rows that are missing on "
+                remedy=f"drop it with pg_drop_replication_slot('{slot.name}'), look for rows that are missing on "
                 "the topics, delete its row of pipeline.relay_position, and start again",
             )
         if slot.plugin != "pgoutput":
@@ -243,7 +241,8 @@ class WalSource:
             )
         listed = "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = "
         tables = [(str(schema), str(table)) for schema, table in conn.rows(listed + quoted(settings.publication))]
-        if not conn.rows("SELECT 1 FROM pg_publication WHERE pubname = " + quoted(settings.publication)):
+        there = "SELECT 1 FROM pg_publication WHERE pubname = "
+        if not conn.rows(there + quoted(settings.publication)):
             raise SourceError(
                 f"publication {settings.publication} does not exist",
                 remedy="pipeline db migrate, or create it: publication.autocreate.mode is disabled",

@@ -1,0 +1,82 @@
+"""``pipeline connector``: a connector file in, the native relay or Debezium at work out."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import click
+
+from pipeline import log
+from pipeline.config import Settings
+from pipeline.errors import ConfigError
+from pipeline.runtime.relay import read_connector, run_relay
+
+__all__ = ["connector"]
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group()
+def connector() -> None:
+    """Capture: run a connector file with the native relay."""
+
+
+@connector.command()
+@click.argument("file", type=_FILE)
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz; 0: free port.")
+@click.option("--ignore-unknown", is_flag=True, help="Warn about unknown keys of the file instead of refusing it.")
+@click.option("-X", "options", multiple=True, metavar="KEY=VALUE", help="Pass a setting to librdkafka.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+def run(file: Path, metrics_port: int | None, ignore_unknown: bool, options: tuple[str, ...], log_level: str) -> None:
+    """Publish the outbox to Kafka until SIGTERM or SIGINT, which drain; a second one ends at once.
+
+    Example: pipeline connector run connectors/outbox.json --metrics-port 9101
+
+    Logs are JSON on stderr. Exit codes: 0 stopped, 1 it cannot go on, and why.
+    """
+    log.configure(log_level)
+    until, at_once = threading.Event(), threading.Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        (at_once if until.is_set() else until).set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    run_relay(
+        file,
+        Settings.load(),
+        until=until,
+        at_once=at_once,
+        ignore_unknown=ignore_unknown,
+        metrics_port=metrics_port,
+        options=_pairs(options),
+        on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
+    )
+
+
+@connector.command()
+@click.argument("files", type=_FILE, nargs=-1, required=True)
+@click.option("--ignore-unknown", is_flag=True, help="Warn about unknown keys instead of refusing the file.")
+def validate(files: tuple[Path, ...], ignore_unknown: bool) -> None:
+    """Check connector files without any server: every key, every value, every reference.
+
+    Example: pipeline connector validate connectors/outbox.json
+    """
+    settings = Settings.load()
+    for file in files:
+        found = read_connector(file, settings, ignore_unknown=ignore_unknown)
+        for notice in found.notices:
+            click.echo(f"{file}: {notice}", err=True)
+        click.echo(f"{file}: ok: slot {found.slot}, publication {found.publication}, tables {found.tables_text}")
+
+
+def _pairs(options: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"-X {option}: is not KEY=VALUE", remedy="write it as -X linger.ms=5")
+        pairs[key] = value
+    return pairs

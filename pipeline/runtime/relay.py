@@ -1,0 +1,152 @@
+"""A connector file and settings in, a running relay out."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+from psycopg.conninfo import make_conninfo
+
+from pipeline import probes
+from pipeline.capture import Routed
+from pipeline.config import Settings
+from pipeline.connect.file import ConnectorFile, read
+from pipeline.connect.router import Router
+from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn
+from pipeline.errors import BrokerError, ConfigError, SourceError
+from pipeline.kafka.producer import RecordProducer
+from pipeline.metrics import Meter, PrometheusMeter
+from pipeline.postgres.changes import Binding
+from pipeline.postgres.pgoutput import Relation, insert_parser
+from pipeline.postgres.statistics import measure
+from pipeline.postgres.wal import WalSettings, WalSource
+from pipeline.relay import Relay
+
+__all__ = ["binding", "read_connector", "run_relay", "wal_settings"]
+
+log = logging.getLogger(__name__)
+
+_MEASURE_EVERY_S = 10.0
+
+
+def read_connector(
+    path: Path, settings: Settings, *, ignore_unknown: bool = False, env: Mapping[str, str] | None = None
+) -> ConnectorFile:
+    """Read a connector file. ``${env:PG…}`` that is not set is taken from the DSN that is configured.
+
+    ``env`` is the process's environment when None: the file names the variables, so they cannot be settings.
+    """
+    return read(path, _environment(settings, os.environ if env is None else env), ignore_unknown=ignore_unknown)
+
+
+def run_relay(
+    path: Path,
+    settings: Settings,
+    *,
+    until: threading.Event,
+    at_once: threading.Event | None = None,
+    ignore_unknown: bool = False,
+    metrics_port: int | None = None,
+    options: Mapping[str, str] | None = None,
+    on_port: Callable[[int], None] = lambda _port: None,
+) -> None:
+    """Run the relay of a connector file until ``until`` is set, then drain, unless ``at_once`` is set too.
+
+    ``metrics_port`` serves metrics and probes (0: any free port, told to ``on_port``); ``options`` are librdkafka
+    settings over all others. Raises PipelineError where the relay cannot go on.
+    """
+    file = read_connector(path, settings, ignore_unknown=ignore_unknown)
+    for notice in file.notices:
+        log.info(notice, extra={"action": "connector.notice", "connector": file.name})
+    registry = CollectorRegistry()
+    meter = PrometheusMeter(registry)
+    readiness = probes.Readiness("relay")
+    if metrics_port is not None:
+        on_port(probes.serve(registry, readiness.state, metrics_port))
+    kafka = {**kafka_options(settings), **file.producer, **(options or {})}
+    dsn = make_conninfo("", **file.database)
+
+    def on_error(error: BrokerError) -> None:
+        meter.add("pipeline_broker_errors_total", role="relay")
+        log.warning(error.what, extra={"action": "kafka.error", "connector": file.name})
+
+    source = WalSource(dsn, wal_settings(file), binding(file))
+    relay = Relay(
+        file.name,
+        source,
+        lambda: RecordProducer(kafka, on_error=on_error),
+        meter=meter,
+        health=readiness,
+    )
+    done = threading.Event()
+    watch = threading.Thread(target=_watch, args=(dsn, file, meter, done), name="slot-statistics", daemon=True)
+    watch.start()
+    gc.collect()
+    gc.freeze()  # what is here now stays; and records in flight are plain tuples, which need no collector
+    gc.set_threshold(100_000, 50, 1000)
+    try:
+        relay.run(until, at_once=at_once)
+    finally:
+        done.set()
+
+
+def wal_settings(file: ConnectorFile) -> WalSettings:
+    """Return what the source has to know of a connector file."""
+    return WalSettings(
+        slot=file.slot,
+        publication=file.publication,
+        wanted=file.captures,
+        wanted_text=file.tables_text,
+        failover=file.failover,
+        trust_slot=file.trust_slot,
+        status_every_s=file.status_every_s,
+    )
+
+
+def binding(file: ConnectorFile) -> Binding:
+    """Return what makes records of a table's rows."""
+    router = Router(file.router)
+
+    def on_update() -> None:
+        if file.on_update == "fatal":
+            raise SourceError(
+                f"connector {file.name}: a row of the outbox was updated",
+                remedy="let nobody update it, or set table.op.invalid.behavior=warn",
+            )
+        level = logging.ERROR if file.on_update == "error" else logging.WARNING
+        log.log(level, "an update was ignored", extra={"action": "relay.update", "connector": file.name})
+
+    def bind(relation: Relation) -> tuple[Callable[[bytes, int], Routed], Callable[[], None]] | None:
+        if not file.captures(relation.schema, relation.table):
+            return None
+        names, route = router.bind(f"{relation.schema}.{relation.table}", relation.columns)
+        return insert_parser(relation, names, route), on_update
+
+    return bind
+
+
+def _environment(settings: Settings, env: Mapping[str, str]) -> dict[str, str]:
+    try:
+        found = libpq_environment(postgres_dsn(settings))
+    except ConfigError:
+        found = {}  # a file that needs it says so, with the variable's name
+    return {**found, **env}
+
+
+def _watch(dsn: str, file: ConnectorFile, meter: Meter, done: threading.Event) -> None:
+    """Measure the slot now and then. A database that is away is the relay's to report."""
+    while not done.is_set():
+        try:
+            found = measure(dsn, file.slot)
+        except SourceError as error:
+            log.debug(error.what, extra={"action": "slot.unmeasured"})
+            found = None
+        if found is not None:
+            meter.set("pipeline_slot_lag_bytes", found.lag_bytes, slot=file.slot)
+            meter.set("pipeline_slot_wal_retained_bytes", found.retained_bytes, slot=file.slot)
+        done.wait(_MEASURE_EVERY_S)
