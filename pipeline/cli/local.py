@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipeline.config import Settings
 from pipeline.errors import LocalStackError
 
 if TYPE_CHECKING:
-    from pipeline.local import Endpoints, LocalStack
+    from pipeline.local import Endpoints, LocalStack, ServerStatus
     from pipeline.local.progress import Progress
 
 __all__ = ["down", "status", "terminal_progress", "up"]
@@ -49,7 +49,7 @@ def up(connect: bool, data: Path | None, output: str) -> None:
     stack = _stack(data, terminal_progress())
     with _terminated_as_interrupted():
         stack.up(connect=connect)
-    print_rows(_rows(stack), output)
+    _print(stack, stack.status(), output)
 
 
 @click.command()
@@ -80,15 +80,15 @@ def status(context: click.Context, env: bool, data: Path | None, output: str) ->
       pipeline status -o json
     """
     stack = _stack(data, terminal_progress())
-    rows = _rows(stack)
+    servers = stack.status()
     found = stack.endpoints() if env else None
     if found is not None:
         click.echo(_exports(found))
     elif env:
         say(f"nothing to print: not all servers in {stack.data} run; pipeline up starts them")
     else:
-        print_rows(rows, output, empty=f"no server was ever started in {stack.data}: pipeline up")
-    context.exit(0 if rows and all(row["state"] == "healthy" for row in rows) else 2)
+        _print(stack, servers, output)
+    context.exit(0 if servers and all(server.state == "healthy" for server in servers) else 2)
 
 
 def terminal_progress() -> Progress:
@@ -108,8 +108,16 @@ def _stack(data: Path | None, progress: Progress) -> LocalStack:
     return LocalStack(data or Settings.load().data_dir, progress=progress)
 
 
-def _rows(stack: LocalStack) -> list[dict[str, object]]:
-    return [asdict(server) for server in stack.status()]
+def _print(stack: LocalStack, servers: Sequence[ServerStatus], output: str) -> None:
+    rows = [asdict(server) for server in servers]
+    if output == "table":
+        rows = [{name: row[name] for name in ("name", "state", "pid", "address")} for row in rows]
+    print_rows(rows, output, empty=f"no server was ever started in {stack.data}: pipeline up")
+    for server in servers:
+        if server.state == "unhealthy":
+            say(f"{server.name}: {server.detail}; see {server.log}")
+    if servers:
+        say(f"data and logs are in {stack.data}")
 
 
 def _exports(found: Endpoints) -> str:
@@ -175,14 +183,14 @@ class _Terminal:
         self._console.print(text, markup=False)
 
     def expect(self, total_bytes: int) -> None:
-        """Show the bar."""
+        """Show the bar; put it away where nothing is downloaded any more."""
+        if not total_bytes:
+            self._bar.stop()
+            return
         self._task = self._bar.add_task("", total=total_bytes)
         self._bar.start()
 
     def advance(self, done_bytes: int) -> None:
-        """Move the bar, and put it away when all is there."""
-        if self._task is None:
-            return
-        self._bar.advance(self._task, done_bytes)
-        if self._bar.finished:
-            self._bar.stop()
+        """Move the bar."""
+        if self._task is not None:
+            self._bar.advance(self._task, done_bytes)

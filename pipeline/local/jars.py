@@ -128,6 +128,8 @@ class JarCache:
                 watch.failed.set()
                 pool.shutdown(cancel_futures=True)
                 raise
+            finally:
+                progress.expect(0)
 
     def _fetch(self, jar: Jar, partial: Path, watch: _Watch) -> None:
         for attempt in range(1, self._tries + 1):

@@ -17,7 +17,7 @@ class Progress(Protocol):
         """Tell one step, in a few words."""
 
     def expect(self, total_bytes: int) -> None:
-        """Announce a download of so many bytes."""
+        """Announce a download of so many bytes; 0: there is none any more."""
 
     def advance(self, done_bytes: int) -> None:
         """So many more bytes have come (negative when a broken download starts again)."""
