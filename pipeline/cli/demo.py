@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
+from pipeline.cli.local import terminal_progress
 from pipeline.cli.output import output_option, print_object, say
 from pipeline.config import Settings
+
+if TYPE_CHECKING:
+    from pipeline.demo.run import Counts
 
 __all__ = ["demo"]
 
@@ -62,7 +67,7 @@ class _Terminal:
         if self._console.is_terminal:
             self._console.print(line, end="\r")
             self._last = line
-        elif line != self._last and counts.placed % 500 == 1 or counts.placed == orders and line != self._last:
+        elif (line != self._last and counts.placed % 500 == 1) or (counts.placed == orders and line != self._last):
             self._console.print(line)
             self._last = line
 

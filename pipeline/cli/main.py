@@ -7,24 +7,50 @@ interrupted.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
-from pipeline.cli.connector import connector
-from pipeline.cli.consumer import consumer
-from pipeline.cli.db import db
-from pipeline.cli.demo import demo
-from pipeline.cli.dlq import dlq
-from pipeline.cli.local import down, status, up
-from pipeline.cli.outbox import outbox
-from pipeline.cli.schema import schema
-from pipeline.cli.topics import topics
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 
 __all__ = ["cli", "main"]
 
+_COMMANDS = {
+    "up": "local",
+    "down": "local",
+    "status": "local",
+    "demo": "demo",
+    "db": "db",
+    "schema": "schema",
+    "topics": "topics",
+    "connector": "connector",
+    "consumer": "consumer",
+    "outbox": "outbox",
+    "dlq": "dlq",
+}
+"""Command → its module in ``pipeline.cli``. Imported when called: a command needs only its own extra."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 — click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 — click's signature
+        if cmd_name not in _COMMANDS:
+            return None
+        try:
+            module = import_module(f"pipeline.cli.{_COMMANDS[cmd_name]}")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("pipeline"):
+                raise
+            raise ConfigError(
+                f"pipeline {cmd_name} needs the package {error.name}, which is not installed",
+                remedy="pip install 'outbox-pipeline[all]'",
+            ) from error
+        return getattr(module, cmd_name)  # type: ignore[no-any-return]
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="outbox-pipeline")
 def cli() -> None:
     """Transactional outbox, Avro events on Kafka, consumers and background jobs.
@@ -34,12 +60,8 @@ def cli() -> None:
     """
 
 
-for command in (up, down, status, demo, db, schema, topics, connector, consumer, outbox, dlq):
-    cli.add_command(command)
-
-
 def main() -> None:
-    """Run the command line and exit: the one place where an error becomes an exit code."""
+    """Run the command line and exit."""
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -53,4 +75,6 @@ def main() -> None:
     except PipelineError as error:
         click.echo(f"error: {error}", err=True)
         code = 1
+    except BrokenPipeError:
+        code = 0  # who reads has enough: head, less
     sys.exit(code if isinstance(code, int) else 0)

@@ -21,11 +21,11 @@ from urllib.request import urlopen
 import psycopg
 from confluent_kafka import Producer
 
+from pipeline.config import Settings
 from pipeline.demo import shop
 from pipeline.demo.audit import judge, record_ids
 from pipeline.endpoints import kafka_options, postgres_dsn
 from pipeline.errors import PipelineError
-from pipeline.config import Settings
 from pipeline.local.ports import free_port
 from pipeline.local.progress import Progress
 from pipeline.local.stack import LocalStack
@@ -145,7 +145,9 @@ def run(data: Path, orders: int, show: Show, progress: Progress, *, keep: bool =
 def _break_things_and_redrive(
     conn: psycopg.Connection[Any], kafka: dict[str, str], commands: _Commands, orders: int, show: Show
 ) -> _Ids:
-    show.step(f"placing {orders} orders; every 20th rolled back, some handlers fail once, some always, one record poison")
+    show.step(
+        f"placing {orders} orders; every 20th rolled back, some handlers fail once, some always, one record poison"
+    )
     conn.execute("INSERT INTO bank VALUES (%s)", (_CLOSED,))
     counts = Counts()
     ids = _place(conn, orders, counts, show)
@@ -210,7 +212,9 @@ def _poison(kafka: dict[str, str], topic: str) -> None:
     producer = Producer(kafka)
     producer.produce(topic, key=b"o-poison", value=b"\x00not avro", headers=[("type", b"OrderPlaced")])
     if producer.flush(30):
-        raise PipelineError("demo: the poison record was not accepted", remedy="is Kafka still running? pipeline status")
+        raise PipelineError(
+            "demo: the poison record was not accepted", remedy="is Kafka still running? pipeline status"
+        )
 
 
 def _count(conn: psycopg.Connection[Any], kafka: dict[str, str], dlqs: list[str], counts: Counts) -> None:
