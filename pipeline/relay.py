@@ -118,6 +118,7 @@ class Relay:
         drain_s: float = 25.0,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._name = name
         self._source = source
@@ -129,6 +130,7 @@ class Relay:
         self._drain_s = drain_s
         self._clock = clock
         self._now = now
+        self._sleep = sleep
         self._unsent: deque[_Flight] = deque()
         self._sent: deque[_Flight] = deque()
         self._bytes = 0
@@ -268,6 +270,8 @@ class Relay:
                 last = batch.records[-1]
             if batch.position is not None:
                 self._position = batch.position
+        if not self._sent and not self._unsent:
+            self._suspects.clear()
         now = self._clock()
         if rows and last is not None:
             self._failures = 0
@@ -384,7 +388,7 @@ class Relay:
             if self._sent or self._unsent:
                 self._serve(min(left, 0.1), hurry=True)
             else:
-                time.sleep(min(left, 0.1))
+                self._sleep(min(left, 0.1))
 
     def _drain(self, at_once: Stop | None) -> None:
         until = self._clock() + self._drain_s
