@@ -5,6 +5,7 @@ No label ever holds a key, an event id or an error text, so the number of series
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -98,6 +99,9 @@ class Meter(Protocol):
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Put one value into a histogram."""
 
+    def observe_many(self, name: str, values: Sequence[float], **labels: str) -> None:
+        """Put many values into a histogram."""
+
 
 class SilentMeter:
     """Counts nothing, but still refuses names that are not in the catalogue."""
@@ -111,6 +115,10 @@ class SilentMeter:
         CATALOGUE[name]
 
     def observe(self, name: str, value: float, **labels: str) -> None:  # noqa: ARG002
+        """Check the name."""
+        CATALOGUE[name]
+
+    def observe_many(self, name: str, values: Sequence[float], **labels: str) -> None:  # noqa: ARG002
         """Check the name."""
         CATALOGUE[name]
 
@@ -145,3 +153,9 @@ class PrometheusMeter:
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Put one value into a histogram."""
         self._histograms[name].labels(**labels).observe(value)
+
+    def observe_many(self, name: str, values: Sequence[float], **labels: str) -> None:
+        """Put many values into a histogram."""
+        observe = self._histograms[name].labels(**labels).observe
+        for value in values:
+            observe(value)
