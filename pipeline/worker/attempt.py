@@ -1,0 +1,146 @@
+"""A delivery in, the outcome of one attempt out: decode, call the handler, settle what it raised.
+
+Nothing that a record or a handler does comes out as an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from pipeline.context import Context
+from pipeline.definition import Group, Handler
+from pipeline.event import Message
+from pipeline.failure import describe
+from pipeline.headers import TYPE, RetryState
+from pipeline.worker.delivery import Delivery, Outcome, Route
+from pipeline.worker.settlement import Again, Move, Wait, settle, unknown_type
+
+__all__ = ["Attempts", "Decoder"]
+
+
+_Prepared = tuple[Route, Message, Context]
+
+
+class Decoder(Protocol):
+    """Values in, messages out: ``pipeline.codec.Decoder``."""
+
+    def decode(self, value: bytes | None, model: type[Message]) -> Message:
+        """Return the message. Raises PoisonError or SchemaError."""
+
+    def record_name(self, value: bytes) -> str:
+        """Return the full name of the record's type, by its schema."""
+
+
+class Attempts:
+    """Runs attempts of one group's records. Thread-safe.
+
+    ``clock`` gives seconds that only grow, ``wall`` seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        routes: Mapping[Handler, Route],
+        decoder: Decoder,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self._group = group
+        self._routes = routes
+        self._decoder = decoder
+        self._clock = clock
+        self._wall = wall
+        self._queues = {h.topic for h in group.handlers if h.model.message_type.kind == "job"}
+
+    def run(self, delivery: Delivery, begun: float) -> Outcome:
+        """Make one attempt in this thread. ``begun`` is now, by the clock."""
+        prepared = None
+        try:
+            prepared = self._prepare(delivery)
+            if prepared is None:
+                return self._unknown(delivery)
+            route, message, context = prepared
+            route.call(message, context)
+        except BaseException as error:  # noqa: BLE001 — a handler may raise SystemExit, and the record must be settled
+            return self._failed(delivery, error, prepared)
+        self._measure(route, delivery, begun)
+        return (delivery, None)
+
+    async def arun(self, delivery: Delivery, begun: float) -> Outcome:
+        """Make one attempt on the running event loop; ``timeout_s`` cancels the handler."""
+        prepared = None
+        try:
+            prepared = self._prepare(delivery)
+            if prepared is None:
+                return self._unknown(delivery)
+            route, message, context = prepared
+            if (timeout_s := route.handler.timeout_s) is None:
+                await route.call(message, context)
+            else:
+                async with asyncio.timeout(timeout_s):
+                    await route.call(message, context)
+        except BaseException as error:  # noqa: BLE001 — as above
+            return self._failed(delivery, error, prepared)
+        self._measure(route, delivery, begun)
+        return (delivery, None)
+
+    def _prepare(self, delivery: Delivery) -> _Prepared | None:
+        """Decode; None where nobody here handles the type."""
+        record = delivery.record
+        route = delivery.route
+        if route is None:
+            route = delivery.route = self._find(delivery)
+            if route is None:
+                return None
+        message = self._decoder.decode(record.value, route.handler.model)
+        return route, message, Context(record, delivery.headers, route.type_name, self._group.name, delivery.state)
+
+    def _find(self, delivery: Delivery) -> Route | None:
+        named = delivery.headers.get(TYPE)
+        record = delivery.record
+        if not named and record.value is None:
+            return None  # a tombstone of nobody's type
+        name = named.decode(errors="replace") if named else self._decoder.record_name(record.value or b"")
+        topic = record.topic if delivery.state is None else delivery.state.origin.topic
+        handler = self._group.handler(topic, name)
+        return None if handler is None else self._routes[handler]
+
+    def _unknown(self, delivery: Delivery) -> Outcome:
+        state = delivery.state or RetryState.of(delivery.record)
+        delivery.state = state
+        return (
+            delivery,
+            unknown_type(queue=state.origin.topic in self._queues, retried=delivery.assigned.tier_s is not None),
+        )
+
+    def _measure(self, route: Route, delivery: Delivery, begun: float) -> None:
+        route.seconds.append(self._clock() - begun)
+        state = delivery.state
+        inserted_ms = delivery.record.timestamp_ms if state is None else state.origin.timestamp_ms
+        route.ages_s.append(self._wall() - inserted_ms / 1000)
+
+    def _failed(self, delivery: Delivery, error: BaseException, prepared: _Prepared | None) -> Outcome:
+        """Settle what was raised, and write it into the delivery's state."""
+        route = delivery.route
+        state = delivery.state or RetryState.of(delivery.record)
+        decision = settle(
+            error,
+            None if route is None else route.handler,
+            attempt=state.attempt,
+            waited=delivery.waited,
+            decoding=prepared is None,
+        )
+        if isinstance(decision, Wait):
+            delivery.waited += 1
+            return (delivery, decision)
+        delivery.waited = 0
+        if route is not None:
+            route.failed.append(None)
+        state = state.failed(describe(error, prepared[1] if prepared else None), int(self._wall() * 1000))
+        if isinstance(decision, Again | Move) and decision.counted:
+            state = replace(state, attempt=state.attempt + 1)
+        delivery.state = state
+        return (delivery, decision)

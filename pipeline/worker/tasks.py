@@ -1,0 +1,163 @@
+"""Deliveries in, outcomes out, by coroutine functions on one event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from pipeline.worker.delivery import Delivery, Outcome
+from pipeline.worker.keys import KeyQueues
+from pipeline.worker.settlement import Again, HandBack, Wait
+
+__all__ = ["LoopThread", "Tasks"]
+
+_HAND_BACK = HandBack()
+_BREATHE = 100
+
+
+class LoopThread:
+    """An event loop in a daemon thread."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def blocking(
+        self, function: Callable[..., Coroutine[Any, Any, Any]], timeout_s: float | None
+    ) -> Callable[..., Any]:
+        """Return a plain function that runs ``function`` on the loop and waits for it, at most ``timeout_s``."""
+
+        async def bounded(*args: Any) -> Any:
+            async with asyncio.timeout(timeout_s):
+                return await function(*args)
+
+        return lambda *args: asyncio.run_coroutine_threadsafe(bounded(*args), self.loop).result()
+
+    def stop(self) -> None:
+        """Cancel what runs, and end."""
+        self.loop.call_soon_threadsafe(self._cancel)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+    def _cancel(self) -> None:
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _done: self.loop.stop())
+
+
+class Tasks:
+    """An engine with ``concurrency`` tasks. ``put`` takes the outcomes; ``fault`` what should never happen."""
+
+    def __init__(
+        self,
+        run: Callable[[Delivery, float], Coroutine[Any, Any, Outcome]],
+        put: Callable[[Outcome], None],
+        fault: Callable[[BaseException], None],
+        *,
+        concurrency: int,
+        name: str,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._run = run
+        self._put = put
+        self._fault = fault
+        self._clock = clock
+        self._queues = KeyQueues()
+        self._idle: list[asyncio.Future[None]] = []
+        self._now: dict[int, tuple[Delivery, float]] = {}
+        self._thread = LoopThread(name)
+        self._loop = self._thread.loop
+        self._stopped = False
+        self._loop.call_soon_threadsafe(self._start, concurrency)
+
+    def submit(self, deliveries: list[Delivery]) -> None:
+        """Take new deliveries."""
+        self._loop.call_soon_threadsafe(self._add, deliveries)
+
+    def again(self, delivery: Delivery) -> None:
+        """Take one again whose key is held back for it."""
+        self._loop.call_soon_threadsafe(self._repeat, delivery)
+
+    def release(self, delivery: Delivery) -> None:
+        """Let the next of its key go on."""
+        self._loop.call_soon_threadsafe(self._finish, delivery)
+
+    def tend(self) -> None:
+        """Nothing is left lying here."""
+
+    def running(self) -> list[tuple[Delivery, float]]:
+        """What is in a handler now, and since when."""
+        return list(self._now.copy().values())
+
+    def stop(self) -> None:
+        """Cancel the handlers that run, and end."""
+        self._stopped = True
+        self._thread.stop()
+
+    def _start(self, concurrency: int) -> None:
+        self._workers = [self._loop.create_task(self._work(number)) for number in range(concurrency)]
+
+    def _add(self, deliveries: list[Delivery]) -> None:
+        self._queues.add(deliveries)
+        self._wake()
+
+    def _repeat(self, delivery: Delivery) -> None:
+        self._queues.ready.append(delivery)
+        self._wake()
+
+    def _finish(self, delivery: Delivery) -> None:
+        self._queues.finish(delivery.key)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Wake one task where there is work; it wakes the next when it leaves some."""
+        while self._queues.ready and self._idle:
+            sleeper = self._idle.pop()
+            if not sleeper.done():
+                sleeper.set_result(None)
+                return
+
+    async def _work(self, number: int) -> None:
+        ready = self._queues.ready
+        run_in_a_row = 0
+        try:
+            while not self._stopped:
+                if not ready:
+                    sleeper = self._loop.create_future()
+                    self._idle.append(sleeper)
+                    await sleeper
+                    continue
+                delivery = ready.popleft()
+                self._wake()
+                await self._one(number, delivery)
+                run_in_a_row += 1
+                if run_in_a_row % _BREATHE == 0:
+                    await asyncio.sleep(0)  # handlers that never wait must not starve the loop
+        except asyncio.CancelledError:
+            if not self._stopped:
+                raise
+        except BaseException as error:  # noqa: BLE001 — a defect here must end the worker, not one task in silence
+            self._fault(error)
+
+    async def _one(self, number: int, delivery: Delivery) -> None:
+        if delivery.assigned.closed:
+            outcome: Outcome = (delivery, _HAND_BACK)
+        else:
+            begun = self._clock()
+            self._now[number] = (delivery, begun)
+            outcome = await self._run(delivery, begun)
+        if self._stopped:
+            return
+        if outcome[1] is None or not isinstance(outcome[1], Again | Wait):
+            self._queues.finish(delivery.key)
+            self._wake()
+        self._put(outcome)
+        self._now.pop(number, None)  # only now: what is not in a handler any more has its outcome put

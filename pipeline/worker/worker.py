@@ -1,0 +1,556 @@
+"""A consumer group's records in; each one handled, stored on a retry topic or the DLQ, or handed back, out.
+
+An offset is committed only when all below it came to one of the first three. One thread polls and settles, and never
+waits for a handler; handlers run on an engine.
+"""
+
+from __future__ import annotations
+
+import heapq
+import inspect
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.definition import Group, Handler
+from pipeline.errors import BrokerError, PoisonError
+from pipeline.failure import describe
+from pipeline.headers import TYPE, NewerFormat, RetryState
+from pipeline.metrics import Meter
+from pipeline.record import Record
+from pipeline.worker.attempt import Attempts, Decoder
+from pipeline.worker.delivery import Assigned, Delivery, Engine, Outcome, Route
+from pipeline.worker.gauges import Gauges
+from pipeline.worker.outlet import Outlet
+from pipeline.worker.ports import Flow, Health, Partition, Producer, Source
+from pipeline.worker.settlement import Again, Dead, HandBack, Move, Skip, Wait
+from pipeline.worker.tasks import LoopThread, Tasks
+from pipeline.worker.threads import Threads
+from pipeline.worker.tiers import Due, Tiers
+
+__all__ = ["Limits", "Worker"]
+
+log = logging.getLogger("pipeline.worker")
+
+_BATCH = 500
+_IDLE_S = 0.1
+_BUSY_S = 0.02
+_COMMIT_S = 0.25
+_RECOMMIT_S = 30.0
+_REPORT_S = 1.0
+_FULL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one worker.
+
+    ``concurrency`` counts attempts side by side; ``records`` and ``bytes`` bound what is in flight, ``backlog`` what
+    waits behind one held-back key. ``drain_s`` is how long running handlers may take at a rebalance or at the end.
+    """
+
+    concurrency: int = 16
+    records: int = 10_000
+    bytes: int = 64_000_000
+    backlog: int = 1_000
+    drain_s: float = 30.0
+
+
+class Worker:
+    """Runs one group. ``run`` belongs to one thread; ``stop`` may be called from any.
+
+    ``clock`` gives seconds that only grow, ``wall`` seconds since 1970, ``chance`` a number from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        source: Source,
+        flow: Flow,
+        producer: Producer,
+        decoder: Decoder,
+        *,
+        meter: Meter,
+        health: Health,
+        limits: Limits = Limits(),
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._group = group
+        self._source = source
+        self._flow = flow
+        self._producer = producer
+        self._health = health
+        self._limits = limits
+        self._clock = clock
+        self._wall = wall
+        self._chance = chance
+        self._stop = threading.Event()
+        self._hurry = threading.Event()
+        self._outcomes: deque[Outcome] = deque()
+        self._faults: deque[BaseException] = deque()
+        self._bridge: LoopThread | None = None
+        routes = {handler: Route(handler, handler.function) for handler in group.handlers}
+        self._engine = self._make_engine(routes, decoder)
+        self._routes = {(h.topic, h.model.message_type.name.encode()): route for h, route in routes.items()}
+        self._queues = {h.topic for h in group.handlers if h.model.message_type.kind == "job"}
+        self._outlet = Outlet(group, producer, health, clock, wall)
+        self._tiers = Tiers(group.tiers_s, chance)
+        self._gauges = Gauges(group.name, meter, list(routes.values()))
+        self._assigned: dict[Partition, Assigned] = {}
+        self._timers: list[tuple[float, int, Delivery]] = []
+        self._held: dict[Hashable, int] = {}
+        self._number = 0
+        self._in_flight = 0
+        self._in_flight_bytes = 0
+        self._full_since: float | None = None
+        self._next_commit = self._next_recommit = self._next_report = 0.0
+        self._in_trouble = False
+        self._overrun: set[tuple[Partition, int]] = set()
+
+    # ── from any thread ────────────────────────────────────────────────────────────────────────────────────────
+
+    def stop(self, *, hurry: bool = False) -> None:
+        """Ask for the end: drain, or with ``hurry`` wait for nothing."""
+        if hurry:
+            self._hurry.set()
+        self._stop.set()
+
+    # ── the poll thread ────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self) -> bool:
+        """Work until stopped; tell whether every handler had ended. Raises PipelineError where it cannot go on."""
+        name = self._group.name
+        self._health.not_ready(name, "joining the group")
+        clean = False
+        try:
+            starts = dict.fromkeys(self._group.topics, self._group.start)
+            starts.update(dict.fromkeys(self._group.retry_topics, "earliest"))
+            self._source.open(starts, self)
+            while not self._stop.is_set():
+                self._step()
+            self._health.not_ready(name, "stopping")
+            log.info("draining", extra={"action": "worker.draining", "group": name, "in_flight": self._in_flight})
+            clean = self._hand_over(list(self._assigned.values()))
+        finally:
+            self._stop.set()
+            try:
+                self._source.close()
+            finally:
+                self._engine.stop()
+                if self._bridge is not None:
+                    self._bridge.stop()
+                self._producer.close()
+        log.info("stopped", extra={"action": "worker.stopped", "group": name, "clean": clean})
+        return clean
+
+    def _step(self) -> None:
+        if self._faults:
+            raise self._faults[0]
+        self._settle()
+        now = self._clock()
+        self._wake(now)
+        if now >= self._next_commit:
+            self._commit(now)
+            self._engine.tend()
+        if now >= self._next_report:
+            self._report(now)
+        limits = self._limits
+        room = limits.records - self._in_flight
+        if room <= 0 or self._in_flight_bytes >= limits.bytes:
+            self._wait_for_room(now)
+            return
+        if self._full_since is not None:
+            self._full_since = None
+            self._unpause(self._assigned.values(), "full")
+        records = self._source.poll(min(room, _BATCH), self._wait_s(now))
+        if records:
+            self._dispatch(records)
+
+    def _wait_s(self, now: float) -> float:
+        wait_s = _BUSY_S if self._in_flight else _IDLE_S
+        if self._timers:
+            wait_s = min(wait_s, self._timers[0][0] - now)
+        if (next_ms := self._tiers.next_ms()) is not None:
+            wait_s = min(wait_s, next_ms / 1000 - self._wall())
+        return max(wait_s, 0.0)
+
+    def _wait_for_room(self, now: float) -> None:
+        """Let handlers catch up. Partitions are paused only when that takes long: the client drops what it has then."""
+        if self._full_since is None:
+            self._full_since = now
+        if now - self._full_since < _FULL_S:
+            time.sleep(0.001)
+            return
+        self._pause(self._assigned.values(), "full")
+        self._dispatch(self._source.poll(1, _BUSY_S))
+
+    # ── records in ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _dispatch(self, records: list[Record]) -> None:
+        assigned: Assigned | None = None
+        here: Partition | None = None
+        offsets: list[int] = []
+        fresh: list[Delivery] = []
+        due = Due()
+        now_ms = int(self._wall() * 1000)
+        routes, held, size = self._routes, self._held, 0
+        for record in records:
+            topic, partition, offset, key, value, raw, _ = record
+            if here is None or partition != here[1] or topic != here[0]:
+                if assigned is not None:
+                    assigned.watermark.deliver(offsets)
+                offsets = []
+                here = (topic, partition)
+                assigned = self._assigned.get(here)
+            if assigned is None or assigned.closed:
+                continue
+            offsets.append(offset)
+            headers = dict(raw) if raw else {}
+            if assigned.tier_s is not None:
+                self._receive_retried(assigned, record, headers, now_ms, due)
+                continue
+            route = routes.get((topic, headers.get(TYPE)))  # type: ignore[arg-type]  # None is no key, and that is right
+            order_by: Hashable
+            if route is not None:
+                order = route.handler.order
+                order_by = key if order == "key" else None if order == "none" else assigned.whole
+            elif TYPE in headers and topic not in self._queues:
+                fresh.append(Delivery(assigned, record, headers, None, None, None))
+                continue
+            else:
+                order_by = key
+            fresh.append(Delivery(assigned, record, headers, route, order_by, None))
+            if value is not None:
+                size += len(value)
+            if held and order_by in held:
+                self._hold_more(assigned, order_by)
+        if assigned is not None:
+            assigned.watermark.deliver(offsets)
+        if fresh:
+            self._in_flight += len(fresh)
+            self._in_flight_bytes += size
+            self._engine.submit(fresh)
+        self._take(due)
+
+    def _receive_retried(
+        self, assigned: Assigned, record: Record, headers: Mapping[str, bytes | None], now_ms: int, due: Due
+    ) -> None:
+        try:
+            state: RetryState | None = RetryState.of(record)
+        except NewerFormat:
+            state = None
+        except PoisonError as error:
+            fallback = RetryState.of(record._replace(headers=[]))
+            delivery = Delivery(assigned, record, headers, None, None, fallback.failed(describe(error), now_ms))
+            self._count_in(delivery)
+            self._outlet.bury(delivery)
+            return
+        route = None
+        order_by: Hashable = record.key
+        if state is not None and (route := self._routes.get((state.origin.topic, headers.get(TYPE) or b""))):
+            order, origin = route.handler.order, state.origin
+            order_by = record.key if order == "key" else None if order == "none" else (origin.topic, origin.partition)
+        self._tiers.add(Delivery(assigned, record, headers, route, order_by, state), now_ms, due)
+
+    def _take(self, due: Due) -> None:
+        """Begin what is due, move on what is not, and open or close partitions of retry topics."""
+        for delivery in due.now:
+            self._count_in(delivery)
+        if due.now:
+            self._engine.submit(due.now)
+        for delivery in due.move:
+            self._count_in(delivery)
+            self._outlet.retry(delivery)
+        if due.pause:
+            self._pause(due.pause, "tier")
+        if due.resume:
+            self._unpause(due.resume, "tier")
+
+    # ── outcomes ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _settle(self) -> None:
+        """Take outcomes and acknowledgements, and raise watermarks."""
+        outcomes = self._outcomes
+        done: dict[Assigned, list[int]] = {}
+        size = count = 0
+        for _ in range(len(outcomes)):
+            delivery, decision = outcomes.popleft()
+            if decision is None:
+                record = delivery.record
+                assigned = delivery.assigned
+                count += 1
+                size += len(record.value or b"")
+                offsets = done.get(assigned)
+                if offsets is None:
+                    done[assigned] = [record.offset]
+                else:
+                    offsets.append(record.offset)
+                if self._held and delivery.key in self._held:
+                    self._let_go(delivery)
+            else:
+                self._decide(delivery, decision)
+        self._in_flight -= count
+        self._in_flight_bytes -= size
+        for assigned, offsets in done.items():
+            if not assigned.lost:
+                assigned.watermark.settle(offsets)
+        if count:
+            self._gauges.settled("done", count)
+        for delivery, outcome in self._outlet.collect():
+            self._close(delivery, outcome)
+
+    def _decide(self, delivery: Delivery, decision: object) -> None:
+        if isinstance(decision, HandBack) or delivery.assigned.lost:
+            self._count_out(delivery)
+            return
+        if isinstance(decision, Again | Wait):
+            self._hold(delivery, decision)
+            return
+        self._let_go(delivery)
+        if isinstance(decision, Skip):
+            self._close(delivery, "skipped")
+        elif isinstance(decision, Dead):
+            state = delivery.state
+            log.warning(
+                "dead letter",
+                extra={
+                    "action": "worker.dead",
+                    "group": self._group.name,
+                    "reason": decision.reason,
+                    "topic": delivery.record.topic,
+                    "partition": delivery.record.partition,
+                    "offset": delivery.record.offset,
+                    "error_class": state.last_error.kind if state and state.last_error else "",
+                },
+            )
+            self._outlet.bury(delivery)
+        elif isinstance(decision, Move):
+            if delivery.state is not None:
+                due_ms = int((self._wall() + decision.delay_s) * 1000)
+                delivery.state = replace(delivery.state, due_ms=due_ms)
+            self._outlet.retry(delivery)
+
+    def _close(self, delivery: Delivery, outcome: str) -> None:
+        """A record is settled."""
+        self._count_out(delivery)
+        self._gauges.settled(outcome, 1)
+        if not delivery.assigned.lost:
+            delivery.assigned.watermark.settle((delivery.record.offset,))
+
+    def _count_in(self, delivery: Delivery) -> None:
+        self._in_flight += 1
+        self._in_flight_bytes += len(delivery.record.value or b"")
+
+    def _count_out(self, delivery: Delivery) -> None:
+        self._in_flight -= 1
+        self._in_flight_bytes -= len(delivery.record.value or b"")
+
+    # ── waiting in place ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _hold(self, delivery: Delivery, decision: Again | Wait) -> None:
+        """Keep a record, and its key, until its next attempt. Dropped when the partition is being taken away."""
+        if delivery.assigned.closed:
+            self._engine.release(delivery)
+            self._count_out(delivery)
+            return
+        delay_s = decision.delay_s
+        if isinstance(decision, Again):
+            delay_s *= 1 + decision.jitter * self._chance()
+        else:
+            self._health.not_ready(f"{self._group.name} decoding", decision.what)
+        if delivery.key is not None:
+            self._held.setdefault(delivery.key, 0)
+        self._number += 1
+        heapq.heappush(self._timers, (self._clock() + delay_s, self._number, delivery))
+
+    def _hold_more(self, assigned: Assigned, key: Hashable) -> None:
+        self._held[key] += 1
+        if self._held[key] == self._limits.backlog:
+            self._pause([assigned], "backlog")
+
+    def _let_go(self, delivery: Delivery) -> None:
+        """A held-back key goes on."""
+        if self._held.pop(delivery.key, 0) >= self._limits.backlog:
+            self._unpause([a for a in self._assigned.values() if "backlog" in a.paused], "backlog")
+
+    def _wake(self, now: float) -> None:
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            self._engine.again(heapq.heappop(timers)[2])
+        if not any(delivery.waited for _, _, delivery in timers):
+            self._health.ready(f"{self._group.name} decoding")
+        self._take(self._tiers.wake(int(self._wall() * 1000)))
+
+    # ── assignment (called inside poll and close) ──────────────────────────────────────────────────────────────
+
+    def assigned(self, starts: Mapping[Partition, int]) -> None:
+        """Begin with partitions."""
+        tiers = self._group.retry_topics
+        for (topic, partition), start in starts.items():
+            self._assigned[topic, partition] = Assigned(topic, partition, start, tiers.get(topic))
+        self._full_since = None
+        self._next_commit = 0.0
+        self._health.ready(self._group.name)
+        log.info(
+            "partitions assigned",
+            extra={"action": "worker.assigned", "group": self._group.name, "partitions": len(self._assigned)},
+        )
+
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        """Hand partitions over."""
+        self._hand_over([self._assigned[p] for p in partitions if p in self._assigned])
+
+    def lost(self, partitions: Sequence[Partition]) -> None:
+        """Forget partitions; somebody else has them."""
+        taken = [self._assigned[p] for p in partitions if p in self._assigned]
+        for assigned in taken:
+            assigned.closed = assigned.lost = True
+        self._forget(taken)
+        log.warning(
+            "partitions lost", extra={"action": "worker.lost", "group": self._group.name, "partitions": len(taken)}
+        )
+
+    def trouble(self, error: BrokerError) -> None:
+        """Say what the client reports, until the broker answers again."""
+        self._in_trouble = True
+        self._gauges.broker_error()
+        self._health.not_ready(f"{self._group.name} broker", error.what)
+        for assigned in self._assigned.values():
+            assigned.committed = -1
+        log.warning("broker trouble", extra={"action": "worker.trouble", "group": self._group.name, "why": error.what})
+
+    def _hand_over(self, taken: list[Assigned]) -> bool:
+        """Let running handlers end for a bounded time, commit, and fence; tell whether all had ended."""
+        closing = set(taken)
+        for assigned in taken:
+            assigned.closed = True
+        self._forget(taken)
+        deadline = self._clock() + self._limits.drain_s
+        while True:
+            running = any(delivery.assigned in closing for delivery, _ in self._engine.running())
+            self._settle()
+            unsettled = self._outlet.open(closing)
+            ended = not running and not unsettled
+            if ended or self._hurry.is_set() or self._faults or self._clock() >= deadline:
+                break
+            if unsettled:
+                self._producer.flush(0.01)
+            else:
+                time.sleep(0.002)
+        positions = {(a.topic, a.partition): a.watermark.position for a in taken}
+        try:
+            if positions:
+                self._source.commit(positions, wait=True)
+        except BrokerError as error:
+            self.trouble(error)
+        for assigned in taken:
+            assigned.lost = True
+            self._assigned.pop((assigned.topic, assigned.partition), None)
+        if not ended:
+            log.warning(
+                "handlers did not end in time; their records are handled again",
+                extra={"action": "worker.drain_timeout", "group": self._group.name, "drain_s": self._limits.drain_s},
+            )
+        return ended
+
+    def _forget(self, taken: list[Assigned]) -> None:
+        """Drop what waits of partitions: their next owner begins at the committed offset."""
+        for assigned in taken:
+            self._tiers.drop(assigned)
+            if assigned.lost:
+                self._assigned.pop((assigned.topic, assigned.partition), None)
+        kept = []
+        for entry in self._timers:
+            delivery = entry[2]
+            if delivery.assigned.closed:
+                self._held.pop(delivery.key, None)
+                self._engine.release(delivery)
+                self._count_out(delivery)
+            else:
+                kept.append(entry)
+        heapq.heapify(kept)
+        self._timers = kept
+
+    # ── commit, pause, report ──────────────────────────────────────────────────────────────────────────────────
+
+    def _commit(self, now: float) -> None:
+        self._next_commit = now + _COMMIT_S
+        everything = now >= self._next_recommit
+        if everything:
+            self._next_recommit = now + _RECOMMIT_S
+        positions = {}
+        for partition, assigned in self._assigned.items():
+            position = assigned.watermark.position
+            if everything or position != assigned.committed:
+                positions[partition] = assigned.committed = position
+        if positions:
+            self._source.commit(positions, wait=False)
+
+    def _pause(self, partitions: Iterable[Assigned], why: str) -> None:
+        closing = [a for a in partitions if not a.paused and not a.closed]
+        for assigned in partitions:
+            assigned.paused.add(why)
+        if closing:
+            self._flow.pause([(a.topic, a.partition) for a in closing])
+
+    def _unpause(self, partitions: Iterable[Assigned], why: str) -> None:
+        opening = []
+        for assigned in partitions:
+            if why in assigned.paused:
+                assigned.paused.discard(why)
+                if not assigned.paused and not assigned.closed:
+                    opening.append((assigned.topic, assigned.partition))
+        if opening:
+            self._flow.resume(opening)
+
+    def _report(self, now: float) -> None:
+        self._next_report = now + _REPORT_S
+        running = self._engine.running()
+        for delivery, since in running:
+            self._report_overrun(delivery, now - since)
+        oldest_s = max((now - since for _, since in running), default=0.0)
+        ends = self._flow.ends(list(self._assigned))
+        self._gauges.report(self._assigned, ends, in_flight=self._in_flight, oldest_s=oldest_s, held=len(self._held))
+        if self._in_trouble and self._flow.reachable():
+            self._in_trouble = False
+            self._health.ready(f"{self._group.name} broker")
+
+    def _report_overrun(self, delivery: Delivery, seconds: float) -> None:
+        route = delivery.route
+        if route is None or route.handler.timeout_s is None or seconds < route.handler.timeout_s:
+            return
+        record = delivery.record
+        where = ((record.topic, record.partition), record.offset)
+        if where not in self._overrun:
+            self._overrun.add(where)
+            log.warning(
+                "handler overruns its timeout",
+                extra={
+                    "action": "worker.overrun",
+                    "group": self._group.name,
+                    "handler": route.handler.name,
+                    "seconds": round(seconds, 1),
+                    "topic": record.topic,
+                    "partition": record.partition,
+                    "offset": record.offset,
+                },
+            )
+
+    def _make_engine(self, routes: Mapping[Handler, Route], decoder: Decoder) -> Engine:
+        attempts = Attempts(self._group, routes, decoder, self._clock, self._wall)
+        put, fault, name = self._outcomes.append, self._faults.append, self._group.name
+        many = self._limits.concurrency
+        coroutines = [route for h, route in routes.items() if inspect.iscoroutinefunction(h.function)]
+        if len(coroutines) == len(routes):
+            return Tasks(attempts.arun, put, fault, concurrency=many, name=name, clock=self._clock)
+        if coroutines:  # in one group with plain functions: they share its order, so they share its threads
+            self._bridge = LoopThread(f"{name}-loop")
+            for route in coroutines:
+                route.call = self._bridge.blocking(route.handler.function, route.handler.timeout_s)
+        return Threads(attempts.run, put, fault, concurrency=many, name=name, clock=self._clock)

@@ -1,0 +1,219 @@
+"""A worker in this process on the real broker: what the worker tests share.
+
+Values are JSON unless a test is about Avro: the registry is not what these tests are about.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from pipeline import Pipeline
+from pipeline.codec import Decoder
+from pipeline.definition import Group
+from pipeline.errors import SchemaError
+from pipeline.kafka.consumer import GroupConsumer
+from pipeline.kafka.producer import AckProducer
+from pipeline.metrics import CATALOGUE
+from pipeline.probes import Readiness
+from pipeline.worker import Limits, Worker
+
+
+def wait_until(what: Callable[[], Any], deadline_s: float = 30.0, why: str = "") -> Any:
+    """Return the first true value of ``what``; fail after the deadline."""
+    end = time.monotonic() + deadline_s
+    while not (found := what()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {deadline_s} s: {why or what}")
+        time.sleep(0.02)
+    return found
+
+
+class NoSchemas:
+    def text(self, schema_id: int) -> str:
+        raise SchemaError("no registry in this test", retryable=True)
+
+
+class Meter:
+    """Keeps what was counted, by name and labels."""
+
+    def __init__(self) -> None:
+        self.values: Counter[tuple[str, ...]] = Counter()
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None:
+        self._key(name, labels)
+        self.values[name, *labels.values()] += amount  # type: ignore[assignment]
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        self._key(name, labels)
+        self.values[name, *labels.values()] = value  # type: ignore[assignment]
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        self.add(name, **labels)
+
+    def observe_many(self, name: str, values: Sequence[float], **labels: str) -> None:
+        self.add(name, len(values), **labels)
+
+    def _key(self, name: str, labels: dict[str, str]) -> None:
+        assert set(CATALOGUE[name].labels) == set(labels)
+
+
+class Broker:
+    """The real broker, as a test looks at it."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self.options = {"bootstrap.servers": bootstrap}
+        self._producer = Producer({**self.options, "partitioner": "murmur2_random", "linger.ms": 1})
+
+    def create(self, app: Pipeline) -> None:
+        admin = AdminClient(self.options)
+        new = [NewTopic(s.name, s.partitions, 1, config=s.config) for s in app.topics()]
+        for done in admin.create_topics(new, operation_timeout=10).values():
+            done.result(15)
+
+    def delete(self, *topics: str) -> None:
+        for done in AdminClient(self.options).delete_topics(list(topics)).values():
+            done.result(15)
+
+    def put(
+        self,
+        topic: str,
+        type_name: str | None,
+        data: dict[str, Any] | bytes | None,
+        *,
+        key: str | None = None,
+        event_id: str = "",
+        headers: Sequence[tuple[str, bytes | None]] = (),
+        timestamp_ms: int = 0,
+        partition: int = -1,
+    ) -> None:
+        value = json.dumps(data).encode() if isinstance(data, dict) else data
+        own: list[tuple[str, bytes | None]] = [("type", type_name.encode())] if type_name else []
+        if event_id:
+            own.append(("id", event_id.encode()))
+        self._producer.produce(
+            topic,
+            value,
+            key.encode() if key is not None else None,
+            partition,
+            timestamp=timestamp_ms,
+            headers=[*own, *headers],
+        )
+        self._producer.poll(0)
+
+    def flush(self) -> None:
+        assert self._producer.flush(20) == 0
+
+    def read(self, topic: str, count: int, deadline_s: float = 30.0) -> list[Message]:
+        """Return the first ``count`` records of a topic, over all partitions."""
+        consumer = Consumer({**self.options, "group.id": "reads", "auto.offset.reset": "earliest"})
+        try:
+            numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+            consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
+            found: list[Message] = []
+            end = time.monotonic() + deadline_s
+            while len(found) < count:
+                message = consumer.poll(0.2)
+                if message is not None and message.error() is None:
+                    found.append(message)
+                assert time.monotonic() < end, f"{topic}: {len(found)} of {count} records within {deadline_s} s"
+            return found
+        finally:
+            consumer.close()
+
+    def count(self, topic: str) -> int:
+        consumer = Consumer({**self.options, "group.id": "counts"})
+        try:
+            numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+            bounds = [consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10) for n in numbers]
+            return sum(high - low for low, high in bounds)
+        finally:
+            consumer.close()
+
+    def committed(self, group: str, topic: str) -> int:
+        """Sum of the committed offsets of a group on a topic."""
+        consumer = Consumer({**self.options, "group.id": group})
+        try:
+            numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+            found = consumer.committed([TopicPartition(topic, n) for n in numbers], timeout=10)
+            return sum(max(0, partition.offset) for partition in found)
+        finally:
+            consumer.close()
+
+
+class Running:
+    """One worker in a thread."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        group: Group,
+        *,
+        limits: Limits | None = None,
+        schemas: Any = None,
+        producer: Any = None,
+        **options: str,
+    ) -> None:
+        kafka = {**broker.options, **options}
+        self.health = Readiness("worker")
+        self.health.ready()
+        self.meter = Meter()
+        self.consumer = GroupConsumer(kafka, group.name)
+        self.worker = Worker(
+            group,
+            self.consumer,
+            self.consumer,
+            producer or AckProducer(broker.options),
+            Decoder(schemas or NoSchemas()),
+            meter=self.meter,
+            health=self.health,
+            limits=limits or Limits(drain_s=10),
+            chance=lambda: 0.0,
+        )
+        self.clean: bool | None = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.clean = self.worker.run()
+        except BaseException as error:  # noqa: BLE001 — the test looks at it
+            self.error = error
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.health.state()["ready"])
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self, deadline_s: float = 30.0) -> None:
+        self._thread.join(deadline_s)
+        assert not self._thread.is_alive(), "the worker did not end"
+
+    def stop(self, deadline_s: float = 30.0, *, hurry: bool = False) -> None:
+        self.worker.stop(hurry=hurry)
+        self.join(deadline_s)
+        if self.error is not None:
+            raise self.error
+
+
+@contextmanager
+def running(broker: Broker, group: Group, **options: Any) -> Iterator[Running]:
+    worker = Running(broker, group, **options)
+    try:
+        wait_until(lambda: worker.ready or not worker.alive, why="the worker joins its group")
+        yield worker
+    finally:
+        worker.worker.stop(hurry=True)
+        worker.join()
