@@ -35,7 +35,9 @@ def print_rows(rows: Sequence[Mapping[str, object]], output: str, *, empty: str 
             table.add_column(name, justify="right" if isinstance(value, int | float) else "left", overflow="fold")
         for row in rows:
             table.add_row(*("-" if value is None else str(value) for value in row.values()))
-        Console(soft_wrap=True).print(table)
+        console = Console()
+        # a line per row for grep and cut; folded only where a person reads
+        (console if console.is_terminal else Console(width=10_000)).print(table)
 
 
 def print_object(data: Mapping[str, object], output: str) -> None:
