@@ -1,11 +1,13 @@
-"""An application's consumer groups in; their workers running, each in a thread of its own, until stopped."""
+"""An application's consumer groups in; their workers running, each in a thread of its own, until stopped.
+
+And how far the groups are.
+"""
 
 from __future__ import annotations
 
-import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
 
 from prometheus_client import CollectorRegistry
 
@@ -16,13 +18,14 @@ from pipeline.definition import Group
 from pipeline.endpoints import kafka_options, registry_address
 from pipeline.errors import ConfigError
 from pipeline.kafka.consumer import GroupConsumer
+from pipeline.kafka.lag import Lag, Lags
 from pipeline.kafka.producer import AckProducer
 from pipeline.metrics import PrometheusMeter
 from pipeline.probes import Readiness, serve
 from pipeline.registry.client import RegistrySchemas
 from pipeline.worker import Limits, Worker
 
-__all__ = ["run_worker", "selected_groups"]
+__all__ = ["lag_of", "run_worker", "selected_groups"]
 
 _LOOK_S = 0.2
 _CONSUMER_ONLY = frozenset(
@@ -72,14 +75,15 @@ def run_worker(
     concurrency: int = 16,
     metrics_port: int | None = None,
     drain_timeout_s: float = 30.0,
-    until: Callable[[], bool] = lambda: False,
+    until: threading.Event,
+    at_once: threading.Event | None = None,
     options: Mapping[str, str] | None = None,
-    on_metrics_port: Callable[[int], None] = lambda _port: None,
+    on_port: Callable[[int], None] = lambda _port: None,
 ) -> bool:
-    """Run workers until a signal or ``until``; tell whether all handlers had ended when they stopped.
+    """Run workers until ``until`` is set, then drain; tell whether all handlers had ended when they stopped.
 
-    In the main thread SIGTERM and SIGINT drain, a second one stops at once. ``options`` are librdkafka settings.
-    Raises PipelineError: what one worker cannot go on from ends all of them.
+    ``at_once`` ends the drain too. ``metrics_port`` serves metrics and probes (0: any free port, told to
+    ``on_port``); ``options`` are librdkafka settings. Raises PipelineError: what one worker cannot go on from ends all.
     """
     chosen = selected_groups(app, groups, queues)
     registry = CollectorRegistry()
@@ -98,21 +102,22 @@ def run_worker(
     limits = Limits(concurrency=concurrency, drain_s=drain_timeout_s)
     runs = [_Run(_worker(group, kafka, decoder, meter, readiness, limits)) for group in chosen]
     if metrics_port is not None:
-        on_metrics_port(serve(registry, readiness.state, metrics_port))
+        on_port(serve(registry, readiness.state, metrics_port))
     readiness.ready()
-    restore = _on_signals(runs)
     try:
         for run in runs:
             run.start()
-        while not until() and all(run.is_alive() for run in runs):
+        while not until.wait(_LOOK_S) and all(run.is_alive() for run in runs):
             meter.set("pipeline_ready", 1 if readiness.state()["ready"] else 0, role="worker")
-            runs[0].join(_LOOK_S)
     finally:
         for run in runs:
             run.worker.stop()
-        for run in runs:
-            run.join()
-        restore()
+        while any(run.is_alive() for run in runs):
+            if at_once is not None and at_once.is_set():
+                for run in runs:
+                    run.worker.stop(hurry=True)
+            for run in runs:
+                run.join(_LOOK_S)
     for run in runs:
         if run.error is not None:
             raise run.error
@@ -132,6 +137,25 @@ def _worker(
     return Worker(group, consumer, consumer, producer, decoder, meter=meter, health=readiness, limits=limits)
 
 
+def lag_of(settings: Settings, app: Pipeline | None = None, groups: Sequence[str] = ()) -> list[Lag]:
+    """Return the lag of an application's groups, or of all that the broker knows; ``groups`` picks some by name."""
+    lags = Lags(kafka_options(settings))
+    try:
+        if app is None:
+            known = lags.groups()
+            missing = sorted(set(groups) - set(known))
+            if missing:
+                raise ConfigError(f"no such group: {', '.join(missing)}", remedy=f"groups are: {', '.join(known)}")
+            return [row for name in groups or known for row in lags.of(name, now_s=time.time())]
+        return [
+            row
+            for group in selected_groups(app, groups)
+            for row in lags.of(group.name, [*group.topics, *group.retry_topics], now_s=time.time())
+        ]
+    finally:
+        lags.close()
+
+
 class _Run(threading.Thread):
     """One worker in its thread."""
 
@@ -146,23 +170,3 @@ class _Run(threading.Thread):
             self.clean = self.worker.run()
         except BaseException as error:  # noqa: BLE001 — raised again in the thread that waits for it
             self.error = error
-
-
-def _on_signals(runs: Sequence[_Run]) -> Callable[[], None]:
-    """Drain at the first signal, stop at once at the second; return what takes that back."""
-    if threading.current_thread() is not threading.main_thread():
-        return lambda: None
-    seen: list[int] = []
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        seen.append(number)
-        for run in runs:
-            run.worker.stop(hurry=len(seen) > 1)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    return restore

@@ -114,7 +114,9 @@ class Broker:
 
     def read(self, topic: str, count: int, deadline_s: float = 30.0) -> list[Message]:
         """Return the first ``count`` records of a topic, over all partitions."""
-        consumer = Consumer({**self.options, "group.id": "reads", "auto.offset.reset": "earliest"})
+        consumer = Consumer(
+            {**self.options, "group.id": "reads", "enable.auto.commit": False, "auto.offset.reset": "earliest"}
+        )
         try:
             numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
             consumer.assign([TopicPartition(topic, number, 0) for number in numbers])

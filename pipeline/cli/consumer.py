@@ -1,0 +1,106 @@
+"""``pipeline consumer``: run an application's handlers, and see how far its groups are."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import asdict
+
+import click
+
+from pipeline import log
+from pipeline.cli.output import output_option, print_rows
+from pipeline.config import Settings
+from pipeline.errors import ConfigError
+from pipeline.runtime.load import load_app
+from pipeline.runtime.worker import lag_of, run_worker
+
+__all__ = ["consumer"]
+
+
+@click.group()
+def consumer() -> None:
+    """Consumer groups and queues of an application."""
+
+
+@consumer.command()
+@click.argument("app", metavar="MODULE:APP")
+@click.option("--group", "groups", multiple=True, help="A consumer group, by its short or full name; may be repeated.")
+@click.option("--queue", "queues", multiple=True, help="A queue of jobs; may be repeated. Neither: all of them.")
+@click.option("--concurrency", type=click.IntRange(1, 10_000), default=16, show_default=True, help="Attempts at once.")
+@click.option("--drain-timeout", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds, at SIGTERM.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz; 0: free port.")
+@click.option("-X", "options", multiple=True, metavar="KEY=VALUE", help="Pass a setting to librdkafka.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.pass_context
+def run(
+    context: click.Context,
+    app: str,
+    groups: tuple[str, ...],
+    queues: tuple[str, ...],
+    concurrency: int,
+    drain_timeout: float,
+    metrics_port: int | None,
+    options: tuple[str, ...],
+    log_level: str,
+) -> None:
+    """Handle events and jobs until SIGTERM or SIGINT, which drain; a second one ends at once.
+
+    \b
+    Example:
+      pipeline consumer run shop:app --group billing --queue email --metrics-port 9102
+
+    Logs are JSON on stderr. Exit codes: 0 stopped and drained, 1 it cannot go on, and why, 2 stopped while handlers
+    were still running: their records are handled again.
+    """
+    log.configure(log_level)
+    until, at_once = threading.Event(), threading.Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        (at_once if until.is_set() else until).set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    drained = run_worker(
+        load_app(app),
+        groups=groups,
+        queues=queues,
+        settings=Settings.load(),
+        concurrency=concurrency,
+        drain_timeout_s=drain_timeout,
+        metrics_port=metrics_port,
+        until=until,
+        at_once=at_once,
+        options=_pairs(options),
+        on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
+    )
+    context.exit(0 if drained else 2)
+
+
+@consumer.command()
+@click.argument("app", metavar="[MODULE:APP]", required=False)
+@click.option("--group", "groups", multiple=True, help="Only this group (full name, or short with MODULE:APP).")
+@output_option
+def lag(app: str | None, groups: tuple[str, ...], output: str) -> None:
+    """Show committed and end offset and the lag, in records and seconds, of every partition, retry topics among them.
+
+    Without MODULE:APP: of all groups that the broker knows. Seconds are the age of the oldest record that is not
+    committed. Exits with 0 however large the lag is.
+
+    \b
+    Example:
+      pipeline consumer lag shop:app --group billing
+      pipeline consumer lag -o json
+    """
+    rows = lag_of(Settings.load(), load_app(app) if app else None, groups)
+    print_rows([asdict(row) for row in rows], output, empty="no group has committed anything")
+
+
+def _pairs(options: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"-X {option}: is not KEY=VALUE", remedy="write it as -X max.poll.interval.ms=600000")
+        pairs[key] = value
+    return pairs
