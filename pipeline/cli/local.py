@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["down", "status", "terminal_progress", "up"]
 
 data_option = click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), help="Where the servers keep their state.  [.pipeline]"
+    "--data",
+    type=click.Path(path_type=Path, readable=False),
+    help="Where the servers keep their state.  [default: .pipeline]",
 )
 
 

@@ -89,7 +89,12 @@ class Home:
 
     def port(self, name: str) -> int:
         """Return a remembered port."""
-        return self.memory()["ports"][name]
+        ports = self.memory().get("ports", {})
+        if name not in ports:
+            raise LocalStackError(
+                f"no server was ever started in {self.data}", remedy=f"pipeline up --data {self.data}"
+            )
+        return ports[name]
 
     def password(self, name: str) -> str:
         """Return a remembered password."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -72,7 +73,8 @@ class LocalStack:
             if stopped:
                 check_disk(self._home.data)
                 check_memory([server.name for server in stopped])
-                self._home.settle([port for server in stopped for port in server.port_names], self._progress)
+                idle = [server for server in (*stopped, self.connect) if server.process.find() is None]
+                self._home.settle([port for server in idle for port in server.port_names], self._progress)
             memory = self._home.memory()
             wanted = connect or self.connect.process.find() is not None
             if memory.get("connect", False) != wanted:
@@ -114,7 +116,9 @@ class LocalStack:
     def start(self, name: ServerName) -> None:
         """Start one server where it was, and wait until it is ready."""
         with self._changing():
-            self._server(name).start(threading.Event())
+            server, cancelled = self._server(name), threading.Event()
+            self._fetch([server] if server.process.find() is None else [], cancelled)
+            server.start(cancelled)
 
     def stop(self, name: ServerName) -> None:
         """Stop one server in good order."""
@@ -182,6 +186,8 @@ class LocalStack:
                 yield
         except OSError as error:
             raise _translated(error, self._home.data) from error
+        except subprocess.SubprocessError as error:
+            raise LocalStackError(str(error), remedy=f"look at the logs in {self._home.data}") from error
 
 
 def _translated(error: OSError, data: Path) -> LocalStackError:
