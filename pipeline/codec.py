@@ -12,19 +12,25 @@ from functools import cache
 from typing import Any, Protocol, TypeVar
 
 import fastavro
+from fastavro import _read_py, _write_py
 from fastavro.read import SchemaResolutionError
 from fastavro.schema import SchemaParseException
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
-from pipeline.avro import schema_of
+from pipeline.annotation import alone, field_shape
+from pipeline.avro import recursive, schema_of
 from pipeline.errors import PoisonError, SchemaError
 from pipeline.event import Message
+from pipeline.shape import Scope
 
 __all__ = ["Decoder", "WriterSchemas", "encode", "frame", "subject_of", "unframe"]
 
 M = TypeVar("M", bound=Message)
 _HEADER = 5
 _MAGIC = b"\0"
+_WRONG = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
+"""What fastavro raises for a value that does not fit."""
 
 
 class WriterSchemas(Protocol):
@@ -59,17 +65,17 @@ def encode(message: Message, schema_id: int | None) -> bytes:
     """
     kind = message.message_type
     if kind.format == "json":
-        return message.model_dump_json().encode()
+        return _json(message)
     if schema_id is None:
         raise SchemaError(f"{kind.name}: an Avro value needs a schema id")
     model = type(message)
     buffer = io.BytesIO()
     buffer.write(frame(schema_id, b""))
     try:
-        fastavro.schemaless_writer(buffer, _parsed(model), schema_of(model).convert(message))
-    except (TypeError, ValueError, OverflowError, AttributeError, LookupError, ArithmeticError) as error:
+        _write(model)(buffer, _parsed(model), schema_of(model).convert(message))
+    except _WRONG as error:
         raise SchemaError(
-            f"{kind.name}: a value does not fit its schema {_field_at_fault(message)}: {type(error).__name__}",
+            f"{kind.name}: a value does not fit its schema{_field_at_fault(message)}: {type(error).__name__}",
             remedy="nothing was written; make the message by its constructor, which checks it",
         ) from None
     return buffer.getvalue()
@@ -81,7 +87,7 @@ class Decoder:
     def __init__(self, schemas: WriterSchemas) -> None:
         self._schemas = schemas
         self._writers: dict[int, Any] = {}
-        self._pairs: dict[tuple[int, type[Message]], tuple[Any, Any]] = {}
+        self._pairs: dict[tuple[int, type[Message]], tuple[Any, Any, Any]] = {}
 
     def decode(self, value: bytes | None, model: type[M]) -> M:
         """Return the message.
@@ -92,33 +98,39 @@ class Decoder:
         if value is None:
             raise PoisonError(f"{model.message_type.name}: the value is empty")
         if model.message_type.format == "json":
-            return _validate(model, lambda: model.model_validate_json(value))
+            return _validate(model, lambda: model.model_validate_json(value, by_alias=True, by_name=True))
         schema_id, body = unframe(value)
-        pair = self._pairs.get((schema_id, model)) or self._pair(schema_id, model)
+        read, writer, reader = self._pairs.get((schema_id, model)) or self._pair(schema_id, model)
+        restore = schema_of(model).restore
         stream = io.BytesIO(body)
         try:
-            data = fastavro.schemaless_reader(stream, *pair)
+            data = read(stream, writer, reader, return_named_type=restore is not None)
         except SchemaResolutionError as error:
             raise SchemaError(
                 f"{model.message_type.name}: cannot be read from schema id {schema_id}: {error}",
                 remedy="pipeline schema check; then deploy a model that can read what was written",
             ) from None
-        except (EOFError, ValueError, IndexError, TypeError, OverflowError, StopIteration, MemoryError) as error:
+        except (*_WRONG, EOFError, StopIteration, MemoryError) as error:
             raise PoisonError(
                 f"{model.message_type.name}: not a record of schema id {schema_id} ({type(error).__name__})"
             ) from None
         if stream.tell() != len(body):
             raise PoisonError(f"{model.message_type.name}: bytes left over after a record of schema id {schema_id}")
-        return _validate(model, lambda: model.model_validate(data))
+        if restore is None:
+            return _validate(model, lambda: model.model_validate(data, strict=False, by_alias=False, by_name=True))
+        return _validate(model, lambda: model.model_validate(restore(data), strict=False, by_alias=False, by_name=True))
 
     def record_name(self, value: bytes) -> str:
         """Return the full Avro name of the record in ``value``, by its schema."""
-        return str(self._writer(unframe(value)[0]).get("name", ""))
+        writer = self._writer(unframe(value)[0])
+        return str(writer.get("name", "")) if isinstance(writer, dict) else ""
 
-    def _pair(self, schema_id: int, model: type[Message]) -> tuple[Any, Any]:
-        """Return writer and reader schema, the reader as None where they are the same: decoding is then quicker."""
+    def _pair(self, schema_id: int, model: type[Message]) -> tuple[Any, Any, Any]:
+        """Return fastavro's reader, writer schema and reader schema: None where they are the same, which is quicker."""
         writer, reader = self._writer(schema_id), _parsed(model)
-        pair = self._pairs[schema_id, model] = (writer, None if writer == reader else reader)
+        same = writer == reader
+        read = _read_py.schemaless_reader if recursive(writer) else fastavro.schemaless_reader
+        pair = self._pairs[schema_id, model] = (read, writer, None if same else reader)
         return pair
 
     def _writer(self, schema_id: int) -> Any:
@@ -126,7 +138,7 @@ class Decoder:
         if found is None:
             try:
                 found = fastavro.parse_schema(json.loads(self._schemas.text(schema_id)))
-            except (ValueError, SchemaParseException) as error:
+            except (SchemaParseException, *_WRONG) as error:
                 raise SchemaError(f"schema id {schema_id}: the registry's text is not a schema") from error
             self._writers[schema_id] = found
         return found
@@ -140,23 +152,33 @@ def _validate(model: type[M], make: Any) -> M:
         raise PoisonError(f"{model.message_type.name}: does not fit its model in: {fields}") from None
 
 
+def _json(message: Message) -> bytes:
+    try:
+        return message.model_dump_json(by_alias=True, round_trip=True, warnings="error").encode()
+    except (PydanticSerializationError, *_WRONG) as error:
+        raise SchemaError(
+            f"{message.message_type.name}: cannot be written as JSON: {type(error).__name__}",
+            remedy="nothing was written; text must be UTF-8, and the message made by its constructor, which checks it",
+        ) from None
+
+
 def _field_at_fault(message: Message) -> str:
     """Name the first field that does not encode by itself, for the error's text. Never its value."""
-    model = type(message)
-    data = schema_of(model).convert
-    try:
-        values = data(message)
-    except (TypeError, ValueError, AttributeError, LookupError):
-        return ""
-    for field in _parsed(model)["fields"]:
-        alone = {"type": "record", "name": "Alone", "fields": [field]}
+    for name in type(message).model_fields:
+        shape = field_shape(type(message), name, Scope(""))  # with all its names: it stands alone
         try:
-            fastavro.schemaless_writer(io.BytesIO(), fastavro.parse_schema(alone), values)
-        except SchemaParseException:
-            continue  # the field names a type that another field defines
-        except (TypeError, ValueError, OverflowError, AttributeError, LookupError, ArithmeticError):
-            return f" in field {field['name']!r}"
+            value = message.__dict__[name]
+            value = shape.to_avro(value) if shape.to_avro else value
+            _write(type(message))(io.BytesIO(), fastavro.parse_schema(alone(name, shape)), {name: value})
+        except _WRONG:
+            return f" in field {name!r}"
     return ""
+
+
+@cache
+def _write(model: type[Message]) -> Any:
+    """Return fastavro's writer. Its C code ends the process on deep nesting, so what nests freely goes by Python's."""
+    return _write_py.schemaless_writer if recursive(schema_of(model).parsed()) else fastavro.schemaless_writer
 
 
 @cache
