@@ -36,7 +36,9 @@ _BASE: dict[str, str | int | bool] = {
 _METADATA_MAX_AGE_S = 300.0  # as Java's metadata.max.age.ms
 _METADATA_TIMEOUT_S = 2.0
 _FLUSH_S = 0.001  # long enough for the client's threads to wake and ignore linger.ms
-_FLUSH_EVERY_S = 0.003  # full batches at high rates: lingering ends at most this often
+_FLUSH_EVERY_S = 0.003  # full batches at high rates: lingering ends at most this often …
+_WINDOW_S = 0.05
+_FEW = 200  # … unless there were so few records in the last window: then each leaves at once
 
 
 class _Counter:
@@ -92,6 +94,8 @@ class RecordProducer:
         self._unkeyed = 0
         self._failed: list[tuple[KafkaError, Message]] = []
         self._flushed_at = 0.0
+        self._window_from = 0.0
+        self._in_window = 0
         self._producer = _connect(
             {
                 "linger.ms": 5,
@@ -132,6 +136,7 @@ class RecordProducer:
                 counter.sent += 1
                 touched.add(counter)
                 index += 1
+            self._note_rate(end - start)
         except BufferError:
             return index
         except BrokerError:
@@ -163,9 +168,11 @@ class RecordProducer:
         ``hurry`` says that nothing more comes just now, so what is queued leaves at once.
         Raises Refused or BrokerError when records were not delivered: then close, and resend with a new producer.
         """
-        if hurry and (now := self._clock()) - self._flushed_at >= _FLUSH_EVERY_S:
-            self._flushed_at = now
-            self._producer.flush(_FLUSH_S)
+        if hurry and self._in_window:
+            now = self._clock()
+            if self._in_window < _FEW or now - self._flushed_at >= _FLUSH_EVERY_S:
+                self._flushed_at = now
+                self._producer.flush(_FLUSH_S)
         self._producer.poll(wait_s)
         if self._failed:
             raise self._failure()
@@ -197,6 +204,12 @@ class RecordProducer:
         translated = translate(error, "connection")
         self._trouble = translated.what
         self._on_error(translated)
+
+    def _note_rate(self, count: int) -> None:
+        now = self._clock()
+        if now - self._window_from > _WINDOW_S:
+            self._window_from, self._in_window = now, 0
+        self._in_window += count
 
     def _spread(self, count: int) -> int:
         """Return the next partition for a record without key: a run of records each, so that batches fill."""

@@ -1,0 +1,298 @@
+"""Outbox rows in a real PostgreSQL in, figures of the relay on a real Kafka out.
+
+    python -m tests.benchmarks.relay [--rows 300000] [--seconds 10] [--stack DIR]
+
+Servers come from PIPELINE_POSTGRES__DSN and PIPELINE_KAFKA__BOOTSTRAP_SERVERS, or from the local stack in DIR. Only
+ratios within one run carry over to other machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import psycopg
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+from psycopg.conninfo import make_conninfo
+
+from pipeline.capture import Batch
+from pipeline.config import Settings
+from pipeline.endpoints import libpq_environment
+from pipeline.postgres import migrations
+from pipeline.postgres.changes import Changes
+from pipeline.postgres.slot import ReplicationConnection
+from pipeline.postgres.wal import _STREAM, WalSource
+from pipeline.runtime.relay import binding, read_connector, wal_settings
+
+PAYLOAD = b"\0\0\0\0\1" + os.urandom(225)
+PARTITIONS = 6
+CONNECTOR = Path(__file__).parents[2] / "connectors" / "outbox.json"
+
+
+class Bench:
+    """One database, topic and slot of their own."""
+
+    def __init__(self, dsn: str, kafka: str, folder: Path, options: tuple[str, ...] = ()) -> None:
+        self.options = options
+        self.name = f"bench{secrets.token_hex(3)}"
+        self.admin_dsn, self.kafka = dsn, kafka
+        self.dsn = make_conninfo(dsn, dbname=self.name)
+        self.topic = f"{self.name}.events"
+        self.file = folder / f"{self.name}.json"
+        loaded = json.loads(CONNECTOR.read_text())
+        loaded["name"] = self.name
+        loaded["config"] |= {"slot.name": self.name}
+        self.file.write_text(json.dumps(loaded))
+        self.admin = AdminClient({"bootstrap.servers": kafka})
+
+    def __enter__(self) -> Bench:
+        with psycopg.connect(self.admin_dsn, autocommit=True) as conn:
+            conn.execute(f"CREATE DATABASE {self.name}")
+        with psycopg.connect(self.dsn) as conn:
+            migrations.migrate(conn)
+        new = [NewTopic(self.topic, PARTITIONS, 1), NewTopic(f"{self.name}.dlq", 1, 1)]
+        for done in self.admin.create_topics(new).values():
+            done.result(15)
+        settings = Settings(postgres={"dsn": self.dsn}, kafka={"bootstrap_servers": self.kafka})
+        self.connector = read_connector(self.file, settings, env=libpq_environment(self.dsn))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with psycopg.connect(self.dsn, autocommit=True) as conn:
+            conn.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
+                (self.name,),
+            )
+        with psycopg.connect(self.admin_dsn, autocommit=True) as conn:
+            conn.execute(f"DROP DATABASE {self.name} WITH (FORCE)")
+        for done in self.admin.delete_topics([self.topic, f"{self.name}.dlq"]).values():
+            done.result(15)
+
+    def fill(self, rows: int) -> None:
+        """Commit rows in transactions of 1,000."""
+        with psycopg.connect(self.dsn) as conn:
+            for begin in range(0, rows, 1000):
+                copy = "COPY pipeline.outbox (id, aggregatetype, aggregateid, type, payload, topic) FROM STDIN"
+                with conn.cursor() as cursor, cursor.copy(copy) as writer:
+                    for number in range(begin, begin + 1000):
+                        writer.write_row(
+                            (uuid.uuid4(), "order", f"order-{number % 5000}", "shop.OrderPlaced", PAYLOAD, self.topic)
+                        )
+                conn.commit()
+
+    def environment(self) -> dict[str, str]:
+        """The relay's environment."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
+        return ours | {"PIPELINE_POSTGRES__DSN": self.dsn, "PIPELINE_KAFKA__BOOTSTRAP_SERVERS": self.kafka}
+
+    @contextmanager
+    def relay(self) -> Iterator[psutil.Process]:
+        """The relay as it is run in production."""
+        code = "from pipeline.cli.connector import connector; connector()"
+        command = [sys.executable, "-c", code, "run", str(self.file), "--log-level", "warning"]
+        command += [part for option in self.options for part in ("-X", option)]
+        with subprocess.Popen(command, env=self.environment()) as process:
+            try:
+                yield psutil.Process(process.pid)
+            finally:
+                process.terminate()
+                process.wait(30)
+
+    def published(self, consumer: Consumer) -> int:
+        """Return how many records the topic has."""
+        ends = (consumer.get_watermark_offsets(TopicPartition(self.topic, p), timeout=5) for p in range(PARTITIONS))
+        return sum(end for _, end in ends)
+
+
+def receive_only(bench: Bench, rows: int) -> tuple[float, float]:
+    """Read the slot and count frames: what the server's decoder can send. Seconds, and CPU seconds of ours."""
+    conn = ReplicationConnection(bench.dsn)
+    conn.start(bench.name, "pipeline_outbox", 0, _STREAM)
+    began, cpu, seen = time.perf_counter(), time.process_time(), 0
+    while seen < rows:
+        frame = conn.frame()
+        if frame is None:
+            conn.receive(1)
+        elif frame[25:26] == b"I":
+            seen += 1
+    found = time.perf_counter() - began, time.process_time() - cpu
+    conn.close()
+    return found
+
+
+def receive_and_route(bench: Bench, rows: int) -> tuple[float, float]:
+    """The same with parsing and routing, nothing produced."""
+    conn = ReplicationConnection(bench.dsn)
+    wait_free(bench)
+    conn.start(bench.name, "pipeline_outbox", 0, _STREAM)
+    changes, seen, batch = Changes(binding(bench.connector)), 0, Batch()
+    began, cpu = time.perf_counter(), time.process_time()
+    while seen < rows:
+        frame = conn.frame()
+        if frame is None:
+            conn.receive(1)
+            seen += len(batch.records)
+            batch = Batch()
+        elif frame[0] == 119:
+            changes.feed(frame, batch)
+    found = time.perf_counter() - began, time.process_time() - cpu
+    conn.close()
+    return found
+
+
+def wait_free(bench: Bench) -> None:
+    """Wait until nobody reads the slot."""
+    with psycopg.connect(bench.dsn, autocommit=True) as conn:
+        while conn.execute(
+            "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active", (bench.name,)
+        ).fetchone():
+            time.sleep(0.02)
+
+
+def throughput(bench: Bench, rows: int) -> dict[str, float]:
+    """Drain a backlog with the relay."""
+    source = WalSource(bench.dsn, wal_settings(bench.connector), binding(bench.connector))
+    source.start()  # makes the slot, so that the rows come after it
+    source.close()
+    bench.fill(rows)
+    wait_free(bench)
+    alone_s, alone_cpu_s = receive_only(bench, rows)
+    routed_s, routed_cpu_s = receive_and_route(bench, rows)
+    wait_free(bench)
+    consumer = Consumer({"bootstrap.servers": bench.kafka, "group.id": bench.name})
+    with bench.relay() as process:
+        while not (first := bench.published(consumer)):
+            time.sleep(0.005)
+        began, cpu = time.perf_counter(), sum(process.cpu_times()[:2])
+        while (done := bench.published(consumer)) < rows:
+            time.sleep(0.02)
+        took, cpu = time.perf_counter() - began, sum(process.cpu_times()[:2]) - cpu
+        peak = next(
+            int(line.split()[1]) / 1024
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
+        time.sleep(1)
+    consumer.close()
+    relay = (done - first) / took
+    return {
+        "rows": done,
+        "receive_only_per_s": rows / alone_s,
+        "receive_only_cpu_us": alone_cpu_s / rows * 1e6,
+        "routed_per_s": rows / routed_s,
+        "routed_cpu_us": routed_cpu_s / rows * 1e6,
+        "relay_per_s": relay,
+        "relay_cpu_us": cpu / (done - first) * 1e6,
+        "relay_peak_mb": peak,
+        "relay_to_receive_only": relay / (rows / alone_s),
+    }
+
+
+def latency(bench: Bench, seconds: float, rate: int) -> dict[str, float]:
+    """Commit single rows at a steady rate and measure commit → consumer."""
+    consumer = Consumer(
+        {"bootstrap.servers": bench.kafka, "group.id": f"{bench.name}.latency", "auto.offset.reset": "latest"}
+    )
+    ends = [consumer.get_watermark_offsets(TopicPartition(bench.topic, p), timeout=5)[1] for p in range(PARTITIONS)]
+    consumer.assign([TopicPartition(bench.topic, p, end) for p, end in enumerate(ends)])
+    committed: dict[bytes, float] = {}
+    took: list[float] = []
+    total = int(seconds * rate)
+
+    def write() -> None:
+        with psycopg.connect(bench.dsn, autocommit=True) as conn:
+            began = time.perf_counter()
+            for number in range(total):
+                time.sleep(max(0.0, began + number / rate - time.perf_counter()))
+                name = uuid.uuid4()
+                conn.execute(
+                    "INSERT INTO pipeline.outbox (id, aggregatetype, aggregateid, type, payload, topic)"
+                    " VALUES (%s, 'order', %s, 'shop.OrderPlaced', %s, %s)",
+                    (name, f"order-{number}", PAYLOAD, bench.topic),
+                )
+                committed[str(name).encode()] = time.perf_counter()
+
+    with bench.relay():
+        wait_started(bench)
+        writer = threading.Thread(target=write)
+        writer.start()
+        deadline = time.monotonic() + seconds + 30
+        arrived: dict[bytes, float] = {}
+        while len(arrived) < total and time.monotonic() < deadline:
+            message = consumer.poll(0.1)
+            if message is not None and not message.error():
+                arrived[dict(message.headers() or [])["id"]] = time.perf_counter()
+        writer.join()
+    consumer.close()
+    settled = list(arrived.items())[rate // 2 :]  # the first rows also wait for metadata
+    took = sorted(max(0.0, (at - committed[name]) * 1000) for name, at in settled)
+    return {
+        "rate_per_s": rate,
+        "events": len(arrived),
+        "p50_ms": statistics.median(took),
+        "p99_ms": took[int(len(took) * 0.99)],
+    }
+
+
+def wait_started(bench: Bench) -> None:
+    """Wait until the relay reads the slot."""
+    with psycopg.connect(bench.dsn, autocommit=True) as conn:
+        while not conn.execute(
+            "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active", (bench.name,)
+        ).fetchone():
+            time.sleep(0.05)
+    time.sleep(1)
+
+
+def servers(stack: Path | None) -> tuple[str, str]:
+    """Return DSN and bootstrap servers."""
+    if stack is not None:
+        from pipeline.local import LocalStack
+
+        found = LocalStack(stack).up()
+        return found.postgres_dsn, found.kafka
+    settings = Settings.load()
+    if settings.postgres.dsn is None or settings.kafka.bootstrap_servers is None:
+        raise SystemExit("set PIPELINE_POSTGRES__DSN and PIPELINE_KAFKA__BOOTSTRAP_SERVERS, or give --stack DIR")
+    return settings.postgres.dsn.get_secret_value(), settings.kafka.bootstrap_servers
+
+
+def main() -> None:
+    """Run both parts and print one line of JSON each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--rate", type=int, default=500)
+    parser.add_argument("--stack", type=Path)
+    parser.add_argument("-X", dest="options", action="append", default=[], help="a librdkafka setting, to try it")
+    arguments = parser.parse_args()
+    dsn, kafka = servers(arguments.stack)
+    with tempfile.TemporaryDirectory() as folder, Bench(dsn, kafka, Path(folder), tuple(arguments.options)) as bench:
+        if arguments.rows:
+            found = throughput(bench, arguments.rows)
+            print(json.dumps({"throughput": {name: round(value, 2) for name, value in found.items()}}), flush=True)
+        if arguments.seconds:
+            if not arguments.rows:
+                source = WalSource(bench.dsn, wal_settings(bench.connector), binding(bench.connector))
+                source.start()
+                source.close()
+            found = latency(bench, arguments.seconds, arguments.rate)
+            print(json.dumps({"latency": {name: round(value, 2) for name, value in found.items()}}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
