@@ -141,7 +141,8 @@ class Redrive:
             self.outcome.redriven += len(stored)
             self._progress(len(places))
             if error is not None:
-                raise error
+                what = f"{error.what}; {self.outcome.redriven} letters were redriven before"
+                raise BrokerError(what, remedy=error.remedy, retryable=error.retryable) from error
             taken += len(places)
             after = places[-1]
             if self._rate is not None:

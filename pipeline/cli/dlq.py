@@ -170,9 +170,10 @@ def redrive(
     with _letters(app, group, topic, no_database) as (letters, topics):
         selection = _selection(topics, STATES if again else ("open",), **choice)
         plan = letters.plan(selection, limit)
-        _print_plan(plan, output if not execute else "table" if output == "table" else "")
-        if not execute or not plan.letters:
-            say(_closing("redrive", plan, execute=execute))
+        if not execute or output == "table":
+            _print_plan(plan, output)
+        if not execute:
+            say(_closing("redrive", plan))
             context.exit(0)
         with _progress(plan.letters) as advance:
             outcome = letters.redrive(selection, limit, rate, advance)
@@ -216,7 +217,7 @@ def discard(
         plan = letters.plan(selection, limit)
         _print_plan(plan, output)
         done = letters.discard(selection, limit) if execute else 0
-    say(f"discarded: {done}" if execute else _closing("discard", plan, execute=False))
+    say(f"discarded: {done}" if execute else _closing("discard", plan))
 
 
 @contextmanager
@@ -278,10 +279,8 @@ def _print_plan(plan: Plan, output: str) -> None:
         print_object({"letters": plan.letters, "plan": rows}, output)
 
 
-def _closing(verb: str, plan: Plan, *, execute: bool) -> str:
-    if not plan.letters:
-        return "nothing to do"
-    return f"would {verb} {plan.letters} letters: add --execute" if not execute else ""
+def _closing(verb: str, plan: Plan) -> str:
+    return f"would {verb} {plan.letters} letters: add --execute" if plan.letters else "nothing to do"
 
 
 @contextmanager
@@ -308,6 +307,7 @@ def _details(shown: stage.Shown, *, reveal: bool) -> dict[str, object]:
     letter, story, record = shown.letter, shown.letter.story, shown.letter.record
     key = None if record.key is None else record.key.decode(errors="replace")
     hidden = not reveal and key in shown.payload.secrets
+    origin = (story.origin.topic, story.origin.partition, story.origin.offset, story.origin.timestamp_ms)
     first = story.first_error if story.first_error != story.error else None
     return {
         "letter": str(letter.place),
@@ -315,8 +315,8 @@ def _details(shown: stage.Shown, *, reveal: bool) -> dict[str, object]:
         "id": letter.event_id,
         "type": letter.type or shown.payload.name,
         "group": story.group or None,
-        "origin": str(Place(story.origin.topic, story.origin.partition, story.origin.offset)),
-        "origin_time": utc(story.origin.timestamp_ms),
+        "origin": str(Place(*origin[:3])) if origin[0] and min(origin[1:3]) >= 0 else None,
+        "origin_time": utc(origin[3]) if origin[3] else None,
         "died_at": letter.died_at.isoformat(timespec="milliseconds"),
         "attempts": story.attempts,
         "error": story.error.kind or None,
@@ -333,14 +333,16 @@ def _details(shown: stage.Shown, *, reveal: bool) -> dict[str, object]:
         "payload_masked": shown.payload.masked,
         "payload_problem": shown.payload.problem,
         "history": [{"attempt": t.attempt, "at": utc(t.at_ms), "error": t.kind} for t in story.history],
-        "headers": {name: None if v is None else v.decode(errors="replace") for name, v in letter.written},
+        "headers": [{"name": n, "value": None if v is None else v.decode(errors="replace")} for n, v in letter.written],
         "trace": story.error.trace or None,
     }
 
 
 def _print_details(details: dict[str, object]) -> None:
     blocks = ("payload", "history", "headers", "trace")
-    print_object({name: value for name, value in details.items() if name not in blocks and value}, "table")
+    told = {name: value for name, value in details.items() if name not in blocks and value}
+    flaws = "; ".join(cast(list[str], details["flaws"]))
+    print_object({**told, "flaws": flaws} if flaws else told, "table")
     for name in blocks:
         value = details[name]
         if value:

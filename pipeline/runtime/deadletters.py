@@ -12,7 +12,7 @@ from pipeline.app import Pipeline
 from pipeline.config import Settings
 from pipeline.deadletter import STATES, Letter, Place, Selection, State, Summary
 from pipeline.endpoints import kafka_options, registry_address
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import BrokerError, ConfigError, PipelineError
 from pipeline.event import Message
 from pipeline.kafka.producer import AckProducer
 from pipeline.kafka.reader import TopicReader
@@ -158,11 +158,23 @@ def open_letters(settings: Settings, groups: Mapping[str, str | None], *, databa
     """
     with ExitStack() as stack:
         reader = stack.enter_context(_reader(settings))
+        _check_topics(groups, reader)
         if not database:
             yield Letters(settings, groups, reader, Scan(groups, reader), {})
             return
         table = DeadLetterTable(stack.enter_context(connect(settings)))
         yield Letters(settings, groups, reader, table, project(groups, reader, table))
+
+
+def _check_topics(groups: Mapping[str, str | None], reader: TopicReader) -> None:
+    known = reader.topics()
+    missing = sorted(set(groups) - known)
+    if missing:
+        others = ", ".join(sorted(name for name in known if name.endswith(dead_letters("")))) or "none"
+        raise BrokerError(
+            f"there is no topic {', '.join(missing)}",
+            remedy=f"pipeline topics apply MODULE:APP makes it; topics that end with .dlq: {others}",
+        )
 
 
 @contextmanager
