@@ -44,7 +44,7 @@ _sources = _options(
 _choice = _options(
     click.option("--letter", "places", multiple=True, help="topic[partition]@offset; may be repeated."),
     click.option("--id", "event_ids", multiple=True, help="Event id; may be repeated."),
-    click.option("--error", help="Class of the error, with or without its module, or its fingerprint."),
+    click.option("--error-class", "error", help="Class of the error, with or without its module, or its fingerprint."),
     click.option("--type", "kind", help="Full name of the message type."),
     click.option("--since", type=moment, metavar="TIME", help="Died at or after, with a zone: 2026-03-01T09:30:00Z."),
     click.option("--until", type=moment, metavar="TIME", help="Died before."),
@@ -87,7 +87,7 @@ def list_(
     \b
     Example:
       pipeline dlq list shop:app
-      pipeline dlq list --group shop.billing --error Declined --since 2026-03-01T00:00:00Z -o json
+      pipeline dlq list --group shop.billing --error-class Declined --since 2026-03-01T00:00:00Z -o json
     """
     states = STATES if state == "all" else (cast(State, state),)
     with _letters(app, group, topic, no_database) as (letters, topics):
@@ -164,8 +164,8 @@ def redrive(
 
     \b
     Example:
-      pipeline dlq redrive shop:app --error Declined
-      pipeline dlq redrive shop:app --error Declined --max 100 --rate 20 --execute
+      pipeline dlq redrive shop:app --error-class Declined
+      pipeline dlq redrive shop:app --error-class Declined --max 100 --rate 20 --execute
     """
     with _letters(app, group, topic, no_database) as (letters, topics):
         selection = _selection(topics, STATES if again else ("open",), **choice)

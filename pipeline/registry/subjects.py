@@ -12,33 +12,27 @@ from typing import TypeVar
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
-from pipeline.endpoints import RegistryAddress
 from pipeline.errors import SchemaError
 from pipeline.registry.errors import FAILURES, NOT_FOUND, translated
 
-__all__ = ["Subjects", "connect"]
+__all__ = ["Subjects"]
 
 T = TypeVar("T")
 _TIMEOUT_S = 10.0
 _ATTEMPTS = 2
 
 
-def connect(address: RegistryAddress, *, timeout_s: float = _TIMEOUT_S) -> SchemaRegistryClient:
-    """Return a client. It calls nobody yet. Raises SchemaError for a URL that is none."""
-    options: dict[str, object] = {"url": address.url, "timeout": timeout_s, "max.retries": _ATTEMPTS - 1}
-    if address.username is not None:
-        options["basic.auth.user.info"] = f"{address.username}:{address.password or ''}"
-    try:
-        return SchemaRegistryClient(options)
-    except (ValueError, TypeError) as error:
-        raise SchemaError(f"registry: {error}", remedy="correct PIPELINE_REGISTRY__URL and its user") from error
-
-
 class Subjects:
     """The registry's subjects. Every call raises SchemaError, retryable while the registry cannot be asked."""
 
-    def __init__(self, address: RegistryAddress) -> None:
-        self._client = connect(address)
+    def __init__(self, url: str, username: str | None = None, password: str | None = None) -> None:
+        options: dict[str, object] = {"url": url, "timeout": _TIMEOUT_S, "max.retries": _ATTEMPTS - 1}
+        if username is not None:
+            options["basic.auth.user.info"] = f"{username}:{password or ''}"
+        try:
+            self._client = SchemaRegistryClient(options)
+        except (ValueError, TypeError) as error:
+            raise SchemaError(f"registry: {error}", remedy="correct PIPELINE_REGISTRY__URL and its user") from error
 
     def names(self) -> list[str]:
         """Return all subjects, sorted."""

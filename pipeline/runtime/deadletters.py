@@ -147,7 +147,8 @@ class _LateSubjects:
         self._settings = settings
 
     def text(self, schema_id: int) -> str:
-        return Subjects(registry_address(self._settings)).text(schema_id)
+        address = registry_address(self._settings)
+        return Subjects(address.url, address.username, address.password).text(schema_id)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def check(app: Pipeline, settings: Settings, folder: Path, *, with_registry: boo
     if with_registry and not problems:
         with connect(settings) as conn:
             try:
-                steps = push.plan(contract, None, Subjects(registry_address(settings)), SchemaIdTable(conn), mode=mode)
+                steps = push.plan(contract, None, _subjects(settings), SchemaIdTable(conn), mode=mode)
             except push.PushRefused as error:
                 problems.append(error.what)
     return Check(contract, differences, problems, steps)
@@ -79,7 +79,7 @@ def push_schemas(
     ``folder`` None: there are no files to agree with (a demo, a test). ``planned`` hears the plan before it is done.
     """
     contract = contract_of(app, app.names.prefix)
-    registry = Subjects(registry_address(settings))
+    registry = _subjects(settings)
     with connect(settings) as conn:
         store = SchemaIdTable(conn)
         files = None if folder is None else read_files(folder)
@@ -90,7 +90,7 @@ def push_schemas(
 
 def list_subjects(settings: Settings, containing: str = "") -> list[dict[str, object]]:
     """Return the registry's subjects whose name contains a text, with their versions and compatibility."""
-    registry = Subjects(registry_address(settings))
+    registry = _subjects(settings)
     return [
         {"subject": subject, "versions": versions, "compatibility": registry.compatibility(subject) or "not set"}
         for subject in registry.names()
@@ -100,7 +100,7 @@ def list_subjects(settings: Settings, containing: str = "") -> list[dict[str, ob
 
 def get(settings: Settings, subject: str, version: int | None) -> dict[str, object]:
     """Return one version of a subject, the newest where ``version`` is None. Raises SchemaError for an unknown one."""
-    registry = Subjects(registry_address(settings))
+    registry = _subjects(settings)
     versions = registry.versions(subject)
     wanted = version if version is not None else max(versions, default=0)
     if wanted not in versions:
@@ -108,6 +108,11 @@ def get(settings: Settings, subject: str, version: int | None) -> dict[str, obje
         raise SchemaError(f"registry: no {subject}{f' version {version}' if version else ''}", remedy=known)
     schema_id, text = registry.schema(subject, wanted)
     return {"subject": subject, "version": wanted, "id": schema_id, "schema": text}
+
+
+def _subjects(settings: Settings) -> Subjects:
+    address = registry_address(settings)
+    return Subjects(address.url, address.username, address.password)
 
 
 def _refuse_unusable(contract: Contract) -> None:
