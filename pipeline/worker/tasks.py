@@ -16,6 +16,7 @@ __all__ = ["LoopThread", "Tasks"]
 
 _HAND_BACK = HandBack()
 _BREATHE = 100
+_END_S = 1.0
 
 
 class LoopThread:
@@ -23,7 +24,8 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
 
     def blocking(
         self, function: Callable[..., Coroutine[Any, Any, Any]], timeout_s: float | None
@@ -37,8 +39,9 @@ class LoopThread:
         return lambda *args: asyncio.run_coroutine_threadsafe(bounded(*args), self.loop).result()
 
     def stop(self) -> None:
-        """Cancel what runs, and end."""
+        """Cancel what runs, and end; what does not let itself be cancelled is left behind."""
         self.loop.call_soon_threadsafe(self._cancel)
+        self._thread.join(_END_S)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
