@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from pipeline.errors import LocalStackError
-from pipeline.local.ports import free_port, is_free
+from pipeline.local.ports import free_port, is_free_soon
 from pipeline.local.progress import Progress
 
 __all__ = ["Home", "Memory"]
@@ -106,7 +106,7 @@ class Home:
         ports = memory.setdefault("ports", {})
         for name in stopped_ports:
             before = ports.get(name)
-            if before is None or not is_free(before):
+            if before is None or not is_free_soon(before):
                 ports[name] = free_port(ports.values())
                 if before is not None:
                     progress.say(f"port {before} of {name} is in use by another program; now {ports[name]}")

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import random
 import socket
+import time
 from collections.abc import Collection
 
 from pipeline.errors import LocalStackError
 
-__all__ = ["LOOPBACK", "free_port", "is_free"]
+__all__ = ["LOOPBACK", "free_port", "is_free", "is_free_soon"]
 
 LOOPBACK = "127.0.0.1"
 LOWEST, HIGHEST = 20_000, 32_000
 TRIES = 200
+PATIENCE_S = 1.0
+POLL_S = 0.02
 
 
 def free_port(taken: Collection[int], rng: random.Random | None = None) -> int:
@@ -42,3 +45,13 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def is_free_soon(port: int, patience_s: float = PATIENCE_S) -> bool:
+    """As is_free, but give a killed server a moment to let go of it."""
+    deadline = time.monotonic() + patience_s
+    while not is_free(port):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True

@@ -156,7 +156,10 @@ def _gone(processes: list[psutil.Process], deadline_s: float) -> bool:
 
 
 def _alive(process: psutil.Process) -> bool:
+    """Whether any of its threads lives: the first may be gone while another still holds the sockets."""
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        if not process.is_running():
+            return False
+        return bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
     except psutil.NoSuchProcess:
         return False

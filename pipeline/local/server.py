@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 from pipeline.errors import LocalStackError
 from pipeline.local.home import Home
-from pipeline.local.ports import is_free
+from pipeline.local.ports import is_free, is_free_soon
 from pipeline.local.process import BackgroundProcess, Launch
 from pipeline.local.progress import Progress
 
@@ -169,7 +169,7 @@ class Server(ABC):
 
     def _check_ports(self) -> None:
         for port in self._ports():
-            if not is_free(port):
+            if not is_free_soon(port):
                 raise LocalStackError(
                     f"{self.name}: port {port} is in use by another program",
                     remedy="`pipeline up` chooses another port and says so",
