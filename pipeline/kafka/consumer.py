@@ -6,9 +6,11 @@ that offsets that went missing are an error and not a silent skip. Only committe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -20,6 +22,8 @@ from pipeline.record import Record
 __all__ = ["GroupConsumer"]
 
 _TIMEOUT_S = 10.0
+_PATIENCE_S = 60.0  # a coordinator that starts or moves answers with errors that pass
+_PAUSE_S = 0.1
 _GUARANTEES: dict[str, str | int | bool] = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
@@ -45,6 +49,7 @@ _NOT_OURS = frozenset(
 _FINAL = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID})  # noqa: SLF001
 
 Partition = tuple[str, int]
+T = TypeVar("T")
 
 
 class Listener(Protocol):
@@ -218,10 +223,10 @@ class GroupConsumer:
                 raise translate(error, f"group {self._group}: committing where it begins")
 
     def _start_offsets(self, partitions: Sequence[TopicPartition]) -> list[tuple[TopicPartition, int]]:
-        try:
-            return [(p, self._start_offset(p, self._starts[p.topic])) for p in partitions]
-        except KafkaException as raised:
-            raise translate(raised.args[0], f"group {self._group}: where its topics begin") from raised
+        return _patiently(
+            lambda: [(p, self._start_offset(p, self._starts[p.topic])) for p in partitions],
+            f"group {self._group}: where its topics begin",
+        )
 
     def _start_offset(self, partition: TopicPartition, start: Start) -> int:
         if isinstance(start, datetime):
@@ -235,14 +240,14 @@ class GroupConsumer:
         return int(low if start == "earliest" else high)
 
     def _stored(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-        try:
+        def ask() -> list[TopicPartition]:
             stored = self._consumer.committed(list(partitions), timeout=_TIMEOUT_S)
-        except KafkaException as raised:
-            raise translate(raised.args[0], f"committed offsets of group {self._group}") from raised
-        for partition in stored:
-            if partition.error is not None:
-                raise translate(partition.error, f"committed offset of {partition.topic} [{partition.partition}]")
-        return stored
+            for partition in stored:
+                if partition.error is not None:
+                    raise KafkaException(partition.error)
+            return stored
+
+        return _patiently(ask, f"committed offsets of group {self._group}")
 
     # ── called by the client ───────────────────────────────────────────────────────────────────────────────────
 
@@ -262,7 +267,9 @@ class GroupConsumer:
             for partition in without:
                 # a partition that is new to a topic that is known begins at its beginning
                 start: Start = "earliest" if partition.topic in known else self._starts[partition.topic]
-                starts[partition.topic, partition.partition] = self._start_offset(partition, start)
+                starts[partition.topic, partition.partition] = _patiently(
+                    partial(self._start_offset, partition, start), f"{partition.topic} [{partition.partition}]"
+                )
         consumer.incremental_assign([TopicPartition(t, p, offset) for (t, p), offset in starts.items()])
         if self._listener is not None:
             self._listener.assigned(starts)
@@ -304,3 +311,16 @@ class GroupConsumer:
 
 
 _RECORD: Callable[..., Record] = tuple.__new__  # what NamedTuple's own constructor does, without its detour
+
+
+def _patiently(ask: Callable[[], T], where: str) -> T:
+    """Ask the broker until it answers. Raises BrokerError for what does not pass, or not soon enough."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return ask()
+        except KafkaException as raised:
+            error = translate(raised.args[0], where)
+            if not error.retryable or time.monotonic() > deadline:
+                raise error from raised
+        time.sleep(_PAUSE_S)
