@@ -392,6 +392,7 @@ class Relay:
 
     def _drain(self, at_once: Stop | None) -> None:
         until = self._clock() + self._drain_s
+        log.info("draining", extra={"action": "relay.drain", "connector": self._name})
         while (self._sent or self._unsent) and self._clock() < until and not (at_once and at_once.is_set()):
             self._serve(0.02, hurry=True)
         try:

@@ -37,6 +37,8 @@ _TABLE: dict[int, tuple[bool, str]] = {
     KafkaError._TRANSPORT: (True, "is the broker up, and bootstrap.servers right?"),  # noqa: SLF001
     KafkaError._ALL_BROKERS_DOWN: (True, "is the broker up, and bootstrap.servers right?"),  # noqa: SLF001
     KafkaError._RESOLVE: (True, "is bootstrap.servers right?"),  # noqa: SLF001
+    KafkaError._GAPLESS_GUARANTEE: (True, "all that was not acknowledged is sent again"),  # noqa: SLF001
+    KafkaError._FATAL: (True, "all that was not acknowledged is sent again"),  # noqa: SLF001
     KafkaError._INVALID_ARG: (False, "correct the setting or argument"),  # noqa: SLF001
     KafkaError.POLICY_VIOLATION: (False, "ask whoever runs the broker for its policy"),
     KafkaError.TOPIC_ALREADY_EXISTS: (False, "the topic is there already"),

@@ -7,6 +7,7 @@ no later record of a key can overtake the failed one; its owner closes it and re
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -37,6 +38,7 @@ _METADATA_MAX_AGE_S = 300.0  # as Java's metadata.max.age.ms
 _METADATA_TIMEOUT_S = 2.0
 _FLUSH_S = 0.001  # long enough for the client's threads to wake and ignore linger.ms
 _FLUSH_EVERY_S = 0.003  # full batches at high rates: lingering ends at most this often …
+_REPORTS_S = 1.0
 _WINDOW_S = 0.05
 _FEW = 200  # … unless there were so few records in the last window: then each leaves at once
 
@@ -172,16 +174,17 @@ class RecordProducer:
             now = self._clock()
             if self._in_window < _FEW or now - self._flushed_at >= _FLUSH_EVERY_S:
                 self._flushed_at = now
-                self._producer.flush(_FLUSH_S)
-        self._producer.poll(wait_s)
+                self._serve(lambda: self._producer.flush(_FLUSH_S))
+        self._serve(lambda: self._producer.poll(wait_s))
         if self._failed:
             raise self._failure()
         return self._trouble
 
     def close(self) -> None:
         """Drop what was not acknowledged, and the connections."""
-        self._producer.purge(in_queue=True, in_flight=True, blocking=True)
-        self._producer.flush(1)
+        with contextlib.suppress(KafkaException):  # it may have failed for good
+            self._producer.purge(in_queue=True, in_flight=True, blocking=True)
+            self._producer.flush(1)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
@@ -189,6 +192,18 @@ class RecordProducer:
             self._trouble = ""
         else:
             self._failed.append((error, message))
+
+    def _serve(self, call: Callable[[], int]) -> None:
+        """Call into the client. After a fatal error it gives back all records: wait a moment for the reports."""
+        try:
+            call()
+        except KafkaException as raised:
+            until = self._clock() + _REPORTS_S
+            while not self._failed and self._clock() < until:
+                with contextlib.suppress(KafkaException):
+                    self._producer.poll(0.05)
+            if not self._failed:
+                raise translate(raised.args[0], "producer") from raised
 
     def _failure(self) -> BrokerError:
         refused = [(error, message) for error, message in self._failed if refuses_record(error)]

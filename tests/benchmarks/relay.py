@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import psutil
 import psycopg
@@ -59,7 +60,7 @@ class Bench:
         self.file.write_text(json.dumps(loaded))
         self.admin = AdminClient({"bootstrap.servers": kafka})
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> Self:
         with psycopg.connect(self.admin_dsn, autocommit=True) as conn:
             conn.execute(f"CREATE DATABASE {self.name}")
         with psycopg.connect(self.dsn) as conn:

@@ -1,0 +1,169 @@
+"""The relay and its servers killed under load; then every event id is audited."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+from confluent_kafka import Message
+from relays import RelayProcess, connector_file, headers, ids, read_topic, until
+from servers import Database, Topics
+
+from pipeline.local import Endpoints, LocalStack
+
+WRITERS = 4
+KEYS_PER_WRITER = 5
+
+
+class Load:
+    """Writers that commit, and roll back, rows of keys of their own until told to stop."""
+
+    def __init__(self, dsn: str, topic: str) -> None:
+        self._dsn = dsn
+        self._topic = topic
+        self._stop = threading.Event()
+        self.rolled_back: set[str] = set()
+        self._threads = [threading.Thread(target=self._write, args=(number,)) for number in range(WRITERS)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _write(self, writer: int) -> None:
+        number = 0
+        while not self._stop.is_set():
+            with suppress(psycopg.OperationalError), psycopg.connect(self._dsn, connect_timeout=3) as conn:
+                while not self._stop.is_set():
+                    number += 1
+                    names = []
+                    for row in range(number % 7 + 1):
+                        key = f"{writer}-{number % KEYS_PER_WRITER}"
+                        names.append(str(uuid.uuid4()))
+                        conn.execute(
+                            "INSERT INTO pipeline.outbox (id, aggregatetype, aggregateid, type, payload, topic)"
+                            " VALUES (%s, 'order', %s, 'shop.OrderPlaced', %s, %s)",
+                            (names[-1], key, struct.pack(">QI", number, row) + b"x" * 200, self._topic),
+                        )
+                    if number % 10 == 0:
+                        self.rolled_back.update(names)
+                        conn.rollback()
+                    else:
+                        conn.commit()
+            time.sleep(0.05)
+
+
+def audit(messages: list[Message], database: Database, rolled_back: set[str]) -> dict[str, int]:
+    """Compare the topic with the table, which is the truth about what committed, and return the counts."""
+    with psycopg.connect(database.dsn) as conn:
+        committed = {
+            str(name): (key, payload[:12])
+            for name, key, payload in conn.execute("SELECT id, aggregateid, payload FROM pipeline.outbox").fetchall()
+        }
+    published = ids(messages)
+    orders: dict[bytes, list[bytes]] = defaultdict(list)
+    seen: set[str] = set()
+    for message in messages:  # partition after partition, each in order
+        name = headers(message)["id"].decode()
+        if name not in seen:
+            seen.add(name)
+            orders[message.key() or b""].append((message.value() or b"")[:12])
+    return {
+        "committed": len(committed),
+        "lost": len(committed.keys() - seen),
+        "invented": len(seen - committed.keys()) + len(seen & rolled_back),
+        "overtaken": sum(order != sorted(order) for order in orders.values()),
+        "duplicates": len(published) - len(seen),
+        "rolled_back": len(rolled_back),
+    }
+
+
+@pytest.mark.parametrize("victim", ["relay", "kafka", "postgres"])
+def test_a_kill_under_load_loses_nothing_invents_nothing_and_keeps_order(
+    private_stack: LocalStack, private_endpoints: Endpoints, private_database: Database,
+    private_cli_environment: Mapping[str, str], tmp_path: Path, prefix: str, victim: str,
+) -> None:  # fmt: skip
+    topics = Topics(private_endpoints.kafka)
+    topic = f"{prefix}.events"
+    topics.create(topic, partitions=4)
+    topics.create(f"{prefix}.dlq")
+    file = connector_file(tmp_path, prefix)
+    relay = RelayProcess(file, private_cli_environment).reading()
+    relays = [relay]
+    try:
+        with Load(private_database.dsn, topic) as load:
+            for _ in range(4 if victim == "relay" else 2):
+                time.sleep(1.5)  # load, so that there is something under way to be lost
+                if victim == "relay":
+                    relays[-1].kill()
+                    relays.append(RelayProcess(file, private_cli_environment).reading())
+                else:
+                    private_stack.kill(victim)  # type: ignore[arg-type]  # both are names of servers
+                    time.sleep(0.5)
+                    private_stack.start(victim)  # type: ignore[arg-type]
+            time.sleep(1)
+        with psycopg.connect(private_database.dsn) as conn:
+            rows = conn.execute("SELECT count(*) FROM pipeline.outbox").fetchone()
+        assert rows is not None
+        assert rows[0] > 500
+
+        def published() -> bool:
+            return len(set(ids(read_topic(private_endpoints.kafka, topic)))) >= rows[0]
+
+        until(published, "all rows are published", 60)
+        assert relays[-1].stop() == 0
+        found = audit(read_topic(private_endpoints.kafka, topic), private_database, load.rolled_back)
+        print(f"\n{victim} killed: {found}")
+        assert (found["lost"], found["invented"], found["overtaken"]) == (0, 0, 0)
+        assert found["rolled_back"] > 0
+        assert read_topic(private_endpoints.kafka, f"{prefix}.dlq") == []
+    finally:
+        for process in relays:
+            process.__exit__(None, None, None)
+
+
+def test_a_stopped_relay_gives_way_and_does_not_disturb_its_successor(
+    private_stack: LocalStack, private_endpoints: Endpoints, private_database: Database,
+    private_cli_environment: Mapping[str, str], tmp_path: Path, prefix: str,
+) -> None:  # fmt: skip
+    topics = Topics(private_endpoints.kafka)
+    topic = f"{prefix}.events"
+    topics.create(topic, partitions=4)
+    file = connector_file(tmp_path, prefix)
+    with RelayProcess(file, private_cli_environment) as first:
+        first.reading()
+        with Load(private_database.dsn, topic) as load:
+            time.sleep(1)
+            first.process.send_signal(19)  # SIGSTOP
+            with psycopg.connect(private_endpoints.postgres_dsn, autocommit=True) as conn:
+                conn.execute(
+                    "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s", (prefix,)
+                )  # as wal_sender_timeout does after a minute
+            with RelayProcess(file, private_cli_environment) as second:
+                second.reading()
+                time.sleep(1)
+                first.process.send_signal(18)  # SIGCONT
+                until(lambda: first.readiness()["role"] == "standby", "the first one stands by")
+                time.sleep(0.5)
+                load.__exit__()
+                with psycopg.connect(private_database.dsn) as conn:
+                    rows = conn.execute("SELECT count(*) FROM pipeline.outbox").fetchone()
+                assert rows is not None
+                until(lambda: len(set(ids(read_topic(private_endpoints.kafka, topic)))) >= rows[0], "all rows", 60)
+                assert second.stop() == 0
+        found = audit(read_topic(private_endpoints.kafka, topic), private_database, load.rolled_back)
+        print(f"\nstopped: {found}")
+        assert (found["lost"], found["invented"]) == (0, 0)

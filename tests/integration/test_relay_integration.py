@@ -1,0 +1,328 @@
+"""The relay on a real PostgreSQL and a real broker."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC
+from pathlib import Path
+
+import psycopg
+import pytest
+from confluent_kafka import murmur2
+from relays import RelayProcess, connector_file, headers, ids, insert, read_topic, until
+from servers import Database, Topics
+
+
+@pytest.fixture
+def topic(prefix: str, topics: Topics) -> str:
+    topics.create(f"{prefix}.events", partitions=4)
+    topics.create(f"{prefix}.dlq")
+    return f"{prefix}.events"
+
+
+@pytest.fixture
+def file(tmp_path: Path, prefix: str, database: Database) -> Path:
+    return connector_file(tmp_path, prefix)
+
+
+def test_committed_rows_arrive_with_key_value_headers_time_and_javas_partition(
+    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str
+) -> None:
+    with RelayProcess(file, cli_environment) as relay:
+        relay.reading()
+        with psycopg.connect(database.dsn) as conn:
+            first = insert(conn, topic, "key-é", b"\0\0\0\0\7abc", traceparent="00-ab-cd-01", headers='{"b": [1, "ü"]}')
+            second = insert(conn, topic, "", None)
+            times = dict(conn.execute("SELECT id::text, created_at FROM pipeline.outbox").fetchall())
+        with psycopg.connect(database.dsn) as conn:
+            insert(conn, topic, "never")
+            conn.rollback()
+        found = until(lambda: len(m := read_topic(bootstrap_servers, topic)) == 2 and m, "two records")
+        assert relay.stop() == 0
+    by_id = dict(zip(ids(found), found, strict=True))
+    assert by_id.keys() == {first, second}
+    record = by_id[first]
+    assert (record.key(), record.value()) == ("key-é".encode(), b"\0\0\0\0\7abc")
+    assert record.headers() == [
+        ("id", first.encode()),
+        ("type", b"shop.OrderPlaced"),
+        ("headers", '{"b": [1, "ü"]}'.encode()),
+        ("traceparent", b"00-ab-cd-01"),
+    ]
+    created = int(times[first].replace(tzinfo=UTC).timestamp() * 1000)
+    assert record.timestamp() == (1, created)
+    assert record.partition() == murmur2("key-é".encode(), 4)
+    assert (by_id[second].key(), by_id[second].value()) == (b"", None)
+    assert headers(by_id[second])["traceparent"] is None
+
+
+def test_after_a_drain_the_position_is_stored_and_nothing_comes_again(
+    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str, prefix: str
+) -> None:
+    with RelayProcess(file, cli_environment) as relay, psycopg.connect(database.dsn, autocommit=True) as conn:
+        relay.reading()
+        sent = [insert(conn, topic, f"k{n}") for n in range(200)]
+        assert relay.stop() == 0
+        stored, confirmed = conn.execute(
+            "SELECT p.lsn, s.confirmed_flush_lsn FROM pipeline.relay_position p"
+            " JOIN pg_replication_slots s ON s.slot_name = p.slot WHERE p.slot = %s",
+            (prefix,),
+        ).fetchone()
+        assert stored == confirmed
+        published = ids(read_topic(bootstrap_servers, topic))
+        missing = [name for name in sent if name not in published]
+        with RelayProcess(file, cli_environment) as again:
+            again.reading()
+            last = insert(conn, topic, "last")
+            until(lambda: last in ids(read_topic(bootstrap_servers, topic)), "the last row")
+        assert sorted(ids(read_topic(bootstrap_servers, topic))) == sorted([*sent, last])
+        assert len(missing) < 200  # what was not read before SIGTERM came after it
+
+
+def test_a_row_with_a_bad_topic_goes_to_the_dlq_and_stops_nobody(
+    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str, prefix: str
+) -> None:
+    with RelayProcess(file, cli_environment) as relay, psycopg.connect(database.dsn) as conn:
+        relay.reading()
+        bad = insert(conn, "not a topic!", "k", b"\0\0\0\0\1bad")
+        good = insert(conn, topic, "k")
+        conn.commit()
+        until(lambda: ids(read_topic(bootstrap_servers, topic)) == [good], "the good row")
+        (letter,) = until(lambda: read_topic(bootstrap_servers, f"{prefix}.dlq"), "the dead letter")
+    assert (letter.key(), letter.value()) == (b"k", b"\0\0\0\0\1bad")
+    found = headers(letter)
+    assert found["id"].decode() == bad
+    assert found["__dlq.errors.topic"] == b"not a topic!"
+    assert b"topic" in found["__dlq.errors.message"]
+
+
+def test_rows_that_the_broker_refuses_are_buried_alone_and_order_is_kept(
+    file: Path, prefix: str, topics: Topics, cli_environment: Mapping[str, str], database: Database,
+    bootstrap_servers: str,
+) -> None:  # fmt: skip
+    topic = f"{prefix}.small"
+    topics.create(topic, partitions=1, config={"max.message.bytes": "20000"})
+    topics.create(f"{prefix}.dlq", config={"max.message.bytes": "50000"})
+    noise = bytes(range(256)) * 4
+    with RelayProcess(file, cli_environment, "-X", "compression.type=none") as relay:
+        with psycopg.connect(database.dsn) as conn:
+            relay.reading()
+            good = []
+            for n in range(300):
+                good.append(insert(conn, topic, f"k{n % 7}", noise))
+                if n == 100:
+                    large = insert(conn, topic, "k1", noise * 30)
+                if n == 200:
+                    huge = insert(conn, topic, "k2", noise * 100)
+            conn.commit()
+        dlq = f"{prefix}.dlq"
+        letters = until(lambda: set(ids(m := read_topic(bootstrap_servers, dlq))) == {large, huge} and m, "letters")
+        until(lambda: set(good) <= set(ids(read_topic(bootstrap_servers, topic))), "all good rows")
+        assert relay.stop() == 0
+    found = ids(read_topic(bootstrap_servers, topic))
+    assert list(dict.fromkeys(found)) == good  # first copies in commit order
+    print(f"duplicates: {len(found) - len(good)} of {len(good)}")
+    assert dict(zip(ids(letters), [letter.value() for letter in letters], strict=True)) == {
+        large: noise * 30,
+        huge: None,
+    }
+    assert headers(letters[-1])["__dlq.errors.value.bytes"] == str(len(noise * 100)).encode()
+
+
+def test_a_missing_topic_is_waited_for_not_ready_and_never_dead(
+    file: Path, topics: Topics, prefix: str, topic: str, cli_environment: Mapping[str, str], database: Database,
+    bootstrap_servers: str,
+) -> None:  # fmt: skip
+    late = f"{prefix}.late"
+    with RelayProcess(file, cli_environment) as relay, psycopg.connect(database.dsn, autocommit=True) as conn:
+        relay.reading()
+        first = insert(conn, late, "k")
+        second = insert(conn, topic, "k")
+        reasons = until(lambda: relay.readiness()["reasons"].get("broker"), "not ready")  # type: ignore[attr-defined]
+        assert late in reasons
+        topics.create(late)
+        until(lambda: ids(read_topic(bootstrap_servers, late)) == [first], "the row on the late topic")
+        until(lambda: ids(read_topic(bootstrap_servers, topic)) == [second], "the row behind it")
+        until(lambda: relay.readiness()["ready"], "ready again")
+    assert read_topic(bootstrap_servers, f"{prefix}.dlq") == []
+
+
+def test_a_topic_deleted_and_made_again_under_way_loses_no_new_row(
+    file: Path, topics: Topics, topic: str, cli_environment: Mapping[str, str], database: Database,
+    bootstrap_servers: str,
+) -> None:  # fmt: skip
+    with RelayProcess(file, cli_environment) as relay, psycopg.connect(database.dsn, autocommit=True) as conn:
+        relay.reading()
+        first = insert(conn, topic, "k")
+        until(lambda: ids(read_topic(bootstrap_servers, topic)) == [first], "the first row")
+        topics.delete([topic])
+        second = insert(conn, topic, "k")
+        until(lambda: "broker" in relay.readiness()["reasons"], "not ready")  # type: ignore[operator]
+        topics.create(topic, partitions=1)
+        until(lambda: second in ids(read_topic(bootstrap_servers, topic)), "the second row", 60)
+
+
+def test_a_standby_takes_over_within_seconds_of_a_kill(
+    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str
+) -> None:
+    with RelayProcess(file, cli_environment) as active, psycopg.connect(database.dsn, autocommit=True) as conn:
+        active.reading()
+        with RelayProcess(file, cli_environment) as standby:
+            until(lambda: standby.readiness()["role"] == "standby" and standby.readiness()["ready"], "a ready standby")
+            first = insert(conn, topic, "k")
+            until(lambda: ids(read_topic(bootstrap_servers, topic)) == [first], "the first row")
+            active.kill()
+            second = insert(conn, topic, "k")
+            standby.reading(10)
+            until(lambda: ids(read_topic(bootstrap_servers, topic))[-1] == second, "the second row", 10)
+            assert standby.readiness()["role"] == "active"
+
+
+def test_columns_added_while_running_change_nothing(
+    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str
+) -> None:
+    with RelayProcess(file, cli_environment) as relay, psycopg.connect(database.dsn, autocommit=True) as conn:
+        relay.reading()
+        names = [insert(conn, topic, "k")]
+        conn.execute("ALTER TABLE pipeline.outbox ADD COLUMN extra int DEFAULT 5")
+        names.append(insert(conn, topic, "k"))
+        conn.execute("ALTER TABLE pipeline.outbox DROP COLUMN extra")
+        names.append(insert(conn, topic, "k"))
+        until(lambda: ids(read_topic(bootstrap_servers, topic)) == names, "all three")
+
+
+def test_an_idle_relay_lets_the_server_forget_wal(
+    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, prefix: str
+) -> None:
+    with RelayProcess(file, cli_environment) as relay, psycopg.connect(database.dsn, autocommit=True) as conn:
+        relay.reading()
+        conn.execute("CREATE TABLE noise (t text)")
+        target = None
+        for _ in range(30):
+            conn.execute("INSERT INTO noise SELECT repeat(md5(g::text), 30) FROM generate_series(1, 1000) g")
+        target = conn.execute("SELECT pg_current_wal_lsn()").fetchone()[0]
+        until(
+            lambda: (
+                conn.execute(
+                    "SELECT confirmed_flush_lsn > %s::pg_lsn - 17000000 FROM pg_replication_slots WHERE slot_name = %s",
+                    (target, prefix),
+                ).fetchone()
+                == (True,)
+            ),
+            "the slot advances without a row",
+            40,
+        )
+
+
+def test_a_huge_row_passes_where_the_topic_takes_it(
+    file: Path, topics: Topics, prefix: str, cli_environment: Mapping[str, str], database: Database,
+    bootstrap_servers: str,
+) -> None:  # fmt: skip
+    topic = f"{prefix}.huge"
+    topics.create(topic, config={"max.message.bytes": "20000000"})
+    payload = struct.pack(">I", 0xDEADBEEF) * 2_500_000
+    with RelayProcess(file, cli_environment) as relay, psycopg.connect(database.dsn, autocommit=True) as conn:
+        relay.reading()
+        insert(conn, topic, "k", payload)
+        (record,) = until(lambda: read_topic(bootstrap_servers, topic), "the row")
+    assert record.value() == payload
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"publication.name": "nothing_here"}, "publication nothing_here does not exist"),
+        ({"table.include.list": "public.other"}, "has no table that table.include.list=public.other takes"),
+        ({"database.dbname": "nowhere_at_all"}, "nowhere_at_all"),
+        ({"database.password": "wrong"}, "password authentication failed"),
+        ({"transforms.outbox.table.field.event.key": "keyless"}, "column 'keyless'"),
+    ],
+)
+def test_a_start_that_cannot_work_ends_with_what_where_and_what_to_do(
+    tmp_path: Path, prefix: str, cli_environment: Mapping[str, str], database: Database, changes: dict[str, str],
+    told: str,
+) -> None:  # fmt: skip
+    file = connector_file(tmp_path, prefix, **changes)
+    with RelayProcess(file, cli_environment) as relay:
+        if "transforms.outbox.table.field.event.key" in changes:  # only a row brings the layout
+            relay.reading()
+            with psycopg.connect(database.dsn) as conn:
+                insert(conn, "t", "k")
+        assert relay.process.wait(30) == 1
+        assert told in relay.log
+        assert "→" in relay.log
+
+
+def test_a_slot_that_vanished_is_an_error_that_says_what_may_be_missing(
+    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str, prefix: str
+) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        with RelayProcess(file, cli_environment) as relay:
+            relay.reading()
+            insert(conn, topic, "k")
+            until(lambda: len(read_topic(bootstrap_servers, topic)) == 1, "the row")
+            assert relay.stop() == 0
+        conn.execute("SELECT pg_drop_replication_slot(%s)", (prefix,))
+        with RelayProcess(file, cli_environment) as again:
+            assert again.process.wait(30) == 1
+            assert f"slot {prefix} is gone" in again.log
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_a_recreated_slot_is_noticed(
+    tmp_path: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str,
+    prefix: str, trust: bool,
+) -> None:  # fmt: skip
+    file = connector_file(tmp_path, prefix, **{"offset.mismatch.strategy": "trust_slot" if trust else "no_validation"})
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        with RelayProcess(file, cli_environment) as relay:
+            relay.reading()
+            insert(conn, topic, "k")
+            until(lambda: len(read_topic(bootstrap_servers, topic)) == 1, "the row")
+            assert relay.stop() == 0
+        conn.execute("SELECT pg_drop_replication_slot(%s)", (prefix,))
+        insert(conn, topic, "lost")
+        conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (prefix,))
+        with RelayProcess(file, cli_environment) as again:
+            if trust:
+                again.reading()
+                assert "are missing" in again.log
+            else:
+                assert again.process.wait(30) == 1
+                assert "recreated or moved" in again.log
+
+
+def test_sigterm_twice_ends_at_once_while_the_broker_holds_everything_back(
+    file: Path, prefix: str, topic: str, cli_environment: Mapping[str, str], database: Database
+) -> None:
+    with RelayProcess(file, cli_environment) as relay, psycopg.connect(database.dsn, autocommit=True) as conn:
+        relay.reading()
+        insert(conn, f"{prefix}.nowhere", "k")
+        until(lambda: "broker" in relay.readiness()["reasons"], "not ready")  # type: ignore[operator]
+        relay.process.terminate()
+        until(lambda: "relay.drain" in relay.actions(), "draining")
+        relay.process.terminate()
+        assert relay.process.wait(10) == 0
+
+
+def test_validate_checks_a_file_without_servers(tmp_path: Path) -> None:
+    good = connector_file(tmp_path, "good")
+    environment = {f"PG{name}": "1" for name in ("HOST", "PORT", "USER", "PASSWORD", "DATABASE")}
+    code = "from pipeline.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "connector", "validate", str(good)],
+        env=environment, capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "good.json: ok" in done.stdout
+    broken = connector_file(tmp_path, "broken", **{"slot.nam": "x"})
+    done = subprocess.run(
+        [sys.executable, "-c", code, "connector", "validate", str(broken)],
+        env=environment, capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "slot.nam: unknown key" in done.stderr
+    assert "slot.name" in done.stderr
