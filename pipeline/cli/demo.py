@@ -67,7 +67,7 @@ class _Terminal:
         if self._console.is_terminal:
             self._console.print(line, end="\r")
             self._last = line
-        elif (line != self._last and counts.placed % 500 == 1) or (counts.placed == orders and line != self._last):
+        elif line != self._last and (counts.placed % 500 == 1 or counts.placed == orders):
             self._console.print(line)
             self._last = line
 

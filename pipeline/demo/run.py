@@ -98,8 +98,7 @@ def run(data: Path, orders: int, show: Show, progress: Progress, *, keep: bool =
         show.step("starting PostgreSQL, Kafka and the schema registry")
         servers = LocalStack(data, progress=progress)
         servers.down(delete=True)
-        if not keep:
-            stack.callback(servers.down, delete=True)
+        stack.push(lambda error, *_: _stop(servers, keep=keep, failed=error is not None))
         servers.up()
         settings = _settings(data)
         commands = _Commands(data, postgres_dsn(settings))
@@ -142,6 +141,12 @@ def run(data: Path, orders: int, show: Show, progress: Progress, *, keep: bool =
         )
 
 
+def _stop(servers: LocalStack, *, keep: bool, failed: bool) -> None:
+    """Leave nothing running, unless asked; after a failure the logs stay, to be read."""
+    if failed or not keep:
+        servers.down(delete=not failed)
+
+
 def _break_things_and_redrive(
     conn: psycopg.Connection[Any], kafka: dict[str, str], commands: _Commands, orders: int, show: Show
 ) -> _Ids:
@@ -156,7 +161,8 @@ def _break_things_and_redrive(
     dead = ids.closed + ids.nobody + 1
 
     def settled() -> bool:
-        _count(conn, kafka, dlqs, counts)
+        _count_handled(conn, counts)
+        counts.dead = sum(record_ids(kafka, dlqs).values())
         show.counts(counts, orders)
         handled = counts.payments == ids.orders - ids.closed and counts.receipts == ids.orders - ids.nobody
         return handled and counts.dead >= dead
@@ -168,7 +174,7 @@ def _break_things_and_redrive(
     commands.run("dlq", "redrive", "--group", "shop.billing", "--error-class", "PermissionError", "--execute")
 
     def redriven() -> bool:
-        _count(conn, kafka, dlqs, counts)
+        _count_handled(conn, counts)
         show.counts(counts, orders)
         return counts.payments == ids.orders
 
@@ -193,7 +199,8 @@ def _place(conn: psycopg.Connection[Any], orders: int, counts: Counts, show: Sho
             ids.closed += customer == _CLOSED
             ids.nobody += customer == _NOBODY
         counts.placed = number + 1
-        if number % 50 == 0:
+        if number % 100 == 0:
+            _count_handled(conn, counts)
             show.counts(counts, orders)
         time.sleep(max(0.0, begun + number / _PER_SECOND - time.monotonic()))
     return ids
@@ -210,19 +217,18 @@ def _customer(number: int) -> str:
 def _poison(kafka: dict[str, str], topic: str) -> None:
     """Write a record that no schema can decode, as a foreign producer might."""
     producer = Producer(kafka)
-    producer.produce(topic, key=b"o-poison", value=b"\x00not avro", headers=[("type", b"OrderPlaced")])
+    producer.produce(topic, key=b"o-poison", value=b"not Avro at all", headers=[("type", b"OrderPlaced")])
     if producer.flush(30):
         raise PipelineError(
             "demo: the poison record was not accepted", remedy="is Kafka still running? pipeline status"
         )
 
 
-def _count(conn: psycopg.Connection[Any], kafka: dict[str, str], dlqs: list[str], counts: Counts) -> None:
+def _count_handled(conn: psycopg.Connection[Any], counts: Counts) -> None:
     row = conn.execute(
         "SELECT (SELECT count(DISTINCT event_id) FROM payments), (SELECT count(DISTINCT event_id) FROM receipts)"
     ).fetchone()
     counts.payments, counts.receipts = row or (0, 0)
-    counts.dead = sum(record_ids(kafka, dlqs).values())
 
 
 def _retried(conn: psycopg.Connection[Any]) -> int:
