@@ -1,1 +1,0 @@
-from pipeline.endpoints import *  # noqa
