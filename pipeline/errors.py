@@ -6,6 +6,7 @@
     ├── BrokerError         Kafka: connection, topic, authorisation, a refused record
     ├── SchemaError         registry, subject, schema, bytes that do not fit a schema
     │   └── PoisonError     the bytes of one record are wrong, whoever reads them
+    ├── JobError            a job that cannot be enqueued or commanded as asked: a unique key is taken, it is finished
     ├── ConnectError        Kafka Connect's REST API
     └── LocalStackError     the servers on this machine
 
@@ -18,6 +19,7 @@ __all__ = [
     "BrokerError",
     "ConfigError",
     "ConnectError",
+    "JobError",
     "LocalStackError",
     "PipelineError",
     "PoisonError",
@@ -58,6 +60,10 @@ class SchemaError(PipelineError):
 
 class PoisonError(SchemaError):
     """The bytes of one record are wrong in themselves: no later try can decode them."""
+
+
+class JobError(PipelineError):
+    """A job is not in a state in which that can be done."""
 
 
 class ConnectError(PipelineError):

@@ -42,7 +42,8 @@ class MessageType:
     """What is known of a message class without an instance.
 
     ``name`` is the full Avro record name, ``stream`` the aggregate of an event or the queue of a job,
-    ``key`` the field that gives the record's key (a job without one is keyed by its id).
+    ``key`` the field that gives the record's key (a job without one is keyed by its id). ``track`` says whether a
+    job's row in ``pipeline.job`` tells of it.
     """
 
     kind: Literal["event", "job"]
@@ -50,6 +51,7 @@ class MessageType:
     stream: str
     key: str | None
     format: Format
+    track: bool = False
 
 
 class Message(BaseModel):
@@ -106,7 +108,8 @@ class Job(Message):
 
     ``class SendReceipt(Job, queue="email")``: goes to the queue's topic, ``<app>.jobs.email``. Jobs have no order
     between them unless their handler asks for it; then ``key`` says among which. Without ``queue``: ``default``. A
-    subclass takes over all but the name.
+    subclass takes over all but the name. ``track=False`` is faster, and loses list, show, cancel, retry, unique,
+    progress, results and flows.
     """
 
     def __init_subclass__(
@@ -116,13 +119,16 @@ class Job(Message):
         key: str | None = None,
         name: str = "",
         format: Format | None = None,  # noqa: A002 — the field's word
+        track: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init_subclass__(**kwargs)
         if parent := _parent(cls):
             queue, key = queue or parent.stream, key or parent.key
         wire = format or (parent.format if parent else "avro")
-        cls.message_type = MessageType("job", _full_name(cls, name), check_name(queue or "default"), key, wire)
+        if track is None:
+            track = parent.track if parent else True
+        cls.message_type = MessageType("job", _full_name(cls, name), check_name(queue or "default"), key, wire, track)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_kwargs: Any) -> None:

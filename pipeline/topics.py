@@ -8,10 +8,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipeline.errors import ConfigError
 
-__all__ = ["DAY_MS", "Names", "TopicSpec", "check_name", "dead_letters", "delay_label", "retry_tier"]
+__all__ = [
+    "DAY_MS",
+    "PRIORITIES",
+    "Names",
+    "Priority",
+    "TopicSpec",
+    "check_name",
+    "dead_letters",
+    "delay_label",
+    "priority_topic",
+    "retry_tier",
+]
+
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 
 DAY_MS = 86_400_000
 _NAME = re.compile(r"[a-z0-9-]{1,60}")
@@ -59,6 +74,11 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"name {name!r} is not allowed", remedy="1 to 60 of a-z, 0-9 and -")
     return name
+
+
+def priority_topic(queue: str, priority: Priority) -> str:
+    """Topic of a queue's jobs of a priority."""
+    return queue if priority == "normal" else f"{queue}.{priority}"
 
 
 def retry_tier(group: str, delay_s: float) -> str:

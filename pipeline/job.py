@@ -1,0 +1,305 @@
+"""Jobs with their options in, the statements that store them out: outbox rows or due rows, and their tracking rows.
+
+All in the caller's transaction: a job, its place in the waiting room and what is told of it exist together or not at
+all. Everything is encoded and checked before the first row is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, TypedDict
+from uuid import UUID
+
+from pipeline.errors import ConfigError, JobError
+from pipeline.event import Job
+from pipeline.outbox import Envelope, Outbox, SchemaIds, Statement, Steps
+from pipeline.row import COLUMNS, placeholders
+from pipeline.topics import PRIORITIES, Priority, priority_topic
+
+__all__ = ["FINISHED", "EnqueueOptions", "OnFailure", "Options", "State", "Unique", "Wanted", "store_jobs"]
+
+State = Literal["blocked", "delayed", "waiting", "running", "retrying", "done", "dead", "cancelled"]
+OnFailure = Literal["fail", "ignore", "continue"]
+
+FINISHED: tuple[State, ...] = ("done", "dead", "cancelled")
+_LONGEST_S = 100 * 366 * 86_400
+_TAGS = 32
+_TAG_CHARS = 100
+_KEY_CHARS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """At most one job of a type and key.
+
+    The key is ``key``, or the fields named by ``by``, or else all arguments. It is held while the job is unfinished,
+    or for ``period_s`` seconds from the enqueue, whatever becomes of the job. When it is taken: ``keep`` returns the id
+    of the job that holds it, ``reject`` raises JobError, ``replace`` cancels that job where it has not begun and puts
+    the new one in its place.
+    """
+
+    key: str | None = None
+    by: tuple[str, ...] = ()
+    period_s: float | None = None
+    on_conflict: Literal["keep", "replace", "reject"] = "keep"
+
+    def __post_init__(self) -> None:
+        if self.key is not None and (self.by or not 0 < len(self.key) <= _KEY_CHARS):
+            raise ConfigError(
+                "Unique: key must have 1 to 500 characters, and goes without by=", remedy='Unique(key="order-7")'
+            )
+        if self.period_s is not None and not 0 < self.period_s <= _LONGEST_S:
+            raise ConfigError(
+                f"Unique: period_s={self.period_s}", remedy="seconds, more than 0; None: while unfinished"
+            )
+        if self.on_conflict not in {"keep", "replace", "reject"}:
+            raise ConfigError(f"Unique: on_conflict={self.on_conflict!r}", remedy="keep, replace or reject")
+
+    def key_of(self, job: Job, queue: str) -> str:
+        """Return the key as it is stored: no argument can be read from it."""
+        missing = [name for name in self.by if name not in type(job).model_fields]
+        if missing:
+            raise ConfigError(
+                f"Unique: {job.message_type.name} has no field {missing[0]!r}",
+                remedy=f"one of: {', '.join(type(job).model_fields)}",
+            )
+        chosen = self.key if self.key is not None else job.model_dump_json(include=set(self.by) if self.by else None)
+        text = json.dumps([queue, job.message_type.name, self.key is not None, chosen])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class EnqueueOptions(TypedDict, total=False):
+    """The keyword arguments of ``enqueue``: the fields of Options."""
+
+    delay_s: float
+    run_at: datetime | None
+    unique: Unique | None
+    tags: Sequence[str]
+    priority: Priority
+    track: bool | None
+    headers: Mapping[str, str] | None
+    traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How jobs are enqueued. Raises ConfigError for what cannot be.
+
+    ``delay_s`` counts from the enqueue by the database's clock; ``run_at`` is a time with a zone. ``track`` None means
+    what the job's class says.
+    """
+
+    delay_s: float = 0
+    run_at: datetime | None = None
+    unique: Unique | None = None
+    tags: Sequence[str] = ()
+    priority: Priority = "normal"
+    track: bool | None = None
+    headers: Mapping[str, str] | None = None
+    traceparent: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.delay_s, bool) or not 0 <= self.delay_s <= _LONGEST_S or math.isnan(self.delay_s):
+            raise ConfigError(f"delay_s={self.delay_s}", remedy="seconds, from 0 to 100 years")
+        if self.run_at is not None:
+            if self.delay_s:
+                raise ConfigError("delay_s and run_at together", remedy="one of them")
+            if self.run_at.utcoffset() is None:
+                raise ConfigError(
+                    f"run_at={self.run_at.isoformat()} has no time zone", remedy="datetime(…, tzinfo=UTC) or ZoneInfo"
+                )
+        if isinstance(self.tags, str) or len(self.tags) > _TAGS or any(not 0 < len(t) <= _TAG_CHARS for t in self.tags):
+            raise ConfigError(f"tags={self.tags!r}", remedy="a list of at most 32, of 1 to 100 characters each")
+        if self.priority not in PRIORITIES:
+            raise ConfigError(f"priority={self.priority!r}", remedy=f"one of: {', '.join(PRIORITIES)}")
+        if self.unique is not None and self.track is False:
+            raise ConfigError("unique jobs are tracked", remedy="leave track=False out")
+
+    def tracks(self, job: Job) -> bool:
+        """Whether the job gets a row in ``pipeline.job``."""
+        kind = job.message_type
+        tracked = kind.track if self.track is None else self.track
+        if self.unique is not None and not tracked:
+            raise ConfigError(
+                f"{kind.name}: unique needs a tracked job",
+                remedy="no track=False in the class, or pass track=True",
+            )
+        return tracked
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One job to be stored. ``queue`` is the full name. Children of a flow have ``parent``, parents ``children``."""
+
+    id: UUID
+    job: Job
+    queue: str
+    options: Options
+    parent: UUID | None = None
+    on_failure: OnFailure | None = None
+    children: int = 0
+
+
+def store_jobs(orders: Sequence[Wanted], outbox: Outbox, schema_ids: SchemaIds) -> Steps[list[UUID]]:
+    """Encode and store jobs; return their ids in order, or of those that hold their unique keys.
+
+    Raises ConfigError, SchemaError, or JobError where a key is taken and its rule is to reject: nothing is written
+    then.
+    """
+    rows: dict[UUID, tuple[Any, ...]] = {}
+    for order in orders:
+        order.options.tracks(order.job)
+        schema_id = yield from schema_ids.find(order.queue, type(order.job))
+        topic = priority_topic(order.queue, order.options.priority)
+        envelope = Envelope(order.job, topic, order.options.headers or {}, order.options.traceparent)
+        rows[order.id] = (_WAITING_ROOM if _later(order) else outbox).row(order.id, envelope, schema_id)
+    keys = {order.id: _key(order) for order in orders}
+    holders = yield from _claim([order for order in orders if keys[order.id]], keys)
+    stored = [order for order in orders if holders.get(order.id, order.id) == order.id]
+    now = [order for order in stored if not _later(order)]
+    later = [order for order in stored if _later(order)]
+    if now:
+        yield outbox.insertion([rows[order.id] for order in now])
+    if later:
+        yield Statement(_DUE, [(*rows[order.id], *_time(order)) for order in later], values=_DUE_VALUES)
+    tracked = [order for order in stored if order.options.tracks(order.job)]
+    if tracked:
+        yield Statement(_TRACK, [(json.dumps([_told(order, keys[order.id]) for order in tracked]),)])
+    return [holders.get(order.id, order.id) for order in orders]
+
+
+def _later(order: Wanted) -> bool:
+    return bool(order.children or order.options.delay_s or order.options.run_at is not None)
+
+
+def _time(order: Wanted) -> tuple[str | None, float]:
+    """When it is due: a fixed time, or seconds from now."""
+    if order.children:
+        return ("infinity", 0.0)
+    run_at = order.options.run_at
+    return (None if run_at is None else run_at.isoformat(), float(order.options.delay_s))
+
+
+def _key(order: Wanted) -> str | None:
+    return None if order.options.unique is None else order.options.unique.key_of(order.job, order.queue)
+
+
+def _told(order: Wanted, key: str | None) -> dict[str, Any]:
+    options = order.options
+    state: State = "blocked" if order.children else "delayed" if _later(order) else "waiting"
+    return {
+        "id": str(order.id),
+        "queue": order.queue,
+        "type": order.job.message_type.name,
+        "state": state,
+        "priority": options.priority,
+        "tags": list(dict.fromkeys(options.tags)) or None,
+        "delay_s": options.delay_s if state == "delayed" else None,
+        "run_at": options.run_at.isoformat() if options.run_at is not None else None,
+        "unique_key": key,
+        "parent": str(order.parent) if order.parent else None,
+        "on_failure": order.on_failure,
+        "children": order.children,
+    }
+
+
+def _claim(orders: Sequence[Wanted], keys: Mapping[UUID, str | None]) -> Steps[dict[UUID, UUID]]:
+    """Take unique keys; return order id → id of the job that holds its key now."""
+    if not orders:
+        return {}
+    first = _first_of_each_key(orders, keys)
+    wanted = [
+        {"key": keys[order.id], "id": str(order.id), "period_s": order.options.unique and order.options.unique.period_s}
+        for order in first.values()
+    ]
+    got = {row[0] for row in (yield Statement(_CLAIM, [(json.dumps(wanted),)], returns=True))}
+    taken = [key for key in first if key not in got]
+    holders: dict[str, UUID] = {key: order.id for key, order in first.items()}
+    if taken:
+        found = yield Statement(_HOLDERS, [(json.dumps(taken),)], returns=True)
+        holding = {str(key): UUID(str(job_id)) for key, job_id in found}
+        refused = [key for key in taken if _rule(first[key]) == "reject"]
+        if refused:
+            yield Statement(_UNCLAIM, [(json.dumps(wanted),)])
+            raise _rejected(first[refused[0]], holding[refused[0]])
+        replaced = [key for key in taken if _rule(first[key]) == "replace"]
+        if replaced:
+            yield Statement(_REPLACE, [(json.dumps([w for w in wanted if w["key"] in replaced]),)])
+            yield Statement(_CANCEL_NOT_BEGUN, [(json.dumps([str(holding[k]) for k in replaced]),)], returns=True)
+        holders |= {key: holding[key] for key in taken if key not in replaced}
+    return {order.id: holders[keys[order.id] or ""] for order in orders}
+
+
+def _first_of_each_key(orders: Iterable[Wanted], keys: Mapping[UUID, str | None]) -> dict[str, Wanted]:
+    """Let the orders of one call agree among themselves; the last one replaces, the first one is kept."""
+    first: dict[str, Wanted] = {}
+    for order in orders:
+        key = keys[order.id] or ""
+        if key in first and _rule(order) == "reject":
+            raise _rejected(order, first[key].id)
+        if key not in first or _rule(order) == "replace":
+            first[key] = order
+    return first
+
+
+def _rule(order: Wanted) -> str:
+    return order.options.unique.on_conflict if order.options.unique else "keep"
+
+
+def _rejected(order: Wanted, holder: UUID) -> JobError:
+    return JobError(
+        f"{order.job.message_type.name}: its unique key is held by job {holder}",
+        remedy='nothing was enqueued; on_conflict="keep" or "replace", or wait for that job',
+    )
+
+
+_WAITING_ROOM = Outbox()
+"""Rows of ``pipeline.due`` have the columns of our own outbox, whatever table they go to in the end."""
+
+_DUE_VALUES = placeholders(COLUMNS, 0, "bytes").removesuffix(")") + (
+    ", coalesce(CAST(CAST(%s AS text) AS timestamptz), clock_timestamp() + make_interval(secs => %s)))"
+)
+_DUE = f"INSERT INTO pipeline.due ({', '.join(COLUMNS)}, due_at) VALUES {_DUE_VALUES}"  # noqa: S608 — fixed names
+
+_TRACK = """
+INSERT INTO pipeline.job (id, queue, type, state, priority, tags, due_at, unique_key, parent, on_failure, children)
+SELECT x.id, x.queue, x.type, x.state, x.priority, x.tags,
+       coalesce(x.run_at, clock_timestamp() + make_interval(secs => x.delay_s)),
+       x.unique_key, x.parent, x.on_failure, x.children
+FROM json_to_recordset(CAST(%s AS json)) AS x(id uuid, queue text, type text, state text, priority text, tags text[],
+     delay_s float8, run_at timestamptz, unique_key text, parent uuid, on_failure text, children integer)
+"""
+
+_CLAIM = """
+INSERT INTO pipeline.job_key AS held (key, job_id, until)
+SELECT x.key, x.id, clock_timestamp() + make_interval(secs => x.period_s)
+FROM json_to_recordset(CAST(%s AS json)) AS x(key text, id uuid, period_s float8) ORDER BY x.key
+ON CONFLICT (key) DO UPDATE SET job_id = excluded.job_id, until = excluded.until
+WHERE held.until <= clock_timestamp()
+RETURNING held.key
+"""
+
+_HOLDERS = """
+SELECT key, job_id FROM pipeline.job_key WHERE key IN (SELECT json_array_elements_text(CAST(%s AS json)))
+"""
+
+_UNCLAIM = """
+DELETE FROM pipeline.job_key AS h USING json_to_recordset(CAST(%s AS json)) AS x(key text, id uuid)
+WHERE h.key = x.key AND h.job_id = x.id
+"""
+
+_REPLACE = """
+UPDATE pipeline.job_key AS h SET job_id = x.id, until = clock_timestamp() + make_interval(secs => x.period_s)
+FROM json_to_recordset(CAST(%s AS json)) AS x(key text, id uuid, period_s float8) WHERE h.key = x.key
+"""
+
+_CANCEL_NOT_BEGUN = """
+SELECT count(*) FROM pipeline.cancel_jobs(ARRAY(
+    SELECT j.id FROM json_array_elements_text(CAST(%s AS json)) AS x JOIN pipeline.job AS j ON j.id = CAST(x AS uuid)
+    WHERE j.state IN ('blocked', 'delayed', 'waiting', 'retrying')))
+"""
