@@ -6,31 +6,50 @@ here, so a message that does not fit its schema fails the transaction before any
 
 from __future__ import annotations
 
-import json
+import re
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import urandom
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from pipeline.avro import schema_of
 from pipeline.codec import encode, subject_of
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.event import Message
+from pipeline.row import COLUMNS, copy_lines, headers_text, key_text, placeholders, quoted
 
 __all__ = ["Envelope", "Outbox", "SchemaIds", "Statement", "Steps", "adrive", "drive", "uuid7"]
 
 T = TypeVar("T")
+_BATCH = 500  # rows in one INSERT: 8 parameters each, and a statement holds 65,535
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """SQL with ``%s`` placeholders, and the parameters of each execution. No quoted ``%s`` stands in the SQL."""
+    """SQL for one row of ``%s`` parameters, and the rows. Any other ``%`` stands doubled.
+
+    An INSERT names in ``values`` what is repeated for each row, and in ``copy`` the COPY that takes the same rows;
+    both are empty where there is no such way.
+    """
 
     sql: str
     rows: Sequence[tuple[Any, ...]]
     returns: bool = False
+    values: str = ""
+    copy: str = ""
+
+    def batches(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """Yield SQL and parameters that insert many rows at a time: the way that every driver has."""
+        for start in range(0, len(self.rows), _BATCH if self.values else 1):
+            rows = self.rows[start : start + (_BATCH if self.values else 1)]
+            sql = self.sql + f", {self.values}" * (len(rows) - 1)
+            yield sql, tuple(value for row in rows for value in row)
+
+    def copy_data(self) -> Iterator[bytes]:
+        """Yield what ``copy`` takes from its input, in pieces."""
+        return copy_lines(self.rows)
 
 
 Steps = Generator[Statement, list[tuple[Any, ...]], T]
@@ -74,7 +93,7 @@ class SchemaIds:
     """Schema ids as ``pipeline schema push`` stored them, remembered once seen. Ids never change."""
 
     def __init__(self, schema: str = "pipeline") -> None:
-        self._sql = f"SELECT schema_id FROM {_quoted(schema)}.schema_id WHERE subject = %s AND fingerprint = %s"  # noqa: S608 — quoted
+        self._sql = f"SELECT schema_id FROM {quoted(schema)}.schema_id WHERE subject = %s AND fingerprint = %s"  # noqa: S608 — quoted
         self._known: dict[tuple[str, bytes], int] = {}
 
     def find(self, topic: str, model: type[Message]) -> Steps[int | None]:
@@ -99,20 +118,43 @@ class Outbox:
     """The table that rows are written to.
 
     A table of your own is named by ``schema`` and ``table``; ``columns`` maps our column names to its (None: it has no
-    such column), ``extra`` gives further columns a fixed value.
+    such column), ``extra`` gives further columns a fixed value. ``payload="json"``: its payload column is json, jsonb
+    or text, so that only messages with ``format="json"`` go into it.
     """
 
     schema: str = "pipeline"
     table: str = "outbox"
     columns: Mapping[str, str | None] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    payload: Literal["bytes", "json"] = "bytes"
+    _insert: tuple[str, str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        unknown = set(self.columns) - set(_COLUMNS)
+        unknown = set(self.columns) - set(COLUMNS)
         if unknown:
             raise ConfigError(
-                f"Outbox: no such column: {', '.join(sorted(unknown))}", remedy=f"ours are: {', '.join(_COLUMNS)}"
+                f"Outbox: no such column: {', '.join(sorted(unknown))}", remedy=f"ours are: {', '.join(COLUMNS)}"
             )
+        without = [name for name in ("id", "aggregateid", "payload") if self.columns.get(name, name) is None]
+        if without:
+            raise ConfigError(
+                f"Outbox: a table without {' and '.join(without)} cannot be captured", remedy="name the column"
+            )
+        names = [
+            name for name in (*(self.columns.get(name, name) for name in COLUMNS), *self.extra) if name is not None
+        ]
+        if len(set(names)) < len(names) or not all((self.schema, self.table, *names)):
+            raise ConfigError(
+                f"Outbox: {self.schema}.{self.table}: a name is empty, or stands for two columns: {', '.join(names)}",
+                remedy="give each column once, in columns or in extra",
+            )
+        target = f"{quoted(self.schema)}.{quoted(self.table)} ({', '.join(map(quoted, names))})"
+        kept = [name for name in COLUMNS if self.columns.get(name, name) is not None]
+        values = placeholders(kept, len(self.extra), self.payload)
+        # COPY has no row-level security and wants our types: it is for our own table
+        ours = (self.schema, self.table) == ("pipeline", "outbox") and not self.columns and not self.extra
+        copy = f"COPY {target} FROM STDIN" if ours and self.payload == "bytes" else ""
+        object.__setattr__(self, "_insert", (f"INSERT INTO {target} VALUES {values}", values, copy))  # noqa: S608 — quoted
 
     def store(
         self, envelopes: Sequence[Envelope], schema_ids: SchemaIds, new_id: Callable[[], UUID]
@@ -124,47 +166,52 @@ class Outbox:
         ids = [new_id() for _ in envelopes]
         rows = []
         for event_id, envelope in zip(ids, envelopes, strict=True):
-            message = envelope.message
-            schema_id = yield from schema_ids.find(envelope.topic, type(message))
-            rows.append(self._row(event_id, envelope, encode(message, schema_id)))
-        yield Statement(self._insert_sql(), rows)
+            schema_id = yield from schema_ids.find(envelope.topic, type(envelope.message))
+            rows.append(self.row(event_id, envelope, schema_id))
+        if rows:
+            yield self.insertion(rows)
         return ids
 
-    def _row(self, event_id: UUID, envelope: Envelope, payload: bytes) -> tuple[Any, ...]:
-        kind = envelope.message.message_type
-        key = str(event_id) if kind.key is None else _key_text(getattr(envelope.message, kind.key), kind.name)
-        headers = json.dumps(dict(envelope.headers), ensure_ascii=False) if envelope.headers else None
+    def insertion(self, rows: Sequence[tuple[Any, ...]]) -> Statement:
+        """Return what stores rows that ``row`` made."""
+        sql, values, copy = self._insert
+        return Statement(sql, rows, values=values, copy=copy)
+
+    def taking(self, source: str) -> tuple[str, tuple[Any, ...]]:
+        """Return the INSERT that takes rows of COLUMNS, payload as bytes, from a query part, and its parameters."""
+        payload = "CAST(convert_from(payload, 'UTF8') AS jsonb)" if self.payload == "json" else "payload"
+        kept = [name for name in COLUMNS if self.columns.get(name, name) is not None]
+        values = [payload if name == "payload" else name for name in kept] + ["%s"] * len(self.extra)
+        head = self._insert[0].partition(" VALUES ")[0]
+        return f"{head} SELECT {', '.join(values)} FROM {source}", tuple(self.extra.values())  # noqa: S608 — quoted
+
+    def row(self, event_id: UUID, envelope: Envelope, schema_id: int | None) -> tuple[Any, ...]:
+        """Encode one row. Raises SchemaError or ConfigError for what cannot be stored."""
+        message, kind = envelope.message, envelope.message.message_type
+        value = encode(message, schema_id)
+        if self.payload == "json" and kind.format != "json":
+            raise ConfigError(
+                f"{kind.name}: {self.schema}.{self.table} holds JSON, this message is {kind.format}",
+                remedy='declare it with format="json", or Outbox(payload="bytes")',
+            )
+        payload = value.decode() if self.payload == "json" else value
+        key = str(event_id) if kind.key is None else key_text(getattr(message, kind.key), kind.name)
+        headers = headers_text(envelope.headers) if envelope.headers else None
+        if envelope.traceparent is not None and not _TRACEPARENT(envelope.traceparent):
+            raise ConfigError(
+                "traceparent: not as W3C has it",
+                remedy="00-<32 hex digits>-<16 hex digits>-<2 hex digits>, in lower case",
+            )
         ours = (
             event_id, kind.stream, key, kind.name, payload, envelope.topic, headers, envelope.traceparent
         )  # fmt: skip
-        kept = [value for name, value in zip(_COLUMNS, ours, strict=True) if self.columns.get(name, name)]
+        if not self.columns and not self.extra:
+            return ours
+        kept = [v for name, v in zip(COLUMNS, ours, strict=True) if self.columns.get(name, name) is not None]
         return (*kept, *self.extra.values())
 
-    def _insert_sql(self) -> str:
-        names = [self.columns.get(name, name) for name in _COLUMNS]
-        columns = [_quoted(name) for name in (*names, *self.extra) if name]
-        table = f"{_quoted(self.schema)}.{_quoted(self.table)}"
-        return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(['%s'] * len(columns))})"  # noqa: S608 — quoted
 
-
-_COLUMNS = ("id", "aggregatetype", "aggregateid", "type", "payload", "topic", "headers", "traceparent")
-
-
-def _key_text(value: object, name: str) -> str:
-    """A key as text. Kafka compares bytes, so one value must always give the same text."""
-    if isinstance(value, str):
-        text = value
-    elif isinstance(value, int | UUID) and not isinstance(value, bool):
-        text = str(value)
-    else:
-        raise SchemaError(f"{name}: its key field holds a {type(value).__name__}", remedy="str, int or UUID")
-    if not text:
-        raise SchemaError(f"{name}: its key field is empty", remedy="give it a value: order is kept per key")
-    return text
-
-
-def _quoted(identifier: str) -> str:
-    return '"' + identifier.replace('"', '""') + '"'
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 
 
 def uuid7() -> UUID:

@@ -8,18 +8,54 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from pipeline.errors import ConfigError
 from pipeline.outbox import Statement
 
-__all__ = ["AsyncExecute", "Execute", "async_executor", "executor"]
+__all__ = ["AsyncConnection", "AsyncExecute", "Connection", "Execute", "async_executor", "executor", "outside"]
 
 Execute = Callable[[Statement], list[tuple[Any, ...]]]
 AsyncExecute = Callable[[Statement], Awaitable[list[tuple[Any, ...]]]]
 
-_WRITERS = {"psycopg": "pipeline.writers.psycopg"}
-"""First part of the module that a connection's class (or a base of it) comes from → the writer's module."""
+
+class Connection(Protocol):
+    """For type checkers: what commits when it is told to, so that an awaited one does not fit.
+
+    psycopg's and psycopg2's connection, SQLAlchemy's Connection and Session, Django's.
+    """
+
+    def commit(self) -> None:
+        """Commit the transaction. Never called here."""
+
+
+class AsyncCommit(Protocol):
+    """psycopg's AsyncConnection, SQLAlchemy's AsyncConnection and AsyncSession."""
+
+    async def commit(self) -> None:
+        """Commit the transaction. Never called here."""
+
+
+class AsyncpgConnection(Protocol):
+    """asyncpg's, also from its pool."""
+
+    def is_in_transaction(self) -> bool:
+        """Tell whether a transaction is open."""
+
+
+AsyncConnection = AsyncCommit | AsyncpgConnection
+
+_WRITERS = {
+    "psycopg": "pipeline.writers.psycopg",
+    "psycopg2": "pipeline.writers.psycopg2",
+    "sqlalchemy": "pipeline.writers.sqlalchemy",
+    "django": "pipeline.writers.django",
+    "asyncpg": "pipeline.writers.asyncpg",
+}
+"""First part of the module that a connection's class (or a base of it) comes from → the writer's module.
+
+Each has ``kind(conn)``: "sync", "async", or "" for what is no connection; ``executor`` and ``async_executor``.
+"""
 
 
 def executor(conn: object) -> Execute:
@@ -27,32 +63,49 @@ def executor(conn: object) -> Execute:
 
     Raises ConfigError for an async connection, outside a transaction, or for what is no connection at all.
     """
-    found = _writer(conn).executor(conn)
-    if found is None:
-        raise ConfigError(
-            f"{type(conn).__name__} is an async connection, and this call is not awaited",
-            remedy="await app.apublish(conn, event) or await app.aenqueue(conn, job)",
-        )
-    return found  # type: ignore[no-any-return]
+    writer = _writer(conn, "sync")
+    return writer.executor(conn)  # type: ignore[no-any-return]
 
 
 def async_executor(conn: object) -> AsyncExecute:
     """Return how to run a statement on an async ``conn``. Raises ConfigError as ``executor`` does."""
-    found = _writer(conn).async_executor(conn)
-    if found is None:
-        raise ConfigError(
-            f"{type(conn).__name__} is not an async connection",
-            remedy="app.publish(conn, event) or app.enqueue(conn, job), without await",
-        )
-    return found  # type: ignore[no-any-return]
+    writer = _writer(conn, "async")
+    return writer.async_executor(conn)  # type: ignore[no-any-return]
 
 
-def _writer(conn: object) -> Any:
-    for kind in type(conn).__mro__:
-        module = _WRITERS.get(kind.__module__.split(".")[0])
-        if module:
-            return import_module(module)
+def outside(remedy: str) -> ConfigError:
+    """Return the refusal of a connection on which every statement commits by itself."""
+    return ConfigError(
+        "publishing outside a transaction: the connection is in autocommit mode, so the row and the business change "
+        "would commit apart from each other",
+        remedy=remedy,
+    )
+
+
+_WRONG_CALL = {
+    "async": (
+        "{0} is an async connection, and this call is not awaited",
+        "await app.apublish(conn, event) or await app.aenqueue(conn, job)",
+    ),
+    "sync": (
+        "{0} is not an async connection",
+        "app.publish(conn, event) or app.enqueue(conn, job), without await",
+    ),
+}
+
+
+def _writer(conn: object, wanted: Literal["sync", "async"]) -> Any:
+    for base in type(conn).__mro__:
+        module = _WRITERS.get(base.__module__.split(".")[0])
+        writer = import_module(module) if module else None
+        found = writer.kind(conn) if writer else ""
+        if found == wanted:
+            return writer
+        if found:
+            what, remedy = _WRONG_CALL[found]
+            raise ConfigError(what.format(type(conn).__name__), remedy=remedy)
     raise ConfigError(
         f"{type(conn).__module__}.{type(conn).__qualname__} is not a database connection that is known here",
-        remedy=f"pass the connection of your transaction, from one of: {', '.join(_WRITERS)}",
+        remedy="pass the connection (or SQLAlchemy session) of your transaction, not a pool, an engine or a cursor; "
+        f"known are those of {', '.join(_WRITERS)}",
     )

@@ -135,9 +135,9 @@ everything = st.builds(
     flag=st.booleans(),
     raw=st.binary(),
     total=money,
-    at=st.datetimes(min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29)).map(
+    at=st.datetimes(min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29)).map(  # noqa: DTZ001
         lambda at: at.replace(tzinfo=UTC)
-    )  # noqa: DTZ001
+    )
     | st.datetimes(min_value=datetime(1990, 1, 1)).map(  # noqa: DTZ001
         lambda at: at.replace(tzinfo=timezone(timedelta(hours=5, minutes=30)))
     ),

@@ -1,0 +1,97 @@
+"""The values of outbox rows, as PostgreSQL takes them: columns, placeholders, keys, headers, lines for COPY."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from pipeline.errors import ConfigError, SchemaError
+
+__all__ = ["COLUMNS", "copy_lines", "headers_text", "key_text", "numbered", "placeholders", "quoted"]
+
+COLUMNS = ("id", "aggregatetype", "aggregateid", "type", "payload", "topic", "headers", "traceparent")
+
+_PIECE = 1 << 18  # bytes
+_NULL = "\\N"
+_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+_needs_escape = re.compile(r"[\\\n\r\t]").search
+
+
+def placeholders(columns: Sequence[str], extra: int, payload: str) -> str:
+    """Return one row of ``%s`` in parentheses, for columns of COLUMNS and ``extra`` further ones.
+
+    The casts say what a parameter is, so that a codec that the application has set on its connection (asyncpg's for
+    jsonb, say) is not applied to what is encoded already. A uuid or jsonb goes into a text column as well.
+    """
+    json_value = "CAST(CAST(%s AS text) AS jsonb)"
+    casts = {"id": "CAST(%s AS uuid)", "headers": json_value, "payload": json_value if payload == "json" else "%s"}
+    return f"({', '.join([*(casts.get(name, '%s') for name in columns), *['%s'] * extra])})"
+
+
+def numbered(sql: str) -> str:
+    """Return SQL with ``$1``, ``$2`` … in place of ``%s``, and single percent signs."""
+    head, *rest = sql.split("%s")
+    return "".join([head, *(f"${number}{part}" for number, part in enumerate(rest, 1))]).replace("%%", "%")
+
+
+def key_text(value: object, name: str) -> str:
+    """Return a key as text. Kafka compares bytes, so one value must always give the same text. Raises SchemaError."""
+    value = value.value if isinstance(value, Enum) else value
+    if not isinstance(value, str | int | UUID) or isinstance(value, bool):
+        raise SchemaError(f"{name}: its key field holds a {type(value).__name__}", remedy="str, int or UUID")
+    text = str(value)
+    if not text:
+        raise SchemaError(f"{name}: its key field is empty", remedy="give it a value: order is kept per key")
+    if not _storable(text):
+        raise SchemaError(
+            f"{name}: its key holds a NUL or a lone surrogate, which PostgreSQL's text cannot", remedy="leave it out"
+        )
+    return text
+
+
+def headers_text(headers: Mapping[str, str]) -> str:
+    """Return headers as JSON. Raises ConfigError naming the one that is not text, never its value."""
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str) or not _storable(name) or not _storable(value):
+            raise ConfigError(
+                f"header {name!r}: names and values are texts without NUL and lone surrogates",
+                remedy="str(value), or json.dumps(value)",
+            )
+    return json.dumps(dict(headers), ensure_ascii=False)
+
+
+def copy_lines(rows: Sequence[tuple[Any, ...]]) -> Iterator[bytes]:
+    """Yield rows of COLUMNS in COPY's text format, in pieces of some hundred KiB."""
+    lines: list[str] = []
+    size = 0
+    for event_id, stream, key, name, payload, topic, headers, traceparent in rows:
+        if _needs_escape(key):
+            key = key.translate(_ESCAPES)
+        if headers is None:
+            headers = _NULL
+        elif _needs_escape(headers):
+            headers = headers.translate(_ESCAPES)
+        # stream, name, topic and traceparent hold nothing to escape: their rules do not allow it
+        line = (
+            f"{event_id}\t{stream}\t{key}\t{name}\t\\\\x{payload.hex()}\t{topic}\t{headers}\t{traceparent or _NULL}\n"
+        )
+        lines.append(line)
+        size += len(line)
+        if size > _PIECE:
+            yield "".join(lines).encode()
+            lines, size = [], 0
+    if lines:
+        yield "".join(lines).encode()
+
+
+def quoted(identifier: str) -> str:
+    """Return an SQL identifier in quotes."""
+    return '"' + identifier.replace('"', '""').replace("%", "%%") + '"'
+
+
+def _storable(text: str) -> bool:
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text))
