@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from pipeline.errors import ConfigError
 
@@ -76,6 +76,12 @@ class Settings(BaseSettings):
                 raise ConfigError(f"environment: unknown setting {name}", remedy=f"remove it; known are: {known}")
         try:
             return cls()
+        except SettingsError as error:  # JSON is expected where a setting has a structure
+            field = str(error).split('"')[1] if '"' in str(error) else "?"
+            raise ConfigError(
+                f"environment: {PREFIX}{field.upper()}…: {type(error.__cause__).__name__}: it is not JSON",
+                remedy="""write it as PIPELINE_KAFKA__OPTIONS='{"security.protocol": "SSL"}'""",
+            ) from None
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             where = PREFIX + "__".join(str(part).upper() for part in first["loc"])

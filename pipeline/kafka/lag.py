@@ -92,7 +92,14 @@ class Lags:
     def _committed(self, group: str) -> dict[tuple[str, int], int | None]:
         asked = [ConsumerGroupTopicPartitions(group)]
         future = self._admin.list_consumer_group_offsets(asked, request_timeout=_TIMEOUT_S)[group]
-        found = future.result(_TIMEOUT_S).topic_partitions or []
+        try:
+            found = future.result(_TIMEOUT_S + 1).topic_partitions or []
+        except TimeoutError as error:
+            raise BrokerError(
+                f"Kafka: group {group}: no answer within {_TIMEOUT_S:.0f} s",
+                remedy="is the broker up, and bootstrap.servers right?",
+                retryable=True,
+            ) from error
         return {(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
 
     def _ages(self, begins: Mapping[tuple[str, int], int], now_s: float) -> dict[tuple[str, int], float]:
