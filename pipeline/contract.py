@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ def lint(entry: Entry) -> list[str]:
         fastavro.parse_schema(entry.schema.parsed())
     except (SchemaParseException, ValueError) as error:
         return [f"{entry.subject}: {' '.join(str(error).split())}"]
-    return [f"{entry.subject}: {problem}" for problem in _bad_defaults(entry.schema.parsed())]
+    schema = entry.schema.parsed()
+    return [f"{entry.subject}: {problem}" for problem in (*_bad_names(schema), *_bad_defaults(schema))]
 
 
 def compare(contract: Contract, files: Mapping[str, str]) -> list[Difference]:
@@ -152,6 +154,7 @@ def pretty(text: str) -> str:
 
 
 _WIDTH = 110
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
 
 def _lay_out(value: Any, indent: str) -> str:  # a JSON value
@@ -179,6 +182,17 @@ def _items(value: Any) -> Any:  # a JSON value
 def _diff(old: str, new: str, name: str) -> str:
     lines = difflib.unified_diff(old.splitlines(), new.splitlines(), f"{name} (file)", f"{name} (model)", lineterm="")
     return "\n".join(lines)
+
+
+def _bad_names(schema: Any) -> list[str]:  # a JSON value
+    """Return names that Avro does not allow, at any depth; Python allows more of them."""
+    if isinstance(schema, list):
+        return [problem for inner in schema for problem in _bad_names(inner)]
+    if not isinstance(schema, dict):
+        return []
+    name = schema.get("name", "a")
+    bad = [] if _NAME.fullmatch(name) else [f"{name!r} is no name in Avro: letters of English, digits and _"]
+    return bad + [problem for key in ("type", "fields", "items", "values") for problem in _bad_names(schema.get(key))]
 
 
 def _bad_defaults(schema: Any) -> list[str]:  # a JSON value

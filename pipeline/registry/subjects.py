@@ -34,6 +34,10 @@ class Subjects:
         except (ValueError, TypeError) as error:
             raise SchemaError(f"registry: {error}", remedy="correct PIPELINE_REGISTRY__URL and its user") from error
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def names(self) -> list[str]:
         """Return all subjects, sorted."""
         return sorted(self._ask("list subjects", self._client.get_subjects))

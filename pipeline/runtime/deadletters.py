@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 from pipeline import redrive
@@ -148,7 +148,8 @@ class _LateSubjects:
 
     def text(self, schema_id: int) -> str:
         address = registry_address(self._settings)
-        return Subjects(address.url, address.username, address.password).text(schema_id)
+        with closing(Subjects(address.url, address.username, address.password)) as subjects:
+            return subjects.text(schema_id)
 
 
 @contextmanager

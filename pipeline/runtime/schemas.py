@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,9 +58,9 @@ def check(app: Pipeline, settings: Settings, folder: Path, *, with_registry: boo
     problems = [problem for entry in contract.entries for problem in lint(entry)]
     steps = None
     if with_registry and not problems:
-        with connect(settings) as conn:
+        with connect(settings) as conn, _subjects(settings) as registry:
             try:
-                steps = push.plan(contract, None, _subjects(settings), SchemaIdTable(conn), mode=mode)
+                steps = push.plan(contract, None, registry, SchemaIdTable(conn), mode=mode)
             except push.PushRefused as error:
                 problems.append(error.what)
     return Check(contract, differences, problems, steps)
@@ -79,8 +80,7 @@ def push_schemas(
     ``folder`` None: there are no files to agree with (a demo, a test). ``planned`` hears the plan before it is done.
     """
     contract = contract_of(app, app.names.prefix)
-    registry = _subjects(settings)
-    with connect(settings) as conn:
+    with _subjects(settings) as registry, connect(settings) as conn:
         store = SchemaIdTable(conn)
         files = None if folder is None else read_files(folder)
         steps = push.plan(contract, files, registry, store, mode=mode)
@@ -90,29 +90,31 @@ def push_schemas(
 
 def list_subjects(settings: Settings, containing: str = "") -> list[dict[str, object]]:
     """Return the registry's subjects whose name contains a text, with their versions and compatibility."""
-    registry = _subjects(settings)
-    return [
-        {"subject": subject, "versions": versions, "compatibility": registry.compatibility(subject) or "not set"}
-        for subject in registry.names()
-        if containing in subject and (versions := registry.versions(subject))
-    ]
+    with _subjects(settings) as registry:
+        return [
+            {"subject": subject, "versions": versions, "compatibility": registry.compatibility(subject) or "not set"}
+            for subject in registry.names()
+            if containing in subject and (versions := registry.versions(subject))
+        ]
 
 
 def get(settings: Settings, subject: str, version: int | None) -> dict[str, object]:
     """Return one version of a subject, the newest where ``version`` is None. Raises SchemaError for an unknown one."""
-    registry = _subjects(settings)
-    versions = registry.versions(subject)
-    wanted = version if version is not None else max(versions, default=0)
-    if wanted not in versions:
-        known = f"its versions: {', '.join(map(str, versions))}" if versions else "pipeline schema list shows them all"
-        raise SchemaError(f"registry: no {subject}{f' version {version}' if version else ''}", remedy=known)
-    schema_id, text = registry.schema(subject, wanted)
+    with _subjects(settings) as registry:
+        versions = registry.versions(subject)
+        wanted = version if version is not None else max(versions, default=0)
+        if wanted not in versions:
+            known = f"its versions: {', '.join(map(str, versions))}" if versions else "pipeline schema list has all"
+            raise SchemaError(f"registry: no {subject}{f' version {version}' if version else ''}", remedy=known)
+        schema_id, text = registry.schema(subject, wanted)
     return {"subject": subject, "version": wanted, "id": schema_id, "schema": text}
 
 
-def _subjects(settings: Settings) -> Subjects:
+@contextmanager
+def _subjects(settings: Settings) -> Iterator[Subjects]:
     address = registry_address(settings)
-    return Subjects(address.url, address.username, address.password)
+    with closing(Subjects(address.url, address.username, address.password)) as subjects:
+        yield subjects
 
 
 def _refuse_unusable(contract: Contract) -> None:
