@@ -71,7 +71,9 @@ class Broker:
 
     def __init__(self, bootstrap: str) -> None:
         self.options = {"bootstrap.servers": bootstrap}
-        self._producer = Producer({**self.options, "partitioner": "murmur2_random", "linger.ms": 1})
+        self._producer = Producer(
+            {**self.options, "partitioner": "murmur2_random", "linger.ms": 1, "enable.idempotence": True}
+        )
 
     def create(self, app: Pipeline) -> None:
         admin = AdminClient(self.options)

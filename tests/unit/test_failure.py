@@ -17,7 +17,7 @@ class Address(BaseModel):
 class Signed(Event, aggregate="user", key="user_id"):
     user_id: str
     mail: Personal[str]
-    phones: Personal[list[str]] = []
+    phones: Personal[list[str]]
     home: Personal[Address | None] = None
     nick: Personal[str | None] = None
 
