@@ -22,7 +22,8 @@ from pipeline.errors import BrokerError, ConfigError, SourceError
 from pipeline.kafka.producer import RecordProducer
 from pipeline.metrics import Meter, PrometheusMeter
 from pipeline.postgres.changes import Binding
-from pipeline.postgres.pgoutput import Relation, insert_parser
+from pipeline.postgres.layout import insert_parser
+from pipeline.postgres.pgoutput import Relation
 from pipeline.postgres.statistics import measure
 from pipeline.postgres.wal import WalSettings, WalSource
 from pipeline.relay import Relay

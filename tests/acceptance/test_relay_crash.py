@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import psycopg
 import pytest
@@ -33,7 +34,7 @@ class Load:
         self.rolled_back: set[str] = set()
         self._threads = [threading.Thread(target=self._write, args=(number,)) for number in range(WRITERS)]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

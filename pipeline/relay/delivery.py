@@ -1,48 +1,27 @@
-"""Committed outbox rows in, acknowledged Kafka records out.
+"""Batches of records in, the position up to which all of them were acknowledged out.
 
-At least once: a position is confirmed only after every record at or below it was acknowledged. The first copies of a
-key's records are sent in commit order: after a failed delivery all that was not acknowledged is sent again, from
-memory, in order. A record that the broker refuses even when it is sent alone goes to the DLQ; all else waits.
+Batches are held in memory until they are acknowledged in full. After a failed delivery all that was not acknowledged
+is sent again, in order, by a new producer, so that no record overtakes an earlier one of its key. Where a batch is
+refused for what is in it, its records are sent one by one, and the one that fails alone goes to the DLQ.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pipeline.capture import Batch, Refused, Routed, dead_letter, identity, lsn_text
-from pipeline.errors import BrokerError, SourceError
+from pipeline.errors import BrokerError
 from pipeline.metrics import Meter
 
-__all__ = ["Health", "Mark", "Producer", "Relay", "Source", "Stop"]
+__all__ = ["Delivery", "Health", "Mark", "Producer"]
 
 log = logging.getLogger(__name__)
 
-_IDLE_S = 0.5  # how long to wait for rows when nothing is in flight
-_BUSY_S = 0.002  # … and when acknowledgements are due
-_FULL_S = 0.02  # how long to wait for room
-_STANDBY_S = 1.0
 _STALLED_S = 10.0  # without an acknowledgement for so long: not ready
 _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-
-
-class Source(Protocol):
-    """Where rows come from. All may raise SourceError; retryable means that ``start`` can help."""
-
-    def start(self) -> bool:
-        """Begin, or go on behind the last batch handed out; False where another process is active."""
-
-    def read(self, wait_s: float) -> Batch:
-        """Return what has come, waiting at most ``wait_s``."""
-
-    def confirm(self, position: int, *, final: bool = False) -> None:
-        """Take note that all up to ``position`` is acknowledged. Called at least every second, also with no news."""
-
-    def close(self) -> None:
-        """End."""
 
 
 class Mark(Protocol):
@@ -81,13 +60,6 @@ class Health(Protocol):
         """``part`` does not work."""
 
 
-class Stop(Protocol):
-    """Tells when to stop."""
-
-    def is_set(self) -> bool:
-        """Tell whether to stop."""
-
-
 class _Flight:
     """A batch on its way. ``first``: not acknowledged from here on; ``next``: not sent from here on."""
 
@@ -99,42 +71,35 @@ class _Flight:
         self.mark: Mark | None = None
 
 
-class Relay:
-    """One connector's relay. ``run`` is its life.
+class Delivery:
+    """What is on its way to the broker.
 
-    ``producers`` makes a new producer, at the start and after each failed delivery; ``limit_bytes`` bounds what is in
-    flight (one batch may go beyond it); ``drain_s`` how long to wait for acknowledgements when told to stop.
+    ``producers`` makes a new producer, at the start and after each failed delivery. ``clock`` is monotonic, ``now``
+    Unix time, both in seconds. ``position`` is what may be confirmed, 0 before anything; ``size`` the bytes held.
     """
 
     def __init__(
         self,
         name: str,
-        source: Source,
         producers: Callable[[], Producer],
         *,
         meter: Meter,
         health: Health,
-        limit_bytes: int = 24_000_000,
-        drain_s: float = 25.0,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float],
+        now: Callable[[], float],
     ) -> None:
+        self.position = 0
+        self.size = 0
         self._name = name
-        self._source = source
+        self._dlq = f"{name}.dlq"
         self._producers = producers
         self._producer = producers()
         self._meter = meter
         self._health = health
-        self._limit_bytes = limit_bytes
-        self._drain_s = drain_s
         self._clock = clock
         self._now = now
-        self._sleep = sleep
         self._unsent: deque[_Flight] = deque()
         self._sent: deque[_Flight] = deque()
-        self._bytes = 0
-        self._position = 0
         self._suspects: set[tuple[str, bytes | None, bytes | None]] = set()
         self._barrier: Mark | None = None
         self._alone = False
@@ -144,48 +109,19 @@ class Relay:
         self._stalled = False
         self._measured_at = 0.0
 
-    def run(self, stop: Stop, *, at_once: Stop | None = None) -> None:
-        """Work until ``stop``, then drain, unless ``at_once``. Raises PipelineError where nothing but help helps."""
-        failures = 0
-        try:
-            while not stop.is_set():
-                try:
-                    if self._source.start():
-                        failures = 0
-                        self._active(1)
-                        self._stream(stop)
-                    else:
-                        self._stand_by()
-                        self._wait(_STANDBY_S, stop)
-                except SourceError as error:
-                    if not error.retryable:
-                        raise
-                    self._health.not_ready("source", error.what)
-                    log.warning(error.what, extra={"action": "relay.source_lost", "connector": self._name})
-                    self._wait(_RETRY_S[min(failures, len(_RETRY_S) - 1)], stop)
-                    failures += 1
-            self._drain(at_once)
-        finally:
-            self._producer.close()
-            self._source.close()
+    @property
+    def under_way(self) -> bool:
+        """Tell whether anything is not acknowledged yet."""
+        return bool(self._sent or self._unsent)
 
-    def _stream(self, stop: Stop) -> None:
-        while not stop.is_set():
-            batch = None
-            if self._bytes < self._limit_bytes:
-                batch = self._source.read(_BUSY_S if self._sent or self._unsent else _IDLE_S)
-                if batch.records or batch.position:
-                    self._take(batch)
-            self._serve(_FULL_S if batch is None else 0, hurry=batch is None or not batch.more)
-            self._source.confirm(self._position)
-
-    def _take(self, batch: Batch) -> None:
+    def take(self, batch: Batch) -> None:
+        """Accept a batch: it is sent at the next ``serve``."""
         for index, (error, lsn) in batch.dead.items():
             batch.records[index] = self._bury(batch.records[index], error.what, "Unroutable", lsn)
-        self._bytes += batch.size
+        self.size += batch.size
         self._unsent.append(_Flight(batch))
 
-    def _serve(self, wait_s: float, *, hurry: bool) -> None:
+    def serve(self, wait_s: float, *, hurry: bool) -> None:
         """Send what can be sent, take what was acknowledged, and see to failures."""
         try:
             self._push()
@@ -198,6 +134,19 @@ class Relay:
             self._failed(error)
         else:
             self._settle(trouble)
+
+    def drop(self) -> None:
+        """Forget what is under way: it is another's business now."""
+        if self.under_way:
+            self._unsent.clear()
+            self._sent.clear()
+            self.size = 0
+            self._suspects.clear()
+            self._rewind()
+
+    def close(self) -> None:
+        """Drop what was not acknowledged, and the producer."""
+        self._producer.close()
 
     def _push(self) -> None:
         if self._unsent and self._clock() >= self._held_until:
@@ -264,12 +213,12 @@ class Relay:
         last: Routed | None = None
         while self._sent and self._sent[0].mark is not None and self._sent[0].mark.acknowledged():
             batch = self._sent.popleft().batch
-            self._bytes -= batch.size
+            self.size -= batch.size
             if batch.records:
                 rows += len(batch.records)
                 last = batch.records[-1]
             if batch.position is not None:
-                self._position = batch.position
+                self.position = batch.position
         if not self._sent and not self._unsent:
             self._suspects.clear()
         now = self._clock()
@@ -294,7 +243,7 @@ class Relay:
             self._measured_at = now
             rows = sum(len(flight.batch.records) for flight in self._sent)
             self._meter.set("pipeline_relay_in_flight_rows", rows, connector=self._name)
-            self._meter.set("pipeline_relay_in_flight_bytes", self._bytes, connector=self._name)
+            self._meter.set("pipeline_relay_in_flight_bytes", self.size, connector=self._name)
 
     def _refused(self, error: Refused) -> None:
         """A batch was refused for records in it: find out which, one by one; or the one sent alone is dead."""
@@ -361,45 +310,3 @@ class Relay:
             extra={"action": "relay.dead", "connector": self._name, "lsn": lsn_text(lsn)},
         )
         return dead_letter(self._dlq, record, kind=kind, message=why, lsn=lsn, now_ms=int(self._now() * 1000))
-
-    @property
-    def _dlq(self) -> str:
-        return f"{self._name}.dlq"
-
-    def _active(self, active: int) -> None:
-        self._meter.set("pipeline_relay_active", active, connector=self._name)
-        self._health.ready("source", role="active" if active else "standby")
-        self._health.ready("start")
-
-    def _stand_by(self) -> None:
-        """Another relay is active: what is in flight here is its business now."""
-        if self._sent or self._unsent:
-            self._unsent.clear()
-            self._sent.clear()
-            self._bytes = 0
-            self._suspects.clear()
-            self._rewind()
-        self._active(0)
-
-    def _wait(self, wait_s: float, stop: Stop) -> None:
-        """Let time pass, while acknowledgements are taken."""
-        until = self._clock() + wait_s
-        while not stop.is_set() and (left := until - self._clock()) > 0:
-            if self._sent or self._unsent:
-                self._serve(min(left, 0.1), hurry=True)
-            else:
-                self._sleep(min(left, 0.1))
-
-    def _drain(self, at_once: Stop | None) -> None:
-        until = self._clock() + self._drain_s
-        log.info("draining", extra={"action": "relay.drain", "connector": self._name})
-        while (self._sent or self._unsent) and self._clock() < until and not (at_once and at_once.is_set()):
-            self._serve(0.02, hurry=True)
-        try:
-            self._source.confirm(self._position, final=True)
-        except SourceError as error:
-            log.warning(
-                "the last position was not confirmed, some rows will come again: %s",
-                error.what,
-                extra={"action": "relay.unconfirmed", "connector": self._name},
-            )

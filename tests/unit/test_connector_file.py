@@ -1,0 +1,304 @@
+"""Connector files: what runs, what is noted, what is refused and how it is said; and the router's records."""
+
+from __future__ import annotations
+
+import json
+import struct
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.capture import Routed, Unroutable
+from pipeline.connect.file import ConnectorFile, read
+from pipeline.connect.router import Placement, Router, RouterOptions
+from pipeline.errors import ConfigError, PipelineError
+
+OURS = Path(__file__).parents[2] / "connectors" / "outbox.json"
+ENV = {"PGHOST": "db", "PGPORT": "5433", "PGUSER": "u", "PGPASSWORD": "s3cret", "PGDATABASE": "app"}
+R = "transforms.outbox."
+
+
+def load(folder: Path, changes: dict[str, Any] | None = None, **options: Any) -> ConnectorFile:
+    loaded = json.loads(OURS.read_text())
+    for key, value in (changes or {}).items():
+        if value is None:
+            del loaded["config"][key]
+        else:
+            loaded["config"][key] = value
+    path = folder / "outbox.json"
+    path.write_text(json.dumps(loaded))
+    return read(path, ENV, **options)
+
+
+def test_our_file_is_honoured_whole() -> None:
+    found = read(OURS, ENV)
+    assert found.database == {
+        "host": "db", "port": "5433", "user": "u", "password": "s3cret", "dbname": "app", "sslmode": "prefer",
+    }  # fmt: skip
+    assert (found.name, found.slot, found.publication) == ("outbox", "pipeline_outbox", "pipeline_outbox")
+    assert found.captures("pipeline", "outbox")
+    assert not found.captures("pipeline", "outbox2")
+    assert found.trust_slot
+    assert found.status_every_s == 10
+    assert "s3cret" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"slot.nam": "x"}, ["slot.nam", "unknown key", "slot.name"]),
+        ({R + "route.by.feild": "x"}, ["route.by.feild", "unknown key", "route.by.field"]),
+        ({"plugin.name": "wal2json"}, ["plugin.name", "wal2json", "pgoutput"]),
+        ({"plugin.name": None}, ["plugin.name", "decoderbufs"]),
+        ({"snapshot.mode": None}, ["snapshot.mode", "initial", "no_data"]),
+        ({"extended.headers.enabled": None}, ["extended.headers.enabled", "true"]),
+        ({"publication.autocreate.mode": "filtered"}, ["publication.autocreate.mode", "filtered", "disabled"]),
+        ({"heartbeat.interval.ms": "1000"}, ["heartbeat.interval.ms", "1000"]),
+        ({"heartbeat.action.query": "SELECT 1"}, ["heartbeat.action.query", "not honour it yet"]),
+        ({"predicates": "p"}, ["predicates", "not honour it yet"]),
+        ({"database.password": "${env:NOWHERE}"}, ["database.password", "NOWHERE is not set"]),
+        ({"database.password": "${vault:a:b}"}, ["database.password", "unknown provider 'vault'"]),
+        ({"database.password": "${file:/nowhere:key}"}, ["database.password", "/nowhere"]),
+        ({"database.port": "many"}, ["database.port", "'many'"]),
+        ({"status.update.interval.ms": "soon"}, ["status.update.interval.ms", "'soon'"]),
+        ({"slot.name": "My-Slot"}, ["slot.name", "My-Slot"]),
+        ({"table.include.list": "("}, ["table.include.list"]),
+        ({"table.include.list": None}, ["table.include.list", "missing"]),
+        ({"value.converter": "org.apache.kafka.connect.json.JsonConverter"}, ["value.converter", "JsonConverter"]),
+        ({"transforms": "outbox,other", "transforms.other.type": "x"}, ["transforms.other.type", "'x'"]),
+        ({R + "type": None}, [R + "type", "missing"]),
+        ({R + "table.fields.additional.placement": "type:elsewhere"}, ["placement", "type:elsewhere"]),
+        ({R + "table.fields.additional.placement": "type:envelope"}, ["placement", "envelope"]),
+        ({R + "route.topic.regex": "("}, ["route.topic.regex"]),
+        ({R + "route.topic.replacement": "${nobody}"}, ["route.topic.replacement", "nobody"]),
+        ({R + "table.expand.json.payload": "true"}, ["table.expand.json.payload", "'true'"]),
+        ({"producer.override.nothing": "1"}, ["producer.override.nothing"]),
+        ({"producer.override.sasl.jaas.config": "x required;"}, ["sasl.jaas.config", "username"]),
+        ({"tasks.max": ["1"]}, ["tasks.max", "a list"]),
+        ({"name": "other"}, ["name", "'outbox'"]),
+        ({"connector.class": "io.debezium.connector.mysql.MySqlConnector"}, ["connector.class", "MySql"]),
+    ],
+)
+def test_what_cannot_run_is_refused_by_file_key_and_remedy(
+    tmp_path: Path, changes: dict[str, Any], told: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, changes)
+    for part in ["outbox.json", *told]:
+        assert part in str(raised.value)
+    assert raised.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"name": "outbox",\n  "config": {"a": 1,}}', "line 2, column"),
+        ("[]", "is not a connector"),
+        ('{"config": {"a": "1", "a": "2"}}', "a: stands there twice"),
+        ('{"config": [], "name": "outbox"}', "is not a connector"),
+        ('{"config": {}, "nam": "outbox"}', "unknown key 'nam'"),
+        ("[" * 100_000, "nested too deeply"),
+        ("", "line 1, column 1"),
+    ],
+)
+def test_malformed_files_say_where(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "outbox.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"outbox\.json") as raised:
+        read(path, ENV)
+    assert told in str(raised.value)
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.json: No such file"):
+        read(tmp_path / "nowhere.json", ENV)
+
+
+def test_unknown_keys_can_be_ignored_but_are_noted(tmp_path: Path) -> None:
+    found = load(tmp_path, {"my.own": "x"}, ignore_unknown=True)
+    assert any("my.own: unknown key: ignored" in notice for notice in found.notices)
+
+
+def test_what_has_no_meaning_here_is_noted_with_the_reason(tmp_path: Path) -> None:
+    notices = load(tmp_path, {"max.queue.size": "99", "errors.tolerance": "all"}).notices
+    assert any(notice.startswith("max.queue.size has no meaning") for notice in notices)
+    assert any(notice.startswith("errors.tolerance has no meaning") and "dlq" in notice for notice in notices)
+
+
+def test_a_flat_config_and_a_secret_from_a_file(tmp_path: Path) -> None:
+    secret = tmp_path / "secrets.properties"
+    secret.write_text("# mine\nother=1\n key = p=w \n")
+    config = json.loads(OURS.read_text())["config"] | {"database.password": f"${{file:{secret}:key}}"}
+    (tmp_path / "flat.json").write_text(json.dumps(config))
+    found = read(tmp_path / "flat.json", ENV)
+    assert (found.name, found.database["password"]) == ("flat", "p=w")
+
+
+def test_java_producer_settings_become_librdkafkas(tmp_path: Path) -> None:
+    override = "producer.override."
+    jaas = 'org.apache.kafka.common.security.plain.PlainLoginModule required username="u" password="p w";'
+    found = load(
+        tmp_path,
+        {
+            override + "security.protocol": "SASL_SSL",
+            override + "sasl.mechanism": "PLAIN",
+            override + "sasl.jaas.config": jaas,
+            override + "ssl.truststore.location": "/ca.pem",
+            override + "ssl.truststore.type": "PEM",
+            override + "max.request.size": "2000000",
+            override + "acks": "all",
+        },
+    )
+    assert found.producer == {
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "u",
+        "sasl.password": "p w",
+        "ssl.ca.location": "/ca.pem",
+        "message.max.bytes": "2000000",
+    }
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=200) | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(json.dumps))
+def test_noise_raises_nothing_but_our_errors(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "noise.json"
+    path.write_text(text, encoding="utf-8", errors="replace")
+    with pytest.raises(PipelineError):
+        read(path, ENV)
+
+
+@dataclass
+class C:
+    name: str
+    type_oid: int
+    modifier: int = -1
+
+
+OUTBOX = [
+    C("id", 2950), C("aggregatetype", 25), C("aggregateid", 25), C("type", 25), C("payload", 17), C("topic", 25),
+    C("headers", 3802), C("created_at", 1114), C("part", 23), C("flag", 16), C("big", 20),
+]  # fmt: skip
+ID = uuid.UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+ROW: dict[str, bytes | None] = {
+    "id": ID.bytes, "aggregatetype": b"order", "aggregateid": b"k1", "type": b"T", "payload": b"p",
+    "topic": b"a.topic",
+    "headers": b'\1{"a": 1}', "created_at": struct.pack(">q", 1_000_999), "part": struct.pack(">i", 3),
+    "flag": b"\1", "big": struct.pack(">q", -5),
+}  # fmt: skip
+Y2K_MS = 946_684_800_000
+
+
+def route(options: RouterOptions, columns: list[C] | None = None, **changes: bytes | None) -> Routed:
+    names, function = Router(options, clock=lambda: 5.0).bind("s.t", columns or OUTBOX)
+    return function(*[{**ROW, **changes}[name] for name in names])
+
+
+def test_the_defaults_are_debeziums() -> None:
+    assert route(RouterOptions()) == ("outbox.event.order", b"k1", b"p", [("id", str(ID))], 5000, -1)
+
+
+def test_columns_go_to_headers_timestamp_and_partition() -> None:
+    places = ("headers", "flag", "big", "created_at")
+    options = RouterOptions(
+        route_by="topic", route_replacement="${routedByValue}", timestamp="created_at",
+        placements=(*(Placement(n, "header", f"x-{n}") for n in places), Placement("part", "partition", "part")),
+    )  # fmt: skip
+    topic, _, _, headers, timestamp, partition = route(options)
+    assert (topic, timestamp, partition) == ("a.topic", Y2K_MS + 1000, 3)
+    assert headers == [
+        ("id", str(ID)),
+        ("x-headers", b'{"a": 1}'),
+        ("x-flag", "true"),
+        ("x-big", "-5"),
+        ("x-created_at", str(Y2K_MS * 1000 + 1_000_999)),
+    ]
+    nothing = route(options, headers=None, flag=None, big=None, created_at=None, part=None)
+    assert nothing[3:] == ([("id", str(ID)), *((f"x-{n}", None) for n in places)], 5000, -1)
+
+
+@pytest.mark.parametrize(
+    ("regex", "replacement", "value", "topic"),
+    [
+        ("(?<first>.).*", "x-${first}", b"order", "x-o"),
+        ("(.*)-(.*)", "$2.$1", b"a-b", "b.a"),
+        ("nothing", "x", b"order", "order"),  # no match of the whole: as it is
+        ("ord", "x", b"order", "order"),
+        (".*", r"a\$1", b"order", None),  # an escaped dollar is one, and no topic has it
+    ],
+)
+def test_topics_are_named_as_javas_regex_router_does(
+    regex: str, replacement: str, value: bytes, topic: str | None
+) -> None:
+    options = RouterOptions(route_regex=regex, route_replacement=replacement)
+    if topic is None:
+        with pytest.raises(Unroutable, match="not one that Kafka allows"):
+            route(options, aggregatetype=value)
+    else:
+        assert route(options, aggregatetype=value)[0] == topic
+
+
+def test_tombstones_only_where_asked_and_bytes_are_never_empty() -> None:
+    text = [replace(c, type_oid=25) if c.name == "payload" else c for c in OUTBOX]
+    plain, tombstones = RouterOptions(), RouterOptions(tombstone_on_empty=True)
+    assert route(plain, text, payload=b"  ")[2] == b"  "
+    assert route(tombstones, text, payload=b" \n ")[2] is None
+    assert route(tombstones, text, payload=b" x")[2] == b" x"
+    assert route(tombstones, payload=b"")[2] == b""
+    assert route(tombstones, payload=None)[1:4] == (b"k1", None, [("id", str(ID))])
+
+
+def test_keys_have_the_form_that_the_string_converter_gives_them() -> None:
+    for column, key in [("id", str(ID).encode()), ("big", b"-5"), ("flag", b"true"), ("headers", b'{"a": 1}')]:
+        assert route(RouterOptions(event_key=column))[1] == key
+    assert route(RouterOptions(), aggregateid=None)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"aggregatetype": None}, "is empty"),
+        ({"aggregatetype": b"a/b"}, "Kafka allows"),
+        ({"aggregatetype": b"x" * 250}, "Kafka allows"),
+        ({"aggregatetype": b"\xff"}, "Kafka allows"),
+        ({"created_at": struct.pack(">q", 2**63 - 1)}, "out of range"),
+        ({"created_at": struct.pack(">q", -(2**63))}, "out of range"),
+        ({"part": struct.pack(">i", -1)}, "negative"),
+    ],
+)
+def test_a_row_that_makes_no_record_comes_back_with_what_there_is(changes: dict[str, bytes | None], told: str) -> None:
+    options = RouterOptions(timestamp="created_at", placements=(Placement("part", "partition", "part"),))
+    for _ in range(2):  # a bad name is not remembered as a good one
+        with pytest.raises(Unroutable, match=told) as raised:
+            route(options, **changes)
+        assert raised.value.record[1:4] == (b"k1", b"p", [("id", str(ID))])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            RouterOptions(event_key="nope"),
+            "column 'nope', named by transforms.outbox.table.field.event.key, is not there",
+        ),
+        (RouterOptions(route_by="part"), "is of integer"),
+        (RouterOptions(timestamp="big"), "is of bigint"),
+        (RouterOptions(placements=(Placement("payload", "header", "p"),)), "is of bytea"),
+        (RouterOptions(placements=(Placement("nope", "header", "p"),)), "'nope'"),
+        (RouterOptions(placements=(Placement("big", "partition", "p"),)), "is of bigint"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_an_error_of_configuration(options: RouterOptions, told: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        route(options)
+    assert told in str(raised.value)
+
+
+def test_missing_additional_columns_can_be_ignored() -> None:
+    options = RouterOptions(placements=(Placement("nope", "header", "p"),), ignore_missing=True)
+    assert route(options)[3] == [("id", str(ID))]
