@@ -7,7 +7,8 @@ What a service imports. Publishing needs the small core only; workers, relay and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar, cast, overload
+from dataclasses import replace
+from typing import Any, Literal, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
 from pipeline.config import Settings
@@ -15,14 +16,17 @@ from pipeline.definition import DEFAULT_PARTITIONS, Group, Handler, Order, Start
 from pipeline.endpoints import postgres_dsn
 from pipeline.errors import ConfigError
 from pipeline.event import Event, Job, Message
+from pipeline.job import EnqueueOptions, Options, Wanted, store_jobs
 from pipeline.outbox import Envelope, Outbox, SchemaIds, Steps, adrive, drive, uuid7
 from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
 from pipeline.topics import Names, TopicSpec, check_name
-from pipeline.writers import async_executor, executor
+from pipeline.trace import current_traceparent
+from pipeline.writers import AsyncConnection, Connection, async_executor, executor
 
 __all__ = ["Pipeline"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+Headers = Mapping[str, str]
 
 
 class Pipeline:
@@ -42,7 +46,12 @@ class Pipeline:
     ) -> None:
         if not 1 <= partitions <= 10_000:
             raise ConfigError(f"partitions={partitions}", remedy="between 1 and 10,000")
-        self.names = Names(check_name(name), Settings.load().topic_prefix if topic_prefix is None else topic_prefix)
+        prefix = Settings.load().topic_prefix if topic_prefix is None else topic_prefix
+        if prefix and not prefix.endswith("."):
+            raise ConfigError(f"topic_prefix={prefix!r}: no dot at its end", remedy=f"{prefix + '.'!r}")
+        if prefix:
+            check_name(prefix[:-1])
+        self.names = Names(check_name(name), prefix)
         self.outbox = outbox or Outbox()
         self.partitions = partitions
         self._handlers: list[Handler] = []
@@ -147,111 +156,105 @@ class Pipeline:
     # ── write ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def publish(
-        self, conn: object, event: Event, *, headers: Mapping[str, str] | None = None, traceparent: str | None = None
+        self, conn: Connection, event: Event, *, headers: Headers | None = None, traceparent: str | None = None
     ) -> UUID:
         """Store an event in the caller's transaction and return its id.
 
-        ``headers`` travel with the record; ``traceparent`` is W3C's. Raises SchemaError when its schema was never
-        pushed or it does not fit, ConfigError outside a transaction or for an async connection, SourceError for what
-        the database refuses. Nothing is half written.
+        ``headers`` travel with the record; ``traceparent`` is W3C's, by default that of OpenTelemetry's current span.
+        Raises SchemaError when its schema was never pushed or it does not fit, ConfigError outside a transaction or
+        for an async connection, SourceError for what the database refuses. Nothing is half written.
         """
         return self.publish_many(conn, [event], headers=headers, traceparent=traceparent)[0]
 
     def publish_many(
         self,
-        conn: object,
+        conn: Connection,
         events: Iterable[Event],
         *,
-        headers: Mapping[str, str] | None = None,
+        headers: Headers | None = None,
         traceparent: str | None = None,
     ) -> list[UUID]:
-        """Store many events in one go; their ids come back in the same order."""
+        """Store many events in one go (by COPY where the driver is psycopg); their ids come back in the same order."""
         return drive(self._store(events, Event, headers, traceparent), executor(conn))
 
     async def apublish(
-        self, conn: object, event: Event, *, headers: Mapping[str, str] | None = None, traceparent: str | None = None
+        self, conn: AsyncConnection, event: Event, *, headers: Headers | None = None, traceparent: str | None = None
     ) -> UUID:
         """Do what ``publish`` does, on an async connection."""
         return (await self.apublish_many(conn, [event], headers=headers, traceparent=traceparent))[0]
 
     async def apublish_many(
         self,
-        conn: object,
+        conn: AsyncConnection,
         events: Iterable[Event],
         *,
-        headers: Mapping[str, str] | None = None,
+        headers: Headers | None = None,
         traceparent: str | None = None,
     ) -> list[UUID]:
         """Do what ``publish_many`` does, on an async connection."""
         return await adrive(self._store(events, Event, headers, traceparent), async_executor(conn))
 
     @overload
-    def enqueue(
-        self, conn: object, job: Job, *, headers: Mapping[str, str] | None = None, traceparent: str | None = None
-    ) -> UUID: ...
+    def enqueue(self, conn: Connection, job: Job, **options: Unpack[EnqueueOptions]) -> UUID: ...
     @overload
-    def enqueue(
-        self, conn: Job, *, headers: Mapping[str, str] | None = None, traceparent: str | None = None
-    ) -> UUID: ...
-    def enqueue(
-        self,
-        conn: object,
-        job: Job | None = None,
-        *,
-        headers: Mapping[str, str] | None = None,
-        traceparent: str | None = None,
-    ) -> UUID:
+    def enqueue(self, conn: Job, **options: Unpack[EnqueueOptions]) -> UUID: ...
+    def enqueue(self, conn: Connection | Job, job: Job | None = None, **options: Unpack[EnqueueOptions]) -> UUID:
         """Store a job in the caller's transaction and return its id: it exists exactly when that commits.
 
-        ``enqueue(job)``, without a connection, opens and commits a short transaction on PIPELINE_POSTGRES__DSN
-        (or the local stack's). Raises what ``publish`` raises.
+        ``delay_s`` or ``run_at`` (with a zone) for later, ``unique``, ``tags``, ``priority`` and ``track`` as
+        ``pipeline.job.Options`` has them; ``headers`` and ``traceparent`` as for ``publish``. ``enqueue(job)``, without
+        a connection, opens and commits a short transaction on PIPELINE_POSTGRES__DSN (or the local stack's). Raises
+        what ``publish`` raises, and JobError where a unique key is taken.
         """
         if job is not None:
-            return self.enqueue_many(conn, [job], headers=headers, traceparent=traceparent)[0]
+            return self.enqueue_many(cast(Connection, conn), [job], **options)[0]
+        _check_kind(type(conn), Job, "enqueue")
         import psycopg  # a driver of its own is needed on this path alone
 
-        with psycopg.connect(postgres_dsn(Settings.load())) as own:
-            return self.enqueue_many(own, [cast(Job, conn)], headers=headers, traceparent=traceparent)[0]
+        from pipeline.writers.dbapi import translated
 
-    def enqueue_many(
-        self,
-        conn: object,
-        jobs: Iterable[Job],
-        *,
-        headers: Mapping[str, str] | None = None,
-        traceparent: str | None = None,
-    ) -> list[UUID]:
+        try:
+            with psycopg.connect(postgres_dsn(Settings.load()), connect_timeout=10) as own:
+                return self.enqueue_many(own, [cast(Job, conn)], **options)[0]
+        except psycopg.Error as error:
+            raise translated(error) from error
+
+    def enqueue_many(self, conn: Connection, jobs: Iterable[Job], **options: Unpack[EnqueueOptions]) -> list[UUID]:
         """Store many jobs in one go; their ids come back in the same order."""
-        return drive(self._store(jobs, Job, headers, traceparent), executor(conn))
+        return drive(self._store_jobs(jobs, options), executor(conn))
 
-    async def aenqueue(
-        self, conn: object, job: Job, *, headers: Mapping[str, str] | None = None, traceparent: str | None = None
-    ) -> UUID:
+    async def aenqueue(self, conn: AsyncConnection, job: Job, **options: Unpack[EnqueueOptions]) -> UUID:
         """Do what ``enqueue`` does, on an async connection."""
-        return (await self.aenqueue_many(conn, [job], headers=headers, traceparent=traceparent))[0]
+        return (await self.aenqueue_many(conn, [job], **options))[0]
 
     async def aenqueue_many(
-        self,
-        conn: object,
-        jobs: Iterable[Job],
-        *,
-        headers: Mapping[str, str] | None = None,
-        traceparent: str | None = None,
+        self, conn: AsyncConnection, jobs: Iterable[Job], **options: Unpack[EnqueueOptions]
     ) -> list[UUID]:
         """Do what ``enqueue_many`` does, on an async connection."""
-        return await adrive(self._store(jobs, Job, headers, traceparent), async_executor(conn))
+        return await adrive(self._store_jobs(jobs, options), async_executor(conn))
+
+    def _store_jobs(self, jobs: Iterable[Job], given: EnqueueOptions) -> Steps[list[UUID]]:
+        options = Options(**given)
+        if options.traceparent is None:
+            options = replace(options, traceparent=current_traceparent())
+        return store_jobs([self._wanted(job, options) for job in jobs], self.outbox, self._schema_ids)
+
+    def _wanted(self, job: Job, options: Options) -> Wanted:
+        _check_kind(type(job), Job, "enqueue")
+        return Wanted(uuid7(), job, self.topic_of(type(job)), options)
 
     def _store(
-        self,
-        messages: Iterable[Message],
-        kind: type[Message],
-        headers: Mapping[str, str] | None,
-        traceparent: str | None,
+        self, messages: Iterable[Message], kind: type[Message], headers: Headers | None, traceparent: str | None
     ) -> Steps[list[UUID]]:
-        messages = list(messages)
+        trace = traceparent or current_traceparent()
+        envelopes = []
+        topics: dict[type[Message], str] = {}
         for message in messages:
-            _check_kind(type(message), kind, "publish" if kind is Event else "enqueue")
-        envelopes = [Envelope(m, self.topic_of(type(m)), headers or {}, traceparent) for m in messages]
+            model = type(message)
+            if model not in topics:
+                _check_kind(model, kind, "publish" if kind is Event else "enqueue")
+                topics[model] = self.topic_of(model)
+            envelopes.append(Envelope(message, topics[model], headers or {}, trace))
         return self.outbox.store(envelopes, self._schema_ids, uuid7)
 
 
