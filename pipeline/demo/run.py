@@ -151,7 +151,7 @@ def _break_things_and_redrive(
     conn: psycopg.Connection[Any], kafka: dict[str, str], commands: _Commands, orders: int, show: Show
 ) -> _Ids:
     show.step(
-        f"placing {orders} orders; every 20th rolled back, some handlers fail once, some always, one record poison"
+        f"placing {orders} orders: some rolled back, some handlers fail once or always, one record is poison"
     )
     conn.execute("INSERT INTO bank VALUES (%s)", (_CLOSED,))
     counts = Counts()
@@ -317,7 +317,7 @@ def _look_next(data: Path) -> list[str]:
     return [
         f"{here} pipeline status",
         f"{here} pipeline outbox status",
-        f"{here} pipeline dlq list",
-        f"{here} pipeline consumer lag",
+        f"{here} pipeline dlq list pipeline.demo.shop:app",
+        f"{here} pipeline consumer lag pipeline.demo.shop:app",
         f"pipeline down --delete --data {data}",
     ]
