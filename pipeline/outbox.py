@@ -23,6 +23,7 @@ from pipeline.row import COLUMNS, copy_lines, headers_text, key_text, placeholde
 __all__ = ["Envelope", "Outbox", "SchemaIds", "Statement", "Steps", "adrive", "drive", "uuid7"]
 
 T = TypeVar("T")
+_NO_REGISTRYS = 1 << 31  # and above; 0 is none either
 _BATCH = 500  # rows in one INSERT: 8 parameters each, and a statement holds 65,535
 
 
@@ -90,7 +91,10 @@ async def adrive(steps: Steps[T], execute: Callable[[Statement], Awaitable[list[
 
 
 class SchemaIds:
-    """Schema ids as ``pipeline schema push`` stored them, remembered once seen. Ids never change."""
+    """Schema ids as ``pipeline schema push`` stored them, remembered once seen. Ids never change.
+
+    An id that no registry gives (``pipeline.testing`` has such) is not remembered: it must not meet a real database.
+    """
 
     def __init__(self, schema: str = "pipeline") -> None:
         self._sql = f"SELECT schema_id FROM {quoted(schema)}.schema_id WHERE subject = %s AND fingerprint = %s"  # noqa: S608 — quoted
@@ -109,7 +113,10 @@ class SchemaIds:
                     f"{schema.name}: this version of its schema was never pushed (subject {key[0]})",
                     remedy="pipeline schema push MODULE:APP; nothing was written",
                 )
-            self._known[key] = int(rows[0][0])
+            schema_id = int(rows[0][0])
+            if not 0 < schema_id < _NO_REGISTRYS:
+                return schema_id
+            self._known[key] = schema_id
         return self._known[key]
 
 

@@ -63,7 +63,8 @@ class Limits:
 class Worker:
     """Runs one group. ``run`` belongs to one thread; ``stop`` may be called from any.
 
-    ``clock`` gives seconds that only grow, ``wall`` seconds since 1970, ``chance`` a number from 0 to 1.
+    ``clock`` gives seconds that only grow, ``wall`` seconds since 1970, ``chance`` a number from 0 to 1. ``engine``
+    makes another engine than threads or tasks, from what runs an attempt and what takes outcomes.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
+        sleep: Callable[[float], None] = time.sleep,
+        engine: Callable[[Attempts, Callable[[Outcome], None]], Engine] | None = None,
     ) -> None:
         self._group = group
         self._source = source
@@ -90,13 +93,15 @@ class Worker:
         self._clock = clock
         self._wall = wall
         self._chance = chance
+        self._sleep = sleep
         self._stop = threading.Event()
         self._hurry = threading.Event()
         self._outcomes: deque[Outcome] = deque()
         self._faults: deque[BaseException] = deque()
         self._bridge: LoopThread | None = None
         routes = {handler: Route(handler, handler.function) for handler in group.handlers}
-        self._engine = self._make_engine(routes, decoder)
+        attempts = Attempts(group, routes, decoder, clock, wall)
+        self._engine = engine(attempts, self._outcomes.append) if engine else self._make_engine(routes, attempts)
         self._routes = {(h.topic, h.model.message_type.name.encode()): route for h, route in routes.items()}
         self._queues = {h.topic for h in group.handlers if h.model.message_type.kind == "job"}
         self._outlet = Outlet(group, producer, health, clock, wall)
@@ -125,31 +130,51 @@ class Worker:
 
     def run(self) -> bool:
         """Work until stopped; tell whether every handler had ended. Raises PipelineError where it cannot go on."""
-        name = self._group.name
-        self._health.not_ready(name, "joining the group")
         clean = False
         try:
-            starts = dict.fromkeys(self._group.topics, self._group.start)
-            starts.update(dict.fromkeys(self._group.retry_topics, "earliest"))
-            self._source.open(starts, self)
+            self.open()
             while not self._stop.is_set():
-                self._step()
-            self._health.not_ready(name, "stopping")
-            log.info("draining", extra={"action": "worker.draining", "group": name, "in_flight": self._in_flight})
-            clean = self._hand_over(list(self._assigned.values()))
+                self.step()
+            clean = self.drain()
         finally:
-            self._stop.set()
-            try:
-                self._source.close()
-            finally:
-                self._engine.stop()
-                if self._bridge is not None:
-                    self._bridge.stop()
-                self._producer.close()
-        log.info("stopped", extra={"action": "worker.stopped", "group": name, "clean": clean})
+            self.close()
+        log.info("stopped", extra={"action": "worker.stopped", "group": self._group.name, "clean": clean})
         return clean
 
-    def _step(self) -> None:
+    def open(self) -> None:
+        """Join the group."""
+        self._health.not_ready(self._group.name, "joining the group")
+        starts = dict.fromkeys(self._group.topics, self._group.start)
+        starts.update(dict.fromkeys(self._group.retry_topics, "earliest"))
+        self._source.open(starts, self)
+
+    def drain(self) -> bool:
+        """Let running handlers end, and commit; tell whether all had ended."""
+        name = self._group.name
+        self._health.not_ready(name, "stopping")
+        log.info("draining", extra={"action": "worker.draining", "group": name, "in_flight": self._in_flight})
+        return self._hand_over(list(self._assigned.values()))
+
+    def close(self) -> None:
+        """Leave the group, whatever still runs."""
+        self._stop.set()
+        try:
+            self._source.close()
+        finally:
+            self._engine.stop()
+            if self._bridge is not None:
+                self._bridge.stop()
+            self._producer.close()
+
+    def due_in_s(self) -> float | None:
+        """Seconds until something that waits here is due; None while nothing waits for a time."""
+        waits = [self._timers[0][0] - self._clock()] if self._timers else []
+        if (next_ms := self._tiers.next_ms()) is not None:
+            waits.append(next_ms / 1000 - self._wall())
+        return max(min(waits), 0.0) if waits else None
+
+    def step(self) -> None:
+        """Settle what ended, poll once, hand over what came."""
         if self._faults:
             raise self._faults[0]
         self._settle()
@@ -168,24 +193,21 @@ class Worker:
         if self._full_since is not None:
             self._full_since = None
             self._unpause(self._assigned.values(), "full")
-        records = self._source.poll(min(room, _BATCH), self._wait_s(now))
+        records = self._source.poll(min(room, _BATCH), self._wait_s())
         if records:
             self._dispatch(records)
 
-    def _wait_s(self, now: float) -> float:
+    def _wait_s(self) -> float:
         wait_s = _BUSY_S if self._in_flight else _IDLE_S
-        if self._timers:
-            wait_s = min(wait_s, self._timers[0][0] - now)
-        if (next_ms := self._tiers.next_ms()) is not None:
-            wait_s = min(wait_s, next_ms / 1000 - self._wall())
-        return max(wait_s, 0.0)
+        due_s = self.due_in_s()
+        return wait_s if due_s is None else min(wait_s, due_s)
 
     def _wait_for_room(self, now: float) -> None:
         """Let handlers catch up. Partitions are paused only when that takes long: the client drops what it has then."""
         if self._full_since is None:
             self._full_since = now
         if now - self._full_since < _FULL_S:
-            time.sleep(0.001)
+            self._sleep(0.001)
             return
         self._pause(self._assigned.values(), "full")
         self._dispatch(self._source.poll(1, _BUSY_S))
@@ -442,7 +464,7 @@ class Worker:
             if unsettled:
                 self._producer.flush(0.01)
             else:
-                time.sleep(0.002)
+                self._sleep(0.002)
         positions = {(a.topic, a.partition): a.watermark.position for a in taken}
         try:
             if positions:
@@ -542,8 +564,7 @@ class Worker:
                 },
             )
 
-    def _make_engine(self, routes: Mapping[Handler, Route], decoder: Decoder) -> Engine:
-        attempts = Attempts(self._group, routes, decoder, self._clock, self._wall)
+    def _make_engine(self, routes: Mapping[Handler, Route], attempts: Attempts) -> Engine:
         put, fault, name = self._outcomes.append, self._faults.append, self._group.name
         many = self._limits.concurrency
         coroutines = [route for h, route in routes.items() if inspect.iscoroutinefunction(h.function)]

@@ -6,7 +6,7 @@ refuses an async connection, so that a forgotten ``await`` cannot lose an event.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from importlib import import_module
 from typing import Any, Literal, Protocol
 
@@ -54,7 +54,8 @@ _WRITERS = {
 }
 """First part of the module that a connection's class (or a base of it) comes from → the writer's module.
 
-Each has ``kind(conn)``: "sync", "async", or "" for what is no connection; ``executor`` and ``async_executor``.
+Each has ``kind(conn)``: "sync", "async", or "" for what is no connection; ``executor`` and ``async_executor``. A
+connection of another kind may bring the same in an attribute ``__pipeline_writer__``.
 """
 
 
@@ -95,10 +96,8 @@ _WRONG_CALL = {
 
 
 def _writer(conn: object, wanted: Literal["sync", "async"]) -> Any:
-    for base in type(conn).__mro__:
-        module = _WRITERS.get(base.__module__.split(".")[0])
-        writer = import_module(module) if module else None
-        found = writer.kind(conn) if writer else ""
+    for writer in _writers(conn):
+        found = writer.kind(conn)
         if found == wanted:
             return writer
         if found:
@@ -109,3 +108,13 @@ def _writer(conn: object, wanted: Literal["sync", "async"]) -> Any:
         remedy="pass the connection (or SQLAlchemy session) of your transaction, not a pool, an engine or a cursor; "
         f"known are those of {', '.join(_WRITERS)}",
     )
+
+
+def _writers(conn: object) -> Iterator[Any]:
+    own = getattr(conn, "__pipeline_writer__", None)
+    if own is not None:
+        yield own
+    for base in type(conn).__mro__:
+        module = _WRITERS.get(base.__module__.split(".")[0])
+        if module:
+            yield import_module(module)
