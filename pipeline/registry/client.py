@@ -18,7 +18,7 @@ _TIMEOUT_S = 5.0
 class RegistrySchemas:
     """Looks schemas up by id; what an id means never changes. Thread-safe.
 
-    ``on_error`` hears of each call that failed.
+    ``on_error`` hears of each call that failed. Close it.
     """
 
     def __init__(
@@ -47,6 +47,10 @@ class RegistrySchemas:
             if schema_id not in self._texts:
                 self._texts[schema_id] = self._ask(schema_id)
             return self._texts[schema_id]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.__exit__(None, None, None)  # its only way
 
     def _ask(self, schema_id: int) -> str:
         try:

@@ -90,14 +90,13 @@ def run_worker(
     meter = PrometheusMeter(registry)
     readiness = Readiness("worker")
     address = registry_address(settings)
-    decoder = Decoder(
-        RegistrySchemas(
-            address.url,
-            address.username,
-            address.password,
-            on_error=lambda: meter.add("pipeline_registry_errors_total", role="worker"),
-        )
+    schemas = RegistrySchemas(
+        address.url,
+        address.username,
+        address.password,
+        on_error=lambda: meter.add("pipeline_registry_errors_total", role="worker"),
     )
+    decoder = Decoder(schemas)
     kafka = {"client.id": f"pipeline-{app.names.app}", **kafka_options(settings), **(options or {})}
     limits = Limits(concurrency=concurrency, drain_s=drain_timeout_s)
     runs = [_Run(_worker(group, kafka, decoder, meter, readiness, limits)) for group in chosen]
@@ -118,6 +117,7 @@ def run_worker(
                     run.worker.stop(hurry=True)
             for run in runs:
                 run.join(_LOOK_S)
+        schemas.close()
     for run in runs:
         if run.error is not None:
             raise run.error
