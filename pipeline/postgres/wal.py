@@ -74,39 +74,13 @@ class WalSource:
     def start(self) -> bool:
         """Connect and stream; False where another process reads the slot. Raises SourceError."""
         self.close()
-        settings = self._settings
-        conn = self._conn = ReplicationConnection(self._dsn, liveness_s=settings.liveness_s, clock=self._clock)
-        server = conn.identify()
-        slot = conn.slot(settings.slot)
-        if slot and slot.active:
-            self.close()
-            return False
-        self._store = PositionStore(self._dsn, settings.slot)
-        stored = self._store.load()
-        slot = slot or self._create(conn, stored)
-        self._check(slot, conn)
-        after, warning = resume_at(stored, slot, server, trust_slot=settings.trust_slot)
-        if self._server and (server.system_id, server.timeline) == (self._server.system_id, self._server.timeline):
-            after, warning = max(after, self._handed_out), ""
-        else:
-            self._acknowledged = after
-        self._handed_out = after
+        started = False
         try:
-            conn.start(settings.slot, settings.publication, after, _STREAM)
-        except SlotBusy:
-            self.close()
-            return False
-        if warning:
-            log.warning(warning, extra={"action": "slot.position", "slot": settings.slot})
-        log.info(
-            "reading slot %s after %s", settings.slot, lsn_text(after), extra={"action": "slot.read", "slot": slot.name}
-        )
-        self._server = server
-        self._changes = Changes(self._bind)
-        self._stored = stored.lsn if stored else 0
-        self._storing = 0
-        self._told = slot.confirmed
-        return True
+            started = self._start()
+        finally:
+            if not started:
+                self.close()
+        return started
 
     def read(self, wait_s: float) -> Batch:
         """Return what has come, waiting at most ``wait_s`` for the first of it; empty where nothing came.
@@ -179,6 +153,39 @@ class WalSource:
         if self._store is not None:
             self._store.close()
         self._conn = self._store = None
+
+    def _start(self) -> bool:
+        settings = self._settings
+        conn = self._conn = ReplicationConnection(self._dsn, liveness_s=settings.liveness_s, clock=self._clock)
+        server = conn.identify()
+        slot = conn.slot(settings.slot)
+        if slot and slot.active:
+            return False
+        self._store = PositionStore(self._dsn, settings.slot)
+        stored = self._store.load()
+        slot = slot or self._create(conn, stored)
+        self._check(slot, conn)
+        after, warning = resume_at(stored, slot, server, trust_slot=settings.trust_slot)
+        if self._server and (server.system_id, server.timeline) == (self._server.system_id, self._server.timeline):
+            after, warning = max(after, self._handed_out), ""
+        else:
+            self._acknowledged = after
+        self._handed_out = after
+        try:
+            conn.start(settings.slot, settings.publication, after, _STREAM)
+        except SlotBusy:
+            return False
+        if warning:
+            log.warning(warning, extra={"action": "slot.position", "slot": settings.slot})
+        log.info(
+            "reading slot %s after %s", settings.slot, lsn_text(after), extra={"action": "slot.read", "slot": slot.name}
+        )
+        self._server = server
+        self._changes = Changes(self._bind)
+        self._stored = stored.lsn if stored else 0
+        self._storing = 0
+        self._told = slot.confirmed
+        return True
 
     def _due(self, now: float) -> bool:
         """Tell whether to store now: at once after rows, seldom while idle."""

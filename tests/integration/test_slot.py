@@ -1,0 +1,235 @@
+"""The replication connection, the slot's source and the stored position, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from relays import insert, until
+from servers import Database
+
+from pipeline.capture import Batch, Routed
+from pipeline.errors import SourceError
+from pipeline.postgres.layout import insert_parser
+from pipeline.postgres.pgoutput import Relation
+from pipeline.postgres.position import Position, PositionStore, resume_at
+from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy
+from pipeline.postgres.statistics import measure
+from pipeline.postgres.wal import WalSettings, WalSource
+
+STREAM = {"proto_version": "2", "binary": "true"}
+
+
+def bind(relation: Relation):  # the simplest router: the id alone
+    def route(name: bytes) -> Routed:
+        return ("t", None, name, [], 0, -1)
+
+    return insert_parser(relation, ["id"], route), lambda: None
+
+
+def wanted(schema: str, table: str) -> bool:
+    return (schema, table) == ("pipeline", "outbox")
+
+
+@pytest.fixture
+def wal(prefix: str) -> WalSettings:
+    return WalSettings(prefix, "pipeline_outbox", wanted, "pipeline.outbox")
+
+
+@pytest.fixture
+def source(database: Database, wal: WalSettings) -> Iterator[WalSource]:
+    made = WalSource(database.dsn, wal, bind)
+    assert made.start()
+    yield made
+    made.close()
+
+
+def rows(source: WalSource, count: int) -> tuple[list[bytes | None], int]:
+    """Read until so many rows have come and nothing more does; return the values and the position."""
+    found: list[bytes | None] = []
+    position = 0
+
+    def more() -> bool:
+        nonlocal position
+        batch: Batch = source.read(0.1)
+        found.extend(record[2] for record in batch.records)
+        position = batch.position or position
+        source.confirm(0)
+        return len(found) >= count and not batch.records and batch.position is None
+
+    until(more, f"{count} rows")
+    return found, position
+
+
+def test_only_committed_rows_come_in_commit_order(source: WalSource, database: Database) -> None:
+    with psycopg.connect(database.dsn) as conn:
+        insert(conn, "t", "rolled back")
+        conn.rollback()
+        first = insert(conn, "t", "a")
+        with conn.transaction() as savepoint:
+            insert(conn, "t", "savepoint")
+            raise psycopg.Rollback(savepoint)
+        second = insert(conn, "t", "b")
+        conn.commit()
+    found, position = rows(source, 2)
+    assert [value.hex() for value in found if value] == [first.replace("-", ""), second.replace("-", "")]
+    with psycopg.connect(database.dsn) as conn:
+        assert conn.execute("SELECT pg_current_wal_lsn() - '0/0' >= %s", (position,)).fetchone() == (True,)
+
+
+def test_what_was_not_confirmed_comes_again_and_what_was_does_not(
+    source: WalSource, database: Database, wal: WalSettings
+) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        insert(conn, "t", "a")
+        (first,), position = rows(source, 1)
+        source.confirm(position, final=True)
+        insert(conn, "t", "b")
+        (second,), _ = rows(source, 1)
+        source.close()
+        again = WalSource(database.dsn, wal, bind)
+        until(again.start, "the slot is free")
+        assert rows(again, 1)[0] == [second]
+        again.close()
+    assert first != second
+
+
+def test_after_a_lost_connection_the_stream_goes_on_behind_the_last_batch(
+    source: WalSource, database: Database, prefix: str
+) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        insert(conn, "t", "a")
+        (first,), _ = rows(source, 1)  # handed out, not confirmed: it is in flight
+        conn.execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s", (prefix,)
+        )
+
+        def lost() -> bool:
+            try:
+                source.read(0.1)
+            except SourceError as error:
+                return error.retryable
+            return False
+
+        until(lost, "the loss is noticed")
+        insert(conn, "t", "b")
+        until(source.start, "the slot is free")
+        (second,), _ = rows(source, 1)
+    assert first != second
+
+
+def test_a_second_reader_is_told_that_the_slot_is_busy(source: WalSource, database: Database, wal: WalSettings) -> None:
+    other = WalSource(database.dsn, wal, bind)
+    assert other.start() is False
+    conn = ReplicationConnection(database.dsn)
+    with pytest.raises(SlotBusy) as raised:
+        conn.start(wal.slot, wal.publication, 0, STREAM)
+    assert raised.value.retryable
+    conn.close()
+
+
+def test_a_slot_for_another_plugin_or_database_is_refused(
+    database: Database, empty_database: Database, wal: WalSettings
+) -> None:
+    with psycopg.connect(empty_database.dsn, autocommit=True) as conn:
+        conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (wal.slot,))
+        with pytest.raises(SourceError, match=f"is for database {empty_database.name}"):
+            WalSource(database.dsn, wal, bind).start()
+        conn.execute("SELECT pg_drop_replication_slot(%s)", (wal.slot,))
+
+
+def test_a_silent_server_is_noticed(database: Database, wal: WalSettings, source: WalSource) -> None:
+    source.close()
+    now = [0.0]
+    conn = ReplicationConnection(database.dsn, liveness_s=10, clock=lambda: now[0])
+    with psycopg.connect(database.dsn, autocommit=True) as other:
+        until(
+            lambda: (
+                other.execute("SELECT active FROM pg_replication_slots WHERE slot_name = %s", (wal.slot,)).fetchone()
+                == (False,)
+            ),
+            "the slot is free",
+        )
+    conn.start(wal.slot, wal.publication, 0, STREAM)
+    while conn.receive(0.05):
+        while conn.frame() is not None:
+            pass
+    now[0] = 11.0
+    with pytest.raises(SourceError, match="no answer for 11 s") as raised:
+        conn.receive(0.01)
+    assert raised.value.retryable
+    conn.close()
+
+
+def test_the_servers_questions_are_answered_while_nobody_takes_rows(database: Database, prefix: str) -> None:
+    """wal_sender_timeout ends a silent connection: an idle relay must not be one."""
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(f"ALTER ROLE CURRENT_USER IN DATABASE {database.name} SET wal_sender_timeout = '1s'")
+        settings = WalSettings(prefix, "pipeline_outbox", wanted, "x", status_every_s=0.2)
+        source = WalSource(database.dsn, settings, bind)
+        assert source.start()
+        for _ in range(30):  # three times the timeout
+            source.confirm(0)
+            threading.Event().wait(0.1)
+        insert(conn, "t", "a")
+        rows(source, 1)
+        source.close()
+        conn.execute(f"ALTER ROLE CURRENT_USER IN DATABASE {database.name} RESET wal_sender_timeout")
+
+
+def test_statistics_of_a_slot(source: WalSource, database: Database, prefix: str) -> None:
+    found = measure(database.dsn, prefix)
+    assert found is not None
+    assert found.lag_bytes >= 0
+    assert measure(database.dsn, "nothing_here") is None
+
+
+def test_a_position_is_stored_and_loaded(database: Database) -> None:
+    store = PositionStore(database.dsn, "s")
+    assert store.load() is None
+    for lsn in (5, 1 << 40):
+        store.begin(Position("sys", 3, lsn))
+        until(store.done, "stored")
+    assert store.load() == Position("sys", 3, 1 << 40)
+    store.close()
+
+
+def test_without_the_table_the_remedy_is_to_migrate(empty_database: Database) -> None:
+    store = PositionStore(empty_database.dsn, "s")
+    with pytest.raises(SourceError, match="pipeline db migrate"):
+        store.load()
+    store.close()
+
+
+SERVER = Identity("sys", 2, 10_000, 180000)
+SLOT = Slot("s", False, 500, "reserved", 0, "pgoutput", "d")
+
+
+@pytest.mark.parametrize(
+    ("stored", "trust", "after", "told"),
+    [
+        (None, False, 500, ""),
+        (Position("sys", 2, 500), False, 500, ""),
+        (Position("sys", 2, 800), False, 800, ""),  # the server forgot what it had not saved
+        (Position("sys", 2, 400), True, 500, "are missing"),
+        (Position("sys", 2, 400), False, None, "recreated or moved"),
+        (Position("other", 2, 500), True, None, "of server other"),
+        (Position("sys", 2, 20_000), True, None, "not in this server's WAL"),
+        (Position("sys", 3, 500), True, None, "timeline 3"),
+        (Position("sys", 1, 600), False, 500, "promoted"),
+    ],
+)
+def test_a_stored_position_is_compared_with_slot_and_server(
+    stored: Position | None, trust: bool, after: int | None, told: str
+) -> None:
+    if after is None:
+        with pytest.raises(SourceError, match=told) as raised:
+            resume_at(stored, SLOT, SERVER, trust_slot=trust)
+        assert not raised.value.retryable
+        assert "missing" in raised.value.remedy
+    else:
+        found, warning = resume_at(stored, SLOT, SERVER, trust_slot=trust)
+        assert found == after
+        assert told in warning
