@@ -1,7 +1,9 @@
-"""``pipeline outbox``: the table and its slots."""
+"""``pipeline outbox``: the table, its rows and its slots."""
 
 from __future__ import annotations
 
+import json
+import re
 from typing import cast
 
 import click
@@ -9,6 +11,8 @@ import click
 from pipeline.cli.output import output_option, print_object, print_rows, say
 from pipeline.config import Settings
 from pipeline.runtime import database
+from pipeline.runtime import outbox as stage
+from pipeline.runtime.load import load_app
 
 __all__ = ["outbox"]
 
@@ -43,3 +47,68 @@ def status(context: click.Context, output: str) -> None:
     if not healthy and output == "table":
         say("not healthy: no relay reads a slot, or a slot is lost")
     context.exit(0 if healthy else 2)
+
+
+@outbox.command()
+@click.argument("app", metavar="[MODULE:APP]", required=False)
+@click.option("-n", "--last", default=10, show_default=True, type=click.IntRange(0, 10_000), help="Rows to begin with.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is committed from now on.")
+@click.option("--reveal", is_flag=True, help="Show personal data too.")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="Lines, or JSON lines.")
+def tail(app: str | None, last: int, follow: bool, reveal: bool, output: str) -> None:
+    """Show the newest rows, oldest first: id, time (UTC), topic, key, type, payload.
+
+    Personal fields are masked unless --reveal. A JSON payload needs MODULE:APP to know which these are; without it all
+    of its values are masked.
+
+    \b
+    Example:
+      pipeline outbox tail -f
+      pipeline outbox tail shop:app -n 100 -o json | jq .payload
+    """
+    models = {model.message_type.name: model for model in load_app(app).messages} if app else {}
+    for row in stage.tail_outbox(Settings.load(), last=last, follow=follow, reveal=reveal, models=models):
+        shown = {
+            "id": row.id, "at": row.at.isoformat(), "topic": row.topic, "key": row.key, "type": row.type,
+            "payload": row.payload.data, "problem": row.payload.problem,
+        }  # fmt: skip
+        if output == "json":
+            click.echo(json.dumps(shown, default=str, ensure_ascii=False))
+        else:
+            data = row.payload.problem or json.dumps(row.payload.data, default=str, ensure_ascii=False)
+            click.echo(f"{row.at:%Y-%m-%d %H:%M:%S}  {row.id}  {row.topic}  {row.key}  {row.type}  {data}")
+
+
+@outbox.command()
+@click.option("--older-than", default="7d", show_default=True, metavar="TIME", help="Retention: 30m, 12h, 7d …")
+@click.option("--batch", default=1000, show_default=True, type=click.IntRange(1, 100_000), help="Rows a transaction.")
+@click.option(
+    "--wait", default=10.0, show_default=True, type=click.FloatRange(0), help="Seconds to wait for the relay."
+)
+@click.option("--execute", is_flag=True, help="Delete. Without it, only say how many rows would go.")
+@output_option
+def prune(older_than: str, batch: int, wait: float, execute: bool, output: str) -> None:
+    """Delete rows that are past their retention and proven to be published.
+
+    A row goes once every relay's stored position is past a point that was taken after the row's transaction had ended.
+    Each run takes such a point; run it from cron, and what is ripe goes at the next run at the latest. While the
+    identity of a slot is in doubt, nothing goes. Runs as the role pipeline_pruner.
+
+    \b
+    Example:
+      pipeline outbox prune
+      pipeline outbox prune --older-than 3d --execute
+    """
+    done = stage.prune_outbox(
+        Settings.load(), retention_s=_seconds(older_than), batch=batch, execute=execute, wait_s=wait
+    )
+    print_object({"deleted" if execute else "would_delete": done.rows, "slots": ", ".join(done.slots)}, output)
+    if not done.passed:
+        say("no relay has passed a point of an earlier run yet: run again with --execute once it has caught up")
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if not found:
+        raise click.BadParameter(f"{text!r} is no time", param_hint="--older-than", ctx=click.get_current_context())
+    return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]

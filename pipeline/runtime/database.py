@@ -41,9 +41,9 @@ def migration_script() -> str:
 def migrations_of(settings: Settings) -> list[dict[str, object]]:
     """Return every migration with its state, ``applied`` or ``pending``."""
     with connect(settings) as conn:
-        done = migrations.current(conn)
+        done = migrations.applied(conn)
     return [
-        {"number": m.number, "name": m.name, "state": "applied" if m.number <= done else "pending"}
+        {"number": m.number, "name": m.name, "state": "applied" if m.number in done else "pending"}
         for m in migrations.available()
     ]
 

@@ -12,7 +12,9 @@ from typing import LiteralString, cast
 
 import psycopg
 
-__all__ = ["Migration", "available", "current", "migrate", "script"]
+from pipeline.postgres.errors import translated
+
+__all__ = ["Migration", "applied", "available", "migrate", "script"]
 
 _LOCK = 0x6F7574626F78  # "outbox"; any constant that nobody else uses
 
@@ -42,26 +44,31 @@ def available() -> list[Migration]:
     return sorted(found, key=lambda migration: migration.number)
 
 
-def current(conn: psycopg.Connection[tuple[object, ...]]) -> int:
-    """Return the number of the newest applied migration, 0 where there is none."""
-    if conn.execute("SELECT to_regclass('pipeline.migration')").fetchone() == (None,):
-        return 0
-    row = conn.execute("SELECT coalesce(max(number), 0) FROM pipeline.migration").fetchone()
-    return int(cast(int, row[0])) if row else 0
+def applied(conn: psycopg.Connection[tuple[object, ...]]) -> set[int]:
+    """Return the numbers that were applied. Raises SourceError."""
+    try:
+        if conn.execute("SELECT to_regclass('pipeline.migration')").fetchone() == (None,):
+            return set()
+        return {cast(int, row[0]) for row in conn.execute("SELECT number FROM pipeline.migration")}
+    except psycopg.Error as error:
+        raise translated(error) from error
 
 
 def migrate(conn: psycopg.Connection[tuple[object, ...]]) -> list[Migration]:
-    """Apply what is pending, in one transaction, and return it."""
-    with conn.transaction():
-        conn.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        conn.execute(_VERSION_TABLE)
-        done = current(conn)
-        pending = [migration for migration in available() if migration.number > done]
-        for migration in pending:
-            conn.execute(migration.sql.encode())
-            conn.execute(
-                "INSERT INTO pipeline.migration (number, name) VALUES (%s, %s)", (migration.number, migration.name)
-            )
+    """Apply what is pending, in one transaction, and return it. Raises SourceError; nothing is changed then."""
+    try:
+        with conn.transaction():
+            conn.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            conn.execute(_VERSION_TABLE)
+            done = applied(conn)
+            pending = [migration for migration in available() if migration.number not in done]
+            for migration in pending:
+                conn.execute(migration.sql.encode())
+                conn.execute(
+                    "INSERT INTO pipeline.migration (number, name) VALUES (%s, %s)", (migration.number, migration.name)
+                )
+    except psycopg.Error as error:
+        raise translated(error) from error
     return pending
 
 
@@ -75,27 +82,41 @@ def script(*, grants: bool = True) -> str:
         parts += [
             f"\n-- {migration.number:04} {migration.name}",
             migration.sql.strip(),
-            f"INSERT INTO pipeline.migration (number, name) VALUES ({migration.number}, '{migration.name}');",
+            f"INSERT INTO pipeline.migration (number, name) VALUES ({migration.number}, '{migration.name}');",  # noqa: S608 — file names of ours
         ]
-    parts.append("COMMIT;")
     if grants:
         parts.append(_GRANTS)
+    parts.append("COMMIT;")
     return "\n".join(parts) + "\n"
 
 
 _GRANTS = """
--- Least-privilege roles; give each a password, or drop what you do not need.
-CREATE ROLE pipeline_relay LOGIN REPLICATION;
+-- Least-privilege roles; give each a password, or drop what you do not need. Roles belong to the whole server, so they
+-- may be there already.
+DO $$
+DECLARE role record;
+BEGIN
+    FOR role IN VALUES ('pipeline_relay', 'LOGIN REPLICATION'), ('pipeline_writer', 'NOLOGIN'),
+                       ('pipeline_pruner', 'NOLOGIN'), ('pipeline_operator', 'NOLOGIN') LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role.column1) THEN
+            EXECUTE format('CREATE ROLE %I %s', role.column1, role.column2);
+        END IF;
+    END LOOP;
+END $$;
+
 GRANT USAGE ON SCHEMA pipeline TO pipeline_relay;
 GRANT SELECT ON pipeline.outbox, pipeline.schema_id, pipeline.migration TO pipeline_relay;
 GRANT SELECT, INSERT, UPDATE ON pipeline.relay_position TO pipeline_relay;
 
-CREATE ROLE pipeline_writer NOLOGIN;
 GRANT USAGE ON SCHEMA pipeline TO pipeline_writer;
 GRANT INSERT ON pipeline.outbox TO pipeline_writer;
 GRANT SELECT ON pipeline.schema_id TO pipeline_writer;
 
-CREATE ROLE pipeline_operator NOLOGIN;
+GRANT USAGE ON SCHEMA pipeline TO pipeline_pruner;
+GRANT SELECT, DELETE ON pipeline.outbox TO pipeline_pruner;
+GRANT SELECT ON pipeline.relay_position TO pipeline_pruner;
+GRANT SELECT, INSERT, DELETE ON pipeline.prune_point TO pipeline_pruner;
+
 GRANT USAGE ON SCHEMA pipeline TO pipeline_operator;
 GRANT SELECT ON ALL TABLES IN SCHEMA pipeline TO pipeline_operator;
 GRANT INSERT, UPDATE ON pipeline.schema_id, pipeline.dead_letter TO pipeline_operator;

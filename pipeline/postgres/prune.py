@@ -1,0 +1,148 @@
+"""Published outbox rows past their retention in, deleted rows out, a few at a time.
+
+A row goes only when every relay's stored position is at or past a point of the WAL that was read after a snapshot in
+which the row's transaction had ended; never while it is in doubt whether a position belongs to its slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from pipeline.errors import SourceError
+from pipeline.postgres.errors import translated
+
+__all__ = ["Plan", "plan", "prune", "take_point"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What may go: rows of transactions below ``horizon``. None: no point was passed by all relays yet.
+
+    ``slots`` names the slots whose stored positions were asked, ``lsn`` is the lowest of them.
+    """
+
+    slots: tuple[str, ...]
+    lsn: str
+    horizon: int | None
+
+
+def take_point(conn: psycopg.Connection[Any]) -> None:
+    """Remember a snapshot's xmin and then, in a statement of its own, the end of the WAL. ``conn`` is in autocommit."""
+    try:
+        xmin = conn.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::text").fetchone()
+        assert xmin is not None
+        lsn = conn.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
+        assert lsn is not None
+        conn.execute("INSERT INTO pipeline.prune_point (horizon, lsn) VALUES (%s::xid8, %s::pg_lsn)", (xmin[0], lsn[0]))
+    except psycopg.Error as error:
+        raise translated(error) from error
+
+
+def plan(conn: psycopg.Connection[Any]) -> Plan:
+    """Return what may go. Raises SourceError where no relay has stored a position, or one of them is in doubt."""
+    try:
+        with conn.cursor(row_factory=dict_row) as cursor:
+            slots = cursor.execute(_SLOTS).fetchall()
+            problems = [f"slot {slot['slot']}: {slot['doubt']}" for slot in slots if slot["doubt"]]
+            if not slots or problems:
+                raise SourceError(
+                    f"nothing may be pruned: {'; '.join(problems) or 'no relay has stored a position'}",
+                    remedy="start the relay, or delete the row of a relay that is gone for good from "
+                    "pipeline.relay_position",
+                )
+            lowest = min(slots, key=lambda slot: int(slot["bytes"]))
+            found = cursor.execute(_POINT, {"lsn": lowest["lsn"]}).fetchone()
+    except psycopg.Error as error:
+        raise translated(error) from error
+    return Plan(tuple(s["slot"] for s in slots), lowest["lsn"], int(found["horizon"]) if found else None)
+
+
+def prune(
+    conn: psycopg.Connection[Any],
+    retention_s: float,
+    *,
+    batch: int,
+    execute: bool,
+    step: Callable[[int], None] = lambda _rows: None,
+) -> int:
+    """Delete (or only count) rows older than ``retention_s`` that may go, ``batch`` in each transaction.
+
+    Returns how many. ``conn`` is in autocommit mode. Each batch has a new plan, so that a slot in doubt stops it.
+    Raises SourceError; what was deleted until then is deleted.
+    """
+    after: int | None = -1
+    done = 0
+    while True:
+        allowed = plan(conn)
+        if allowed.horizon is None:
+            return done
+        try:
+            with conn.transaction():
+                parameters = {"after": after, "batch": batch, "horizon": str(allowed.horizon), "age": retention_s}
+                row = conn.execute(_DELETE if execute else _COUNT, parameters).fetchone()
+        except psycopg.Error as error:
+            raise translated(error) from error
+        seen, old, gone, last = row or (0, 0, 0, after)
+        done += gone
+        step(gone)
+        if seen < batch or not old:
+            if execute:
+                _forget(conn, allowed)
+            return done
+        after = last
+
+
+def _forget(conn: psycopg.Connection[Any], used: Plan) -> None:
+    """Delete the points before the one that was used: a newer one allows more."""
+    try:
+        conn.execute(
+            "DELETE FROM pipeline.prune_point "
+            "WHERE id < (SELECT max(id) FROM pipeline.prune_point WHERE lsn <= %s::pg_lsn)",
+            (used.lsn,),
+        )
+    except psycopg.Error as error:
+        raise translated(error) from error
+
+
+# A position is a relay's own: the slot is there and of this server's line, and nobody moved it past the position.
+_SLOTS = """
+SELECT p.slot, p.lsn::text AS lsn, p.lsn - '0/0'::pg_lsn AS bytes, CASE
+    WHEN s.slot_name IS NULL THEN 'it does not exist in this database'
+    WHEN s.wal_status = 'lost' THEN 'it was invalidated'
+    WHEN p.system_id <> (SELECT system_identifier::text FROM pg_control_system())
+        THEN 'its position is of another server'
+    WHEN p.timeline <> (SELECT timeline_id FROM pg_control_checkpoint()) THEN 'its position is of another timeline'
+    WHEN p.lsn > pg_current_wal_insert_lsn() THEN 'its position is beyond this server''s WAL'
+    WHEN s.confirmed_flush_lsn > p.lsn THEN 'it was recreated, or moved past the stored position by somebody else'
+    END AS doubt
+FROM pipeline.relay_position p
+LEFT JOIN pg_replication_slots s
+    ON s.slot_name = p.slot AND s.database = current_database() AND s.slot_type = 'logical'
+"""
+
+_POINT = """
+SELECT horizon::text AS horizon FROM pipeline.prune_point WHERE lsn <= %(lsn)s::pg_lsn ORDER BY id DESC LIMIT 1
+"""
+
+_WINDOW = """
+WITH lowest AS MATERIALIZED (
+    SELECT id, seq, xid, created_at < (clock_timestamp() AT TIME ZONE 'UTC') - %(age)s * interval '1 second' AS old
+    FROM pipeline.outbox WHERE seq > %(after)s ORDER BY seq LIMIT %(batch)s
+), ripe AS (
+    SELECT id FROM lowest WHERE old AND xid < %(horizon)s::xid8
+)"""
+
+_COUNT = f"""{_WINDOW}
+SELECT count(*), count(*) FILTER (WHERE old), (SELECT count(*) FROM ripe), max(seq) FROM lowest
+"""  # noqa: S608 — of constants
+
+_DELETE = f"""{_WINDOW}, gone AS (
+    DELETE FROM pipeline.outbox o USING ripe WHERE o.id = ripe.id RETURNING 1
+)
+SELECT count(*), count(*) FILTER (WHERE old), (SELECT count(*) FROM gone), max(seq) FROM lowest
+"""  # noqa: S608 — of constants
