@@ -50,7 +50,8 @@ class RegistrySchemas:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.__exit__(None, None, None)  # its only way
+        with self._client:  # its only way
+            pass
 
     def _ask(self, schema_id: int) -> str:
         try:

@@ -217,6 +217,18 @@ def test_what_ends_after_its_partition_was_lost_is_never_committed(benches: Call
     assert source.committed(0) == 0
 
 
+def test_what_was_not_begun_when_its_partition_was_lost_never_begins(benches: Callable[..., Bench]) -> None:
+    gate = Gate()
+    bench = benches(handler_of(gate))
+    bench.put(0, 1, 2)
+    until(lambda: gate.begun)
+    bench.source.do(lambda: bench.source.listener.lost([(TOPIC, 0)]))
+    gate.open.set()
+    bench.put(9, partition=1)
+    until(lambda: 9 in gate.ended)
+    assert gate.begun == [0, 9]
+
+
 def test_a_partition_that_comes_back_begins_anew_and_the_old_attempt_counts_for_nothing(
     benches: Callable[..., Bench],
 ) -> None:
