@@ -20,7 +20,7 @@ def load_app(path: str) -> Pipeline:
     what is missing; errors inside the module itself come through as they are.
     """
     module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
+    if not module_name or not attribute or module_name.startswith("."):
         raise ConfigError(f"{path!r} does not name an application", remedy="module:attribute, for example shop:app")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -39,5 +39,6 @@ def load_app(path: str) -> Pipeline:
         raise ConfigError(f"{path}: {attribute!r} is not a Pipeline", remedy=f"Pipelines in {module_name}: {found}")
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, Message) and value not in {Message, Event, Job}:
-            app.register(value)
+            if not value.__pydantic_generic_metadata__["parameters"]:  # Changed[int] is a message, Changed is none
+                app.register(value)
     return app
