@@ -162,6 +162,16 @@ def test_bytes_go_back_as_they_were_with_a_fresh_state_and_the_old_origin() -> N
     assert not any(name.startswith("__dlq.") for name, _ in headers)
 
 
+def test_what_spring_added_stays_behind() -> None:
+    headers: list[Header] = [("id", b"e0"), ("kafka_dlt-original-topic", b"orders")]
+    headers += [(f"kafka_dlt-original-{part}", (7).to_bytes(8, "big")) for part in ("partition", "offset")]
+    topic, broker = Topic([Record(DLQ, 0, 0, b"k", b"v", headers, NOW_MS)]), Broker()
+    redrive(topic, entered(topic), broker)[0].run(OPEN)
+    ((target, _, _, sent, _),) = broker.stored
+    assert target == TARGET  # Spring names no group: that of the topic
+    assert [name for name, _ in sent if not name.startswith("__pipeline.")] == ["id"]
+
+
 def test_a_second_redrive_sends_nothing_unless_asked() -> None:
     topic, broker = Topic(letter(n) for n in range(3)), Broker()
     table = entered(topic)
