@@ -19,6 +19,7 @@ from pipeline.event import Event, Job, Message
 from pipeline.job import EnqueueOptions, Options, Wanted, store_jobs
 from pipeline.outbox import Envelope, Outbox, SchemaIds, Steps, adrive, drive, uuid7
 from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
+from pipeline.schedule import Missed, Overlap, Schedule, tick_handler, tick_model
 from pipeline.topics import Names, TopicSpec, check_name
 from pipeline.trace import current_traceparent
 from pipeline.writers import AsyncConnection, Connection, async_executor, executor
@@ -57,6 +58,7 @@ class Pipeline:
         self._handlers: list[Handler] = []
         self._starts: dict[str, Start] = {}
         self._messages: dict[type[Message], None] = {}
+        self._schedules: dict[str, Schedule] = {}
         self._schema_ids = SchemaIds()
 
     # ── declare ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,6 +104,37 @@ class Pipeline:
         on_exhausted: Literal["dlq", "retry_topic"] = "dlq"
         return self._handle(model, topic, topic, order, retry, on_exhausted, timeout_s)
 
+    def schedule(
+        self,
+        cron: str,
+        *,
+        name: str,
+        timezone: str,
+        missed: Missed = "once",
+        overlap: Overlap = "allow",
+        queue: str = "schedules",
+        retry: RetryPolicy = JOB_POLICY,
+        timeout_s: float | None = None,
+    ) -> Callable[[F], F]:
+        """Declare what is done again and again: ``(ctx)`` or ``(tick, ctx)``, sync or async, run as a job of ``queue``.
+
+        ``missed`` says what becomes of ticks at which no scheduler ran, ``overlap="skip"`` leaves a tick out while the
+        one before is unfinished. Raises ConfigError for an expression that never fires, or an unknown zone.
+        """
+        model = tick_model(check_name(name), queue)
+        full, topic = self.names.group(name), self.names.jobs(queue)
+        plan = Schedule(full, cron, timezone, topic, model, missed, overlap)
+        if full in self._schedules:
+            raise ConfigError(f"schedule {name}: declared twice", remedy="a name of its own for each")
+
+        def declare(function: F) -> F:
+            handler = tick_handler(function, name)
+            self._handle(model, topic, topic, "none", retry, "dlq", timeout_s)(handler)
+            self._schedules[full] = plan
+            return function
+
+        return declare
+
     def _handle(
         self,
         model: type[Message],
@@ -140,6 +173,11 @@ class Pipeline:
             name: Group(name, tuple(h for h in self._handlers if h.group == name), self._starts.get(name, "earliest"))
             for name in names
         }
+
+    @property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """What comes again and again, by full name."""
+        return tuple(self._schedules[name] for name in sorted(self._schedules))
 
     def topic_of(self, model: type[Message]) -> str:
         """Topic that a message class's rows go to."""

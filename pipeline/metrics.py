@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+    M = TypeVar("M", Counter, Gauge, Histogram)
 
 __all__ = ["CATALOGUE", "Meter", "Metric", "PrometheusMeter", "SilentMeter"]
 
@@ -75,6 +77,16 @@ CATALOGUE: dict[str, Metric] = {
             "Records between committed offset and end, due retries only",
             ("group", "topic"),
         ),
+        # scheduler
+        Metric("pipeline_scheduler_moved_total", "counter", "Jobs moved to the outbox when their time came"),
+        Metric("pipeline_scheduler_lateness_seconds", "histogram", "Due time to moved to the outbox"),
+        Metric(
+            "pipeline_ticks_total",
+            "counter",
+            "Ticks of schedules, by outcome: made, or skipped because the one before was unfinished",
+            ("schedule", "outcome"),
+        ),
+        # all
         Metric(
             "pipeline_broker_errors_total",
             "counter",
@@ -144,18 +156,23 @@ class PrometheusMeter:
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Raise a counter."""
-        self._counters[name].labels(**labels).inc(amount)
+        _labelled(self._counters[name], labels).inc(amount)
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
-        self._gauges[name].labels(**labels).set(value)
+        _labelled(self._gauges[name], labels).set(value)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Put one value into a histogram."""
-        self._histograms[name].labels(**labels).observe(value)
+        _labelled(self._histograms[name], labels).observe(value)
 
     def observe_many(self, name: str, values: Sequence[float], **labels: str) -> None:
         """Put many values into a histogram."""
-        observe = self._histograms[name].labels(**labels).observe
+        observe = _labelled(self._histograms[name], labels).observe
         for value in values:
             observe(value)
+
+
+def _labelled(collector: M, labels: dict[str, str]) -> M:
+    """The collector of one set of labels; a metric may have none."""
+    return collector.labels(**labels) if labels else collector

@@ -25,6 +25,7 @@ _COMMANDS = {
     "topics": "topics",
     "connector": "connector",
     "consumer": "consumer",
+    "scheduler": "scheduler",
     "outbox": "outbox",
     "dlq": "dlq",
 }

@@ -1,0 +1,49 @@
+"""``pipeline scheduler``: delayed jobs and schedules."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import click
+
+from pipeline import log
+from pipeline.config import Settings
+from pipeline.runtime.load import load_app
+from pipeline.runtime.scheduler import run_scheduler
+
+__all__ = ["scheduler"]
+
+
+@click.group()
+def scheduler() -> None:
+    """Delayed jobs and schedules: what is enqueued when its time comes."""
+
+
+@scheduler.command()
+@click.argument("app", metavar="[MODULE:APP]", required=False)
+@click.option("--keep-days", type=click.IntRange(1, 3650), default=7, show_default=True, help="Of finished jobs.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz; 0: free port.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+def run(app: str | None, keep_days: int, metrics_port: int | None, log_level: str) -> None:
+    """Move jobs to the outbox when they are due, and make the ticks of the application's schedules, until SIGTERM.
+
+    Run as many as you like: there is no leader, and no tick is made twice. Without MODULE:APP only delayed jobs are
+    moved. Finished jobs, and their results, are deleted after --keep-days.
+
+    \b
+    Example:
+      pipeline scheduler run shop:app --metrics-port 9103
+    """
+    log.configure(log_level)
+    until = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: until.set())
+    run_scheduler(
+        load_app(app) if app else None,
+        Settings.load(),
+        until=until,
+        keep_days=keep_days,
+        metrics_port=metrics_port,
+        on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
+    )

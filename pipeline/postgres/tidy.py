@@ -1,0 +1,73 @@
+"""Appended counts in, folded ones out; and what is past its retention deleted, in small parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+__all__ = ["fold", "tidy"]
+
+_LOCK = 0x6A6F6273  # "jobs"; any constant that nobody else uses
+_PART = 2_000
+_KEEP_TICKS_DAYS = 90
+
+
+def tidy(conn: psycopg.Connection[Any], *, keep_days: int) -> None:
+    """Do a bounded part of all that there is. Where another does it just now, nothing. ``conn`` is in autocommit."""
+    if conn.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone() != (True,):
+        return
+    try:
+        fold(conn)
+        conn.execute(_OLD_JOBS, (keep_days, _PART))
+        conn.execute(_OLD_KEYS, (_PART,))
+        conn.execute(_OLD_TICKS, (_KEEP_TICKS_DAYS,))
+    finally:
+        conn.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
+
+
+def fold(conn: psycopg.Connection[Any], most: int = 20_000) -> None:
+    """Add appended counts to the folded ones."""
+    conn.execute(_FOLD, (most,))
+
+
+_FOLD = """
+WITH taken AS (
+    DELETE FROM pipeline.job_delta WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM pipeline.job_delta LIMIT %s FOR UPDATE SKIP LOCKED))
+    RETURNING *
+)
+INSERT INTO pipeline.job_count AS c (queue, type, state, count)
+SELECT queue, type, state, sum(count) FROM taken GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+ON CONFLICT (queue, type, state) DO UPDATE SET count = c.count + excluded.count
+"""
+
+# Ids are time-ordered: the oldest of each queue, type and state are found by the index, and nothing else is read.
+_OLD_JOBS = """
+WITH kinds AS (
+    SELECT DISTINCT queue, type, state FROM pipeline.job_count WHERE state IN ('done', 'dead', 'cancelled')
+), bound AS (
+    SELECT now() - make_interval(days => %s) AS before
+), old AS (
+    SELECT j.id FROM bound, kinds AS k, LATERAL (
+        SELECT id, finished_at, parent FROM pipeline.job
+        WHERE queue = k.queue AND type = k.type AND state = k.state
+          AND id < CAST(lpad(to_hex(CAST(extract(epoch FROM bound.before) * 1000 AS bigint)), 12, '0')
+                        || '70008000000000000000' AS uuid)
+        ORDER BY id LIMIT %s
+    ) AS j
+    WHERE j.finished_at < bound.before
+      AND NOT EXISTS (SELECT 1 FROM pipeline.job AS p WHERE p.id = j.parent AND p.finished_at IS NULL)
+)
+DELETE FROM pipeline.job WHERE id IN (SELECT id FROM old)
+"""
+
+_OLD_KEYS = """
+DELETE FROM pipeline.job_key WHERE key IN (
+    SELECT key FROM pipeline.job_key WHERE until < now() ORDER BY until LIMIT %s FOR UPDATE SKIP LOCKED)
+"""
+
+_OLD_TICKS = """
+DELETE FROM pipeline.tick AS t USING pipeline.schedule AS s
+WHERE t.schedule = s.name AND t.at < s.last_at - make_interval(days => %s)
+"""

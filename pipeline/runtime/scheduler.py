@@ -1,0 +1,53 @@
+"""An application's schedules and settings in; a running scheduler out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+
+from pipeline.app import Pipeline
+from pipeline.config import Settings
+from pipeline.endpoints import postgres_dsn
+from pipeline.metrics import PrometheusMeter
+from pipeline.outbox import Outbox
+from pipeline.postgres.due import DueStore
+from pipeline.probes import Readiness, serve
+from pipeline.scheduler import Moved, Scheduler
+
+__all__ = ["run_scheduler"]
+
+
+def run_scheduler(
+    app: Pipeline | None,
+    settings: Settings,
+    *,
+    until: threading.Event,
+    keep_days: int = 7,
+    metrics_port: int | None = None,
+    on_port: Callable[[int], None] = lambda _port: None,
+) -> None:
+    """Run until ``until`` is set; what was begun is ended first. Without an application: delayed jobs only.
+
+    ``keep_days`` is how long finished jobs are kept, with their results. ``metrics_port`` serves metrics and probes
+    (0: any free port, told to ``on_port``). Raises PipelineError for what does not pass by itself.
+    """
+    registry = CollectorRegistry()
+    readiness = Readiness("scheduler")
+    store = DueStore(postgres_dsn(settings), app.outbox if app else Outbox(), Moved, keep_days=keep_days)
+    scheduler = Scheduler(
+        store,
+        app.schedules if app else (),
+        tidy=store.tidy,
+        meter=PrometheusMeter(registry),
+        health=readiness,
+    )
+    readiness.not_ready("database", "not asked yet")
+    readiness.ready()
+    if metrics_port is not None:
+        on_port(serve(registry, readiness.state, metrics_port))
+    try:
+        scheduler.run(until)
+    finally:
+        store.close()

@@ -1,0 +1,319 @@
+"""Schedulers on a real database: due jobs move once, ticks are made once, whoever is killed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from servers import Database
+
+from pipeline import Job, Outbox, Pipeline
+from pipeline.metrics import SilentMeter
+from pipeline.postgres.due import DueStore
+from pipeline.probes import Readiness
+from pipeline.scheduler import Moved, Scheduler
+
+APP = """
+from pipeline import Context, Job, Pipeline
+app = Pipeline("shop", topic_prefix="")
+
+class Mail(Job, queue="email", format="json"):
+    to: str
+
+@app.schedule("* * * * * *", name="each-second", timezone="UTC", missed="all")
+def each_second(ctx: Context) -> None: ...
+"""
+
+
+class Mail(Job, queue="email", format="json"):
+    to: str
+
+
+def plain_app() -> Pipeline:
+    return Pipeline("shop", topic_prefix="")
+
+
+def one(conn: psycopg.Connection[Any], sql: str) -> Any:
+    row = conn.execute(sql.encode()).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def wait_until(what: Callable[[], Any], deadline_s: float = 30.0) -> Any:
+    end = time.monotonic() + deadline_s
+    while not (found := what()):
+        assert time.monotonic() < end, f"not within {deadline_s} s"
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture
+def conn(database: Database) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        yield connection
+
+
+def scheduler_of(app: Pipeline, database: Database) -> tuple[Scheduler, DueStore]:
+    store = DueStore(database.dsn, app.outbox, Moved)
+    health = Readiness("scheduler")
+    return Scheduler(store, app.schedules, tidy=store.tidy, meter=SilentMeter(), health=health), store
+
+
+@contextmanager
+def running(*schedulers: tuple[Scheduler, DueStore]) -> Iterator[None]:
+    until = threading.Event()
+    threads = [threading.Thread(target=scheduler.run, args=(until,)) for scheduler, _ in schedulers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        until.set()
+        for thread in threads:
+            thread.join(10)
+        for _, store in schedulers:
+            store.close()
+
+
+def test_due_jobs_move_to_the_outbox_in_order_and_others_stay(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    app = plain_app()
+    with conn.transaction():
+        later = app.enqueue(conn, Mail(to="later"), delay_s=3600)
+        ids = [app.enqueue(conn, Mail(to=str(n)), delay_s=0.3 - n / 100) for n in range(20)]
+    with running(scheduler_of(app, database), scheduler_of(app, database)):
+        wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.outbox") == 20)
+    rows = conn.execute("SELECT id FROM pipeline.outbox ORDER BY seq").fetchall()
+    assert sorted(row[0] for row in rows) == sorted(ids)
+    assert conn.execute("SELECT id, state FROM pipeline.job WHERE state <> 'waiting'").fetchall() == [
+        (later, "delayed")
+    ]
+    assert one(conn, "SELECT id FROM pipeline.due") == later
+
+
+def test_moved_rows_are_what_an_enqueue_without_delay_writes(database: Database, conn: psycopg.Connection[Any]) -> None:
+    app = plain_app()
+    with conn.transaction():
+        for delay_s in (0, 0.01):
+            app.enqueue(conn, Mail(to="ä\t\\"), delay_s=delay_s, headers={"h": "ü"}, priority="high")
+    scheduler, store = scheduler_of(app, database)
+    wait_until(lambda: scheduler.step() is not None and one(conn, "SELECT count(*) FROM pipeline.outbox") == 2)
+    store.close()
+    rows = conn.execute(
+        "SELECT aggregatetype, type, payload, topic, headers, traceparent FROM pipeline.outbox"
+    ).fetchall()
+    assert rows[0] == rows[1]
+    assert rows[0][3] == "shop.jobs.email.high"
+
+
+def test_a_table_of_the_users_own_is_moved_to(database: Database, conn: psycopg.Connection[Any]) -> None:
+    conn.execute("CREATE TABLE public.events (event_id text, agg text, body jsonb, dest text, who text)")
+    columns = {
+        "id": "event_id", "aggregateid": "agg", "payload": "body", "topic": "dest",
+        "aggregatetype": None, "type": None, "headers": None, "traceparent": None,
+    }  # fmt: skip
+    app = Pipeline("shop", topic_prefix="", outbox=Outbox("public", "events", columns, {"who": "me"}, payload="json"))
+    with conn.transaction():
+        job_id = app.enqueue(conn, Mail(to="a"), delay_s=0.01)
+    scheduler, store = scheduler_of(app, database)
+    wait_until(lambda: scheduler.step() is not None and one(conn, "SELECT count(*) FROM public.events"))
+    store.close()
+    assert conn.execute("SELECT * FROM public.events").fetchone() == (
+        str(job_id),
+        str(job_id),
+        {"to": "a"},
+        "shop.jobs.email",
+        "me",
+    )
+
+
+def test_a_thousand_due_at_once_are_moved_in_batches_by_several(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    app = plain_app()
+    with conn.transaction():
+        app.enqueue_many(conn, [Mail(to=str(n)) for n in range(3000)], delay_s=0.05)
+    with running(*(scheduler_of(app, database) for _ in range(3))):
+        wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.due") == 0)
+    assert one(conn, "SELECT count(*) FROM pipeline.outbox") == 3000
+    assert one(conn, "SELECT count(DISTINCT id) FROM pipeline.outbox") == 3000
+
+
+def scheduled(overlap: Any = "allow", missed: Any = "all", cron: str = "* * * * * *") -> Pipeline:
+    app = plain_app()
+
+    @app.schedule(cron, name="tick", timezone="UTC", overlap=overlap, missed=missed)
+    def handle(ctx: object) -> None: ...
+
+    return app
+
+
+def test_several_schedulers_make_each_tick_once_with_its_job(database: Database, conn: psycopg.Connection[Any]) -> None:
+    with running(*(scheduler_of(scheduled(), database) for _ in range(3))):
+        wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.tick") >= 3)
+    ticks = conn.execute("SELECT at, job_id FROM pipeline.tick ORDER BY at").fetchall()
+    steps = {b[0] - a[0] for a, b in itertools.pairwise(ticks)}
+    assert steps == {timedelta(seconds=1)}
+    rows = conn.execute(
+        "SELECT id, convert_from(payload, 'UTF8')::json->>'at' FROM pipeline.outbox ORDER BY seq"
+    ).fetchall()
+    assert [(job_id, datetime.fromisoformat(at)) for job_id, at in rows] == [(job_id, at) for at, job_id in ticks]
+    assert one(conn, "SELECT count(*) FROM pipeline.job WHERE type = 'Tick_tick'") == len(ticks)
+
+
+def test_a_new_schedule_begins_now_and_a_missed_tick_follows_the_rule(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    for missed, expected in (("skip", 0), ("once", 1), ("all", 3)):
+        conn.execute("TRUNCATE pipeline.schedule, pipeline.tick")
+        scheduler, store = scheduler_of(scheduled(missed=missed, cron="0 * * * *"), database)
+        scheduler.step()
+        assert one(conn, "SELECT count(*) FROM pipeline.tick") == 0
+        now = datetime.now(UTC)
+        hour = now.replace(minute=0, second=0, microsecond=0)
+        if now - hour < timedelta(seconds=70):  # the last tick would count as in time
+            hour -= timedelta(hours=1)
+        conn.execute("UPDATE pipeline.schedule SET last_at = %s", (hour - timedelta(hours=2, seconds=1),))
+        scheduler._next_read = 0
+        scheduler.step()
+        store.close()
+        assert one(conn, "SELECT count(*) FROM pipeline.tick") >= expected
+        assert expected or one(conn, "SELECT count(*) FROM pipeline.tick") == 0
+        assert missed != "once" or one(conn, "SELECT count(*) FROM pipeline.tick") == 1
+
+
+def test_overlap_skip_leaves_ticks_out_until_the_job_is_finished(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    with running(scheduler_of(scheduled("skip"), database)):
+        wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.tick WHERE job_id IS NULL") >= 2)
+        (job_id,) = conn.execute("SELECT job_id FROM pipeline.tick WHERE job_id IS NOT NULL").fetchall()
+        conn.execute("SELECT pipeline.settle_jobs(%s)", (json.dumps([{"id": str(job_id[0]), "state": "done"}]),))
+        wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.tick WHERE job_id IS NOT NULL") == 2)
+    assert one(conn, "SELECT count(*) FROM pipeline.outbox") == 2
+
+
+def test_a_schedule_declared_otherwise_by_a_newer_process_is_left_to_it(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    old, old_store = scheduler_of(scheduled(cron="* * * * * *"), database)
+    old.step()
+    new, new_store = scheduler_of(scheduled(cron="0 0 1 1 *"), database)
+    new.step()
+    conn.execute("UPDATE pipeline.schedule SET last_at = now() - interval '10 seconds'")
+    old._next_read = new._next_read = 0
+    old.step()
+    new.step()
+    assert one(conn, "SELECT count(*) FROM pipeline.tick") == 0
+    old_store.close()
+    new_store.close()
+
+
+def test_finished_jobs_are_deleted_after_their_retention_and_counts_agree(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    app = plain_app()
+    with conn.transaction():
+        ids = app.enqueue_many(conn, [Mail(to=str(n)) for n in range(10)])
+    reports = [{"id": str(job_id), "state": "done"} for job_id in ids[:6]]
+    conn.execute("SELECT pipeline.settle_jobs(%s)", (json.dumps(reports),))
+    store = DueStore(database.dsn, Outbox(), Moved)
+    store.tidy()
+    assert one(conn, "SELECT count(*) FROM pipeline.job") == 10
+    old = str(ids[0]).replace(str(ids[0])[:8], "01000000")
+    conn.execute(
+        "UPDATE pipeline.job SET id = %s, finished_at = now() - interval '8 days' WHERE id = %s", (old, ids[0])
+    )
+    store.tidy()
+    store.tidy()  # folds what the first one deleted
+    store.close()
+    assert one(conn, "SELECT count(*) FROM pipeline.job") == 9
+    assert dict(conn.execute("SELECT state, count FROM pipeline.job_count").fetchall()) == {"waiting": 4, "done": 5}
+    assert one(conn, "SELECT count(*) FROM pipeline.job_delta WHERE count > 0") == 0
+
+
+def test_schedulers_killed_in_the_middle_lose_and_double_nothing(
+    database: Database, conn: psycopg.Connection[Any], cli_environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "shop.py").write_text(APP)
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "pipeline", "scheduler", "run", "shop:app", "--log-level", "error"]
+        process = subprocess.Popen(
+            [*command, "--metrics-port", "0"], cwd=tmp_path, env=cli_environment, stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None
+        assert b"port" in process.stderr.readline()
+        return process
+
+    app = plain_app()
+    processes = [start(), start()]
+    ids = []
+    try:
+        for round_ in range(8):
+            with conn.transaction():
+                ids += app.enqueue_many(conn, [Mail(to=str(n)) for n in range(700)], delay_s=0.2)
+            moved = one(conn, "SELECT count(*) FROM pipeline.outbox WHERE type = 'Mail'")
+            wait_until(
+                lambda moved=moved: one(conn, "SELECT count(*) FROM pipeline.outbox WHERE type = 'Mail'") > moved
+            )
+            victim = processes[round_ % 2]
+            victim.send_signal(signal.SIGKILL)
+            victim.communicate()
+            processes[round_ % 2] = start()
+        wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.due") == 0)
+        wait_until(lambda: one(conn, "SELECT now() - last_at < interval '1.5 seconds' FROM pipeline.schedule"))
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=15)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    rows = [row[0] for row in conn.execute("SELECT id FROM pipeline.outbox WHERE type = 'Mail'").fetchall()]
+    assert (len(rows), set(rows)) == (len(ids), set(ids))
+    ticks = [row[0] for row in conn.execute("SELECT at FROM pipeline.tick ORDER BY at").fetchall()]
+    assert {b - a for a, b in itertools.pairwise(ticks)} == {timedelta(seconds=1)}
+    assert one(conn, "SELECT count(*) FROM pipeline.outbox WHERE type <> 'Mail'") == len(ticks)
+
+
+def test_it_waits_for_a_database_and_says_so(
+    database: Database, conn: psycopg.Connection[Any], cli_environment: dict[str, str]
+) -> None:
+    command = [sys.executable, "-m", "pipeline", "scheduler", "run", "--metrics-port", "0"]
+    with subprocess.Popen(command, env=cli_environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        port = process.stderr.readline().rsplit(" ", 1)[1].strip()
+
+        def ready() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+                    return bool(answer.status == 200)
+            except OSError:
+                return False
+
+        wait_until(ready)
+        with conn.transaction():
+            plain_app().enqueue(conn, Mail(to="a"), delay_s=0.01)
+        conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                     " WHERE pid <> pg_backend_pid() AND datname = current_database()")  # fmt: skip
+        wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.outbox") == 1)
+        wait_until(ready)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            assert b"pipeline_scheduler_moved_total 1.0" in answer.read()
+        os.kill(process.pid, signal.SIGTERM)
+        process.communicate(timeout=15)
+        assert process.returncode == 0
