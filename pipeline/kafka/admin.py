@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (
@@ -31,7 +31,10 @@ class Topics:
     """The broker's topics. ``options`` are librdkafka settings; every call raises BrokerError."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        self._admin = AdminClient({"client.id": "pipeline-topics", **options, "log_level": 0})
+        try:
+            self._admin = AdminClient({"client.id": "pipeline-topics", **options, "log_level": 0})
+        except KafkaException as error:
+            raise translate(error.args[0], "settings") from error
 
     def partitions(self) -> dict[str, int]:
         """Return topic → number of partitions, of all topics."""
@@ -81,7 +84,7 @@ class Topics:
             _await(future, f"settings of {name}")
 
 
-def _await(future: Future[object], what: str, ignore: int | None = None) -> object:
+def _await(future: Future[Any], what: str, ignore: int | None = None) -> Any:  # as the client's futures are typed
     try:
         return future.result(timeout=_TIMEOUT_S + 5)
     except KafkaException as error:

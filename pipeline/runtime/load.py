@@ -39,6 +39,5 @@ def load_app(path: str) -> Pipeline:
         raise ConfigError(f"{path}: {attribute!r} is not a Pipeline", remedy=f"Pipelines in {module_name}: {found}")
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, Message) and value not in {Message, Event, Job}:
-            if not value.__pydantic_generic_metadata__["parameters"]:  # Changed[int] is a message, Changed is none
-                app.register(value)
+            app.register(*([] if value.__pydantic_generic_metadata__["parameters"] else [value]))  # Changed[T] is none
     return app

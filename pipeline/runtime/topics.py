@@ -57,19 +57,24 @@ def _plan(app: Pipeline, topics: Topics) -> list[Change]:
     specs = app.topics()
     partitions = topics.partitions()
     configs = topics.configs(spec.name for spec in specs if spec.name in partitions)
-    return [_change(spec, partitions.get(spec.name), configs.get(spec.name, {})) for spec in specs]
+    return [
+        change for spec in specs for change in _changes(spec, partitions.get(spec.name), configs.get(spec.name, {}))
+    ]
 
 
-def _change(spec: TopicSpec, partitions: int | None, config: dict[str, str]) -> Change:
+def _changes(spec: TopicSpec, partitions: int | None, config: dict[str, str]) -> list[Change]:
+    """Return what a topic needs: one change, or two where partitions and settings differ."""
     settings = " ".join(f"{key}={value}" for key, value in spec.config.items())
     if partitions is None:
-        return Change(spec.name, "create", f"{spec.partitions} partitions {settings}".strip(), spec)
+        return [Change(spec.name, "create", f"{spec.partitions} partitions {settings}".strip(), spec)]
+    found = []
     if partitions < spec.partitions:
         detail = f"{partitions} → {spec.partitions}: keys move to other partitions, their order is broken once"
-        return Change(spec.name, "partitions", detail, spec)
+        found.append(Change(spec.name, "partitions", detail, spec))
     differing = [f"{k}: {config.get(k)} → {v}" for k, v in spec.config.items() if config.get(k) != v]
     if differing:
-        return Change(spec.name, "config", ", ".join(differing), spec)
+        found.append(Change(spec.name, "config", ", ".join(differing), spec))
     if partitions > spec.partitions:
-        return Change(spec.name, "fewer", f"has {partitions} partitions, declared are {spec.partitions}", spec)
-    return Change(spec.name, "keep", f"{partitions} partitions", spec)
+        detail = f"has {partitions} partitions, declared are {spec.partitions}"
+        found.append(Change(spec.name, "fewer", detail, spec))
+    return found or [Change(spec.name, "keep", f"{partitions} partitions", spec)]
