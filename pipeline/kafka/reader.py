@@ -37,6 +37,7 @@ class TopicReader:
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "enable.partition.eof": True,
+            "fetch.wait.max.ms": 10,  # a request that waits at the end holds up the next range
             "auto.offset.reset": "error",
             "log_level": 0,
         }
