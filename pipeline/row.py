@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -34,8 +35,8 @@ def placeholders(columns: Sequence[str], extra: int, payload: str) -> str:
 
 def numbered(sql: str) -> str:
     """Return SQL with ``$1``, ``$2`` … in place of ``%s``, and single percent signs."""
-    head, *rest = sql.split("%s")
-    return "".join([head, *(f"${number}{part}" for number, part in enumerate(rest, 1))]).replace("%%", "%")
+    numbers = count(1)
+    return re.sub("%[s%]", lambda found: f"${next(numbers)}" if found[0] == "%s" else "%", sql)
 
 
 def key_text(value: object, name: str) -> str:

@@ -73,7 +73,8 @@ def _run(connection: Connection, statement: Statement) -> list[tuple[Any, ...]]:
         for sql, parameters in statement.batches():
             connection.exec_driver_sql(_in_style(sql, style), plain(parameters))
     except SQLAlchemyError as error:
-        raise translated(error) from error
+        # not from SQLAlchemy's own error, which quotes the parameters
+        raise translated(error) from getattr(error, "orig", None)
     return []
 
 
