@@ -43,6 +43,7 @@ _COMMIT_S = 0.25
 _RECOMMIT_S = 30.0
 _REPORT_S = 1.0
 _FULL_S = 1.0
+_LAST_COMMIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ class Worker:
         name = self._group.name
         self._health.not_ready(name, "stopping")
         log.info("draining", extra={"action": "worker.draining", "group": name, "in_flight": self._in_flight})
-        return self._hand_over(list(self._assigned.values()))
+        return self._hand_over(list(self._assigned.values()), patience_s=_LAST_COMMIT_S)
 
     def close(self) -> None:
         """Leave the group, whatever still runs."""
@@ -447,8 +448,11 @@ class Worker:
             assigned.committed = -1
         log.warning("broker trouble", extra={"action": "worker.trouble", "group": self._group.name, "why": error.what})
 
-    def _hand_over(self, taken: list[Assigned]) -> bool:
-        """Let running handlers end for a bounded time, commit, and fence; tell whether all had ended."""
+    def _hand_over(self, taken: list[Assigned], *, patience_s: float = 0) -> bool:
+        """Let running handlers end for a bounded time, commit, and fence; tell whether all had ended.
+
+        ``patience_s`` is how long a commit is tried again that the broker refuses for now.
+        """
         closing = set(taken)
         for assigned in taken:
             assigned.closed = True
@@ -465,12 +469,7 @@ class Worker:
                 self._producer.flush(0.01)
             else:
                 self._sleep(0.002)
-        positions = {(a.topic, a.partition): a.watermark.position for a in taken}
-        try:
-            if positions:
-                self._source.commit(positions, wait=True)
-        except BrokerError as error:
-            self.trouble(error)
+        self._commit_last(taken, self._clock() + patience_s)
         for assigned in taken:
             assigned.lost = True
             self._assigned.pop((assigned.topic, assigned.partition), None)
@@ -480,6 +479,19 @@ class Worker:
                 extra={"action": "worker.drain_timeout", "group": self._group.name, "drain_s": self._limits.drain_s},
             )
         return ended
+
+    def _commit_last(self, taken: list[Assigned], until: float) -> None:
+        """Commit partitions that go. In a rebalance the broker refuses that: take part in it, and commit then."""
+        while positions := {(a.topic, a.partition): a.watermark.position for a in taken if not a.lost}:
+            try:
+                self._source.commit(positions, wait=True)
+            except BrokerError as error:
+                self.trouble(error)
+                if not error.retryable or self._clock() >= until or self._hurry.is_set():
+                    return
+                self._source.poll(1, _BUSY_S)  # what it returns is not ours to begin, and not committed
+            else:
+                return
 
     def _forget(self, taken: list[Assigned]) -> None:
         """Drop what waits of partitions: their next owner begins at the committed offset."""

@@ -261,6 +261,58 @@ def test_a_revoked_partition_is_drained_and_committed_before_it_goes(benches: Ca
     assert source.committed(0) == 1
 
 
+def test_a_drain_in_the_midst_of_a_rebalance_commits_when_the_rebalance_is_over(benches: Callable[..., Bench]) -> None:
+    gate = Gate()
+    gate.open.set()
+    bench = benches(handler_of(gate))
+    commit = bench.source.commit
+    refusals = iter(range(3))
+    polled: list[int] = []
+
+    def refused_at_first(positions: Mapping[tuple[str, int], int], *, wait: bool) -> None:
+        if not wait:
+            return
+        if next(refusals, None) is not None:
+            polled.append(bench.source.polls)
+            raise BrokerError("ILLEGAL_GENERATION", retryable=True)
+        commit(positions, wait=wait)
+
+    bench.source.commit = refused_at_first  # type: ignore[method-assign]
+    bench.put(0, 1, 2)
+    until(lambda: gate.ended == [0, 1, 2])
+    bench.worker.stop()
+    bench.thread.join(10)
+    assert bench.clean
+    assert bench.source.committed(0) == 3
+    assert polled[2] > polled[1] > polled[0]  # the client takes part in the rebalance inside poll
+
+
+def test_what_a_rebalance_takes_during_a_drain_is_committed_once_and_not_by_the_drain(
+    benches: Callable[..., Bench],
+) -> None:
+    gate = Gate()
+    gate.open.set()
+    bench = benches(handler_of(gate))
+    commit = bench.source.commit
+    waited: list[set[tuple[str, int]]] = []
+
+    def refused_at_first(positions: Mapping[tuple[str, int], int], *, wait: bool) -> None:
+        if not wait:
+            return
+        waited.append(set(positions))
+        if len(waited) == 1:
+            bench.source.calls.append(lambda: bench.source.listener.lost([(TOPIC, 0)]))
+            raise BrokerError("ILLEGAL_GENERATION", retryable=True)
+        commit(positions, wait=wait)
+
+    bench.source.commit = refused_at_first  # type: ignore[method-assign]
+    bench.put(0, 1, 2)
+    until(lambda: gate.ended == [0, 1, 2])
+    bench.worker.stop()
+    bench.thread.join(10)
+    assert waited == [{(TOPIC, 0), (TOPIC, 1)}, {(TOPIC, 1)}]
+
+
 def test_records_of_a_partition_that_is_not_ours_are_dropped(benches: Callable[..., Bench]) -> None:
     gate = Gate()
     gate.open.set()
