@@ -1,0 +1,137 @@
+"""Deliveries in, outcomes out, in the caller's own thread: an engine whose concurrency is drawn and not real.
+
+Attempts begin when ``work`` is called, in an order that ``chance`` draws among those whose turn it may be, so that a
+seed tells the whole run. Handlers may end later than they began, as slow ones do.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from pipeline.definition import Group
+from pipeline.worker.attempt import Attempts
+from pipeline.worker.delivery import Delivery, Outcome
+from pipeline.worker.keys import KeyQueues
+from pipeline.worker.settlement import Again, HandBack, Wait
+
+__all__ = ["InlineEngine", "Running", "as_coroutines"]
+
+Running = Generator[Coroutine[Any, Any, Outcome], Outcome, int]
+"""Yields each coroutine that must be run, takes its outcome; its value is how many attempts there were."""
+
+
+class InlineEngine:
+    """``awaits`` says that the group's handlers are coroutine functions. ``slow`` draws whether a handler ends later.
+
+    ``begins`` and ``ends`` hear of every attempt; what they raise ends the worker, as a crash at that point does.
+    """
+
+    def __init__(
+        self,
+        attempts: Attempts,
+        put: Callable[[Outcome], None],
+        *,
+        awaits: bool,
+        clock: Callable[[], float],
+        chance: Random,
+        slow: Callable[[], bool] = lambda: False,
+        begins: Callable[[Delivery], None] = lambda _delivery: None,
+        ends: Callable[[Outcome], None] = lambda _outcome: None,
+    ) -> None:
+        self._attempts = attempts
+        self._put = put
+        self._awaits = awaits
+        self._clock = clock
+        self._chance = chance
+        self._slow = slow
+        self._begins = begins
+        self._ends = ends
+        self._queues = KeyQueues()
+        self._late: list[tuple[Outcome, float]] = []
+
+    def submit(self, deliveries: list[Delivery]) -> None:
+        """Take new deliveries."""
+        self._queues.add(deliveries)
+
+    def again(self, delivery: Delivery) -> None:
+        """Take one again whose key is held back for it."""
+        self._queues.ready.append(delivery)
+
+    def release(self, delivery: Delivery) -> None:
+        """Let the next of its key go on."""
+        self._queues.finish(delivery.key)
+
+    def tend(self) -> None:
+        """Nothing is left lying here."""
+
+    def running(self) -> list[tuple[Delivery, float]]:
+        """What has not ended yet. Asked while partitions are handed over: some may end meanwhile."""
+        self._end_late()
+        return [(outcome[0], begun) for outcome, begun in self._late]
+
+    def cancel(self, delivery: Delivery) -> None:
+        """Nothing to end: a handler that began has ended when anybody can ask."""
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._queues.ready.clear()
+
+    def work(self, most: int) -> Running:
+        """Make at most ``most`` attempts."""
+        self._end_late()
+        ready = self._queues.ready
+        done = 0
+        while ready and done < most:
+            ready.rotate(-self._chance.randrange(len(ready)))
+            delivery = ready.popleft()
+            done += 1
+            if delivery.assigned.closed:
+                self._end((delivery, HandBack()))
+                continue
+            self._begins(delivery)
+            begun = self._clock()
+            if self._awaits:
+                outcome = yield self._attempts.arun(delivery, begun)
+            else:
+                outcome = self._attempts.run(delivery, begun)
+            self._ends(outcome)
+            if self._slow():
+                self._late.append((outcome, begun))
+            else:
+                self._end(outcome)
+        return done + len(self._late)
+
+    def _end_late(self) -> None:
+        ended = [entry for entry in self._late if self._chance.random() < 0.5]
+        self._late = [entry for entry in self._late if entry not in ended]
+        for outcome, _ in ended:
+            self._end(outcome)
+
+    def _end(self, outcome: Outcome) -> None:
+        if not isinstance(outcome[1], Again | Wait):
+            self._queues.finish(outcome[0].key)
+        self._put(outcome)
+
+
+def as_coroutines(group: Group) -> tuple[Group, bool]:
+    """Return the group with all its handlers awaitable where one of them is; and whether that is so."""
+    if not any(inspect.iscoroutinefunction(handler.function) for handler in group.handlers):
+        return group, False
+    handlers = tuple(
+        handler
+        if inspect.iscoroutinefunction(handler.function)
+        else replace(handler, function=_awaitable(handler.function))
+        for handler in group.handlers
+    )
+    return replace(group, handlers=handlers), True
+
+
+def _awaitable(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    async def call(*args: Any) -> Any:
+        return function(*args)
+
+    return call

@@ -1,0 +1,195 @@
+"""Groups in, their workers out: started, stepped, crashed, rebalanced and started again, all in one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from random import Random
+
+from pipeline.codec import Decoder
+from pipeline.definition import Group
+from pipeline.errors import PipelineError
+from pipeline.metrics import SilentMeter
+from pipeline.testing.broker import Broker
+from pipeline.testing.clock import Clock
+from pipeline.testing.consumer import GroupConsumer
+from pipeline.testing.engine import InlineEngine, Running, as_coroutines
+from pipeline.testing.faults import Crash, Misfortune
+from pipeline.testing.producer import AckProducer
+from pipeline.worker import Limits, Worker
+from pipeline.worker.attempt import Attempts
+from pipeline.worker.delivery import Outcome
+
+__all__ = ["Fleet", "Health"]
+
+_RESTART_S = 1.0
+
+
+class Health:
+    """What workers say of themselves. ``reasons`` has what is not ready, and why."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def ready(self, part: str) -> None:
+        """This part works."""
+        self.reasons.pop(part, None)
+
+    def not_ready(self, part: str, why: str) -> None:
+        """This part does not, and why."""
+        self.reasons[part] = why
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """One process that runs one group's worker."""
+
+    group: Group
+    worker: Worker
+    source: GroupConsumer
+    producer: AckProducer
+    engine: InlineEngine
+
+
+class Fleet:
+    """Workers of some groups. ``ended`` hears of every attempt: the group's name and the outcome."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        clock: Clock,
+        decoder: Decoder,
+        *,
+        chance: Random,
+        misfortune: Misfortune,
+        limits: Limits,
+        ended: Callable[[str, Outcome], None],
+    ) -> None:
+        self.health = Health()
+        self._broker = broker
+        self._clock = clock
+        self._decoder = decoder
+        self._chance = chance
+        self._misfortune = misfortune
+        self._limits = limits
+        self._ended = ended
+        self._members: list[_Member] = []
+        self._absent: list[tuple[float, Group]] = []
+
+    def start(self, group: Group) -> None:
+        """Start a worker. Raises PipelineError."""
+        runs, awaits = as_coroutines(group)
+        source = GroupConsumer(self._broker, group.name, self._chance)
+        producer = AckProducer(
+            self._broker, self._chance, sleep=self._clock.advance, refuse=lambda: self._misfortune.strikes("refuse")
+        )
+        engines: list[InlineEngine] = []
+
+        def make_engine(attempts: Attempts, put: Callable[[Outcome], None]) -> InlineEngine:
+            engine = InlineEngine(
+                attempts,
+                put,
+                awaits=awaits,
+                clock=self._clock.monotonic,
+                chance=self._chance,
+                slow=lambda: self._misfortune.strikes("slow"),
+                begins=lambda _delivery: self._misfortune.crash(),
+                ends=lambda outcome: self._after(group.name, outcome),
+            )
+            engines.append(engine)
+            return engine
+
+        worker = Worker(
+            runs,
+            source,
+            source,
+            producer,
+            self._decoder,
+            meter=SilentMeter(),
+            health=self.health,
+            limits=self._limits,
+            clock=self._clock.monotonic,
+            wall=self._clock.wall,
+            chance=self._chance.random,
+            sleep=self._clock.advance,
+            engine=make_engine,
+        )
+        worker.open()
+        self._members.append(_Member(group, worker, source, producer, engines[0]))
+
+    def step(self) -> Generator[object, Outcome, bool]:
+        """Let every worker poll and work once; tell whether anything was done. Yields coroutines to be run."""
+        self._return()
+        moved = False
+        for member in self._chance.sample(self._members, len(self._members)):
+            if member not in self._members:
+                continue
+            try:
+                self._misfortune.crash()
+                polled = member.source.fetched
+                member.worker.step()
+                self._misfortune.crash()
+                worked = yield from self._work(member)
+                moved = moved or worked > 0 or member.source.fetched != polled
+            except Crash:
+                self._crash(member)
+            except PipelineError:
+                self._crash(member)
+                if not self._misfortune.possible:
+                    raise
+        return moved
+
+    def due_in_s(self) -> float | None:
+        """Seconds until something that waits in a worker is due, or a worker comes back."""
+        waits = [wait_s for member in self._members if (wait_s := member.worker.due_in_s()) is not None]
+        waits += [max(0.0, at - self._clock.monotonic()) for at, _ in self._absent]
+        return min(waits, default=None)
+
+    def crash(self, group: str | None = None) -> int:
+        """Kill the workers of a group, or all; others start in their place. Return how many."""
+        victims = [member for member in self._members if group in {None, member.group.name}]
+        for member in victims:
+            self._crash(member)
+        return len(victims)
+
+    def rebalance(self, group: str) -> None:
+        """Let a worker join a group that has one, or one of several leave in good order."""
+        members = [member for member in self._members if member.group.name == group]
+        if len(members) == 1:
+            self.start(members[0].group)
+        elif members:
+            leaving = self._chance.choice(members)
+            self._members.remove(leaving)
+            leaving.worker.drain()
+            leaving.worker.close()
+
+    def expel(self, group: str) -> None:
+        """Let a group take one of its workers for dead, as after a stop that was too long."""
+        members = [member for member in self._members if member.group.name == group]
+        if members:
+            self._chance.choice(members).source.expel()
+
+    def _work(self, member: _Member) -> Running:
+        return (yield from member.engine.work(self._chance.randint(1, self._limits.concurrency)))
+
+    def _after(self, group: str, outcome: Outcome) -> None:
+        self._misfortune.crash()
+        self._ended(group, outcome)
+
+    def _crash(self, member: _Member) -> None:
+        member.source.crash()
+        member.producer.crash()
+        member.engine.stop()
+        self._members.remove(member)
+        if not any(other.group is member.group for other in self._members):
+            self._absent.append((self._clock.monotonic() + _RESTART_S, member.group))
+
+    def _return(self) -> None:
+        """Start workers again that are gone."""
+        now = self._clock.monotonic()
+        waiting, self._absent = self._absent, []
+        for at, group in waiting:
+            if at > now or self._broker.down:
+                self._absent.append((max(at, now + _RESTART_S) if self._broker.down else at, group))
+            else:
+                self.start(group)

@@ -1,0 +1,359 @@
+"""An application's events and jobs in; what its handlers did with them out, in milliseconds and without servers.
+
+The settlement is that of production (``pipeline.worker``, ``pipeline.redrive``, the codec), on a broker in memory and
+a clock that jumps. The same seed gives the same run, faults among it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from random import Random
+from typing import Any, TypeVar, Unpack
+from uuid import UUID
+
+from pipeline.app import Pipeline
+from pipeline.deadletter import Letter, Selection
+from pipeline.definition import Group
+from pipeline.errors import ConfigError, PoisonError, SchemaError
+from pipeline.event import Event, Job, Message
+from pipeline.headers import EVENT_ID
+from pipeline.job import EnqueueOptions
+from pipeline.redrive import Redrive
+from pipeline.testing.assertions import rows_of
+from pipeline.testing.broker import Broker
+from pipeline.testing.clock import Clock
+from pipeline.testing.connection import AsyncFakeConnection, FakeConnection
+from pipeline.testing.faults import Faults, Misfortune
+from pipeline.testing.fleet import Fleet
+from pipeline.testing.letters import Letters
+from pipeline.testing.loop import adrive, drive
+from pipeline.testing.producer import AckProducer
+from pipeline.testing.schemas import Schemas
+from pipeline.testing.seen import Dead, Handled, Retry
+from pipeline.testing.stored import Row, Tables
+from pipeline.topics import TopicSpec
+from pipeline.worker import Limits
+from pipeline.worker.delivery import Outcome
+from pipeline.worker.settlement import Again, Move
+from pipeline.worker.settlement import Dead as Died
+from pipeline.writers import Connection
+
+__all__ = ["Harness", "NotIdle"]
+
+M = TypeVar("M", bound=Message)
+_LIMIT_S = 30 * 86_400.0
+_SOON_S = 0.25  # what has settled is committed within this
+_QUIET_TURNS = 6
+_OUTAGE_S = 5.0
+_NONE = Faults()
+_LIMITS = Limits(concurrency=8, records=200, backlog=20, drain_s=5)
+
+
+class NotIdle(AssertionError):
+    """Work was left when the time was over."""
+
+
+class Harness:
+    """One application, its broker and its workers.
+
+    ``groups`` are names, short or full, of the groups and queues that run here; all where none is given. ``workers``
+    is how many share each group at the beginning.
+    """
+
+    def __init__(
+        self,
+        app: Pipeline,
+        *,
+        groups: Sequence[str] = (),
+        seed: int = 0,
+        faults: Faults = _NONE,
+        workers: int = 1,
+        limits: Limits = _LIMITS,
+        start: datetime | None = None,
+    ) -> None:
+        self.app = app
+        self.clock = Clock(start) if start else Clock()
+        self.broker = Broker(self.clock.wall)
+        self.handled: list[Handled] = []
+        self.retries: list[Retry] = []
+        self.published: list[Row] = []
+        self._chance = Random(seed)  # noqa: S311 — a run that can be repeated is what is wanted
+        self._misfortune = Misfortune(faults, self._chance)
+        self._schemas = Schemas()
+        self._letters = Letters(self.broker)
+        self._keys: dict[str, tuple[UUID, datetime | None]] = {}
+        self._later: list[tuple[datetime, int, Row]] = []
+        self._groups = _chosen(app, groups)
+        self._down_until: float | None = None
+        self._fleet = Fleet(
+            self.broker,
+            self.clock,
+            self._schemas.decoder,
+            chance=self._chance,
+            misfortune=self._misfortune,
+            limits=limits,
+            ended=self._ended,
+        )
+        self.broker.create(app.topics())
+        for group in self._groups.values():
+            for _ in range(workers):
+                self._fleet.start(group)
+
+    # ── what a test does ───────────────────────────────────────────────────────────────────────────────────────
+
+    def publish(self, event: Event, **options: Any) -> UUID:
+        """Publish an event in a transaction of its own; ``options`` as for ``Pipeline.publish``."""
+        with self.connection() as conn:
+            return self.app.publish(conn, event, **options)
+
+    def enqueue(self, job: Job, **options: Unpack[EnqueueOptions]) -> UUID:
+        """Enqueue a job in a transaction of its own; ``options`` as for ``Pipeline.enqueue``."""
+        with self.connection() as conn:
+            return self.app.enqueue(conn, job, **options)
+
+    def connection(self) -> FakeConnection:
+        """Return a connection for code that publishes by itself: what it commits arrives here."""
+        return FakeConnection(
+            self.app,
+            schemas=self._schemas,
+            now=lambda: self.clock.now,
+            on_commit=self._committed,
+            keys=self._keys,
+        )
+
+    def aconnection(self) -> AsyncFakeConnection:
+        """Return the same for ``await app.apublish(conn, …)``."""
+        return AsyncFakeConnection(self.connection())
+
+    def take(self, conn: Connection) -> int:
+        """Take what a real connection's open transaction has published, as if it committed; return how many it was.
+
+        What was taken before is not taken again.
+        """
+        known = {row.id for row in self.published}
+        fresh = [
+            replace(row, payload=self._schemas.reframed(self.app, row.message, row.payload))
+            for row in rows_of(self.app, conn)
+            if row.id not in known
+        ]
+        self._arrive(fresh)
+        return len(fresh)
+
+    def run_until_idle(self, *, limit_s: float = _LIMIT_S) -> None:
+        """Let everything be handled: every retry, every delayed job. The clock jumps to whatever comes next.
+
+        Raises NotIdle where something is left after ``limit_s`` seconds of the test's time.
+        """
+        drive(self._run(self.clock.passed_s + limit_s, idle=True), self.clock)
+
+    async def arun_until_idle(self, *, limit_s: float = _LIMIT_S) -> None:
+        """Do the same on the running event loop: handlers share it with the test."""
+        await adrive(self._run(self.clock.passed_s + limit_s, idle=True))
+
+    def run_for(self, seconds: float) -> None:
+        """Let so much time pass, and handle what comes in it."""
+        drive(self._run(self.clock.passed_s + seconds, idle=False), self.clock)
+
+    def redrive(self, *, error: str | None = None, type_name: str | None = None, event_ids: Sequence[str] = ()) -> int:
+        """Send open dead letters back to their groups' retry topics, as ``pipeline dlq redrive``; return how many."""
+        producer = AckProducer(self.broker, self._chance)
+        run = Redrive(
+            self._letters,
+            self._letters,
+            producer,
+            groups={group.dlq: group.name for group in self._groups.values()},
+            topics=frozenset(self.broker.topics),
+            clock=self.clock.monotonic,
+            now_ms=lambda: int(self.clock.wall() * 1000),
+            pause=self.clock.advance,
+        )
+        selection = Selection(self._dlqs, type=type_name, error=error, event_ids=tuple(event_ids))
+        return run.run(selection).redriven
+
+    # ── faults on demand ───────────────────────────────────────────────────────────────────────────────────────
+
+    def crash(self, group: str | None = None) -> None:
+        """Kill the workers of a group, or all. What they had in hand comes again; they are back a second later."""
+        self._fleet.crash(None if group is None else self._full(group))
+
+    def rebalance(self, group: str | None = None) -> None:
+        """Let a second worker join each group, or one of several leave."""
+        for name in self._groups if group is None else [self._full(group)]:
+            self._fleet.rebalance(name)
+
+    def duplicate(self, count: int = 1) -> None:
+        """Publish the last records once more, as a relay does that was killed before it could confirm them."""
+        for row in [row for row in self.published if row.due_at is None or row.due_at <= self.clock.now][-count:]:
+            self._append(row)
+
+    # ── what a test looks at ───────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def dead_letters(self) -> list[Dead]:
+        """Dead letters that were not redriven, oldest first."""
+        return [Dead.of(letter, self._message(letter)) for letter in self._letters.open(self._dlqs)]
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """How many faults of each kind there were."""
+        return dict(self._misfortune.count)
+
+    @property
+    def not_ready(self) -> dict[str, str]:
+        """What the workers' readiness probe would say, by part."""
+        return dict(self._fleet.health.reasons)
+
+    @property
+    def open(self) -> dict[str, int]:
+        """What is not settled yet: records by group, and delayed jobs."""
+        lags = {
+            name: self.broker.lag(name, [*group.topics, *group.retry_topics]) for name, group in self._groups.items()
+        }
+        return {name: count for name, count in (*lags.items(), ("delayed", len(self._later))) if count}
+
+    def messages(self, model: type[M]) -> list[M]:
+        """Return the messages of a class that were published or enqueued here, oldest first."""
+        return [row.message for row in self.published if isinstance(row.message, model)]
+
+    # ── the run ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _run(self, until_s: float, *, idle: bool) -> Generator[Any, Outcome, None]:
+        quiet = 0
+        while True:
+            self._strike()
+            moved = self._move_due()
+            moved = (yield from self._fleet.step()) or moved
+            if moved:
+                quiet = 0
+                continue
+            quiet += 1
+            if idle and not self.open:
+                return
+            left_s = until_s - self.clock.passed_s
+            if left_s <= 0:
+                if idle:
+                    raise NotIdle(f"not settled: {self.open}; not ready: {self.not_ready or 'nothing'}")
+                return
+            self.clock.advance(min(self._wait_s(quiet), left_s))
+
+    def _wait_s(self, quiet: int) -> float:
+        waits = [] if (due_s := self._fleet.due_in_s()) is None else [due_s]
+        if self._later:
+            waits.append((self._later[0][0] - self.clock.now).total_seconds())
+        if self._down_until is not None:
+            waits.append(self._down_until - self.clock.passed_s)
+        wait_s = min(waits, default=1.0)
+        return max(min(wait_s, _SOON_S) if quiet <= _QUIET_TURNS else wait_s, 0.001)
+
+    def _strike(self) -> None:
+        if self._down_until is not None and self.clock.passed_s >= self._down_until:
+            self.broker.down, self._down_until = False, None
+        if not self._misfortune.possible or self.broker.down:
+            return
+        name = self._chance.choice(list(self._groups))
+        if self._misfortune.strikes("rebalance"):
+            self._fleet.rebalance(name)
+        if self._misfortune.strikes("expel"):
+            self._fleet.expel(name)
+        if self._misfortune.strikes("outage"):
+            self.broker.down, self._down_until = True, self.clock.passed_s + _OUTAGE_S
+
+    # ── the way of a message ───────────────────────────────────────────────────────────────────────────────────
+
+    def _committed(self, tables: Tables) -> None:
+        self._arrive(tables.rows)
+        if tables.cancelled:
+            self._later = [entry for entry in self._later if entry[2].id not in tables.cancelled]
+            heapq.heapify(self._later)
+
+    def _arrive(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self.published.append(row)
+            if row.due_at is None:
+                self._append(row)
+                if self._misfortune.strikes("duplicate"):
+                    self.duplicate(self._chance.randint(1, 5))
+            else:
+                heapq.heappush(self._later, (row.due_at, len(self.published), row))
+
+    def _move_due(self) -> bool:
+        """Do what the scheduler does: jobs that are due go to their queue."""
+        moved = False
+        while self._later and self._later[0][0] <= self.clock.now:
+            self._append(heapq.heappop(self._later)[2])
+            moved = True
+        return moved
+
+    def _append(self, row: Row) -> None:
+        if row.topic not in self.broker.topics:
+            self.broker.create([TopicSpec(row.topic, self.app.partitions)])
+        self.broker.append(row.topic, row.key.encode(), row.payload, row.record_headers)
+
+    def _ended(self, group: str, outcome: Outcome) -> None:
+        delivery, decision = outcome
+        state, record = delivery.state, delivery.record
+        event_id = (delivery.headers.get(EVENT_ID) or b"").decode(errors="replace")
+        if decision is None or isinstance(decision, Died):
+            self._release(event_id)
+        message = None
+        if delivery.route is not None:
+            try:
+                message = self._schemas.decoder.decode(record.value, delivery.route.handler.model)
+            except SchemaError:
+                message = None
+        if decision is None and message is not None:
+            attempt = 1 if state is None else state.attempt
+            self.handled.append(Handled(message, group, attempt, event_id, self.clock.now))
+        elif isinstance(decision, Again | Move) and state is not None and state.last_error is not None:
+            error, attempt = state.last_error, state.history[-1].attempt
+            in_place = isinstance(decision, Again)
+            self.retries.append(
+                Retry(
+                    message,
+                    group,
+                    attempt,
+                    error.kind,
+                    error.message,
+                    decision.delay_s,
+                    in_place,
+                    event_id,
+                    self.clock.now,
+                )
+            )
+
+    def _release(self, event_id: str) -> None:
+        """Give back the unique keys that a finished job held."""
+        for key, (holder, until) in list(self._keys.items()):
+            if until is None and str(holder) == event_id:
+                del self._keys[key]
+
+    def _message(self, letter: Letter) -> Message | None:
+        group = next(group for group in self._groups.values() if group.dlq == letter.place.topic)
+        handler = group.handler(letter.story.origin.topic, letter.type or "")
+        if handler is None:
+            return None
+        try:
+            return self._schemas.decoder.decode(letter.record.value, handler.model)
+        except PoisonError:
+            return None
+
+    @property
+    def _dlqs(self) -> tuple[str, ...]:
+        return tuple(group.dlq for group in self._groups.values())
+
+    def _full(self, group: str) -> str:
+        return next(iter(_chosen(self.app, [group])))
+
+
+def _chosen(app: Pipeline, names: Iterable[str]) -> dict[str, Group]:
+    known = app.groups
+    chosen = {}
+    for name in names:
+        found = [full for full in (name, app.names.group(name), app.names.jobs(name)) if full in known]
+        if not found:
+            raise ConfigError(f"no handlers for {name}", remedy=f"groups are: {', '.join(known) or 'none'}")
+        chosen[found[0]] = known[found[0]]
+    return chosen or known

@@ -1,0 +1,88 @@
+"""Message classes in, schema ids and schema texts out: what registry and ``pipeline schema push`` give, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.app import Pipeline
+from pipeline.avro import schema_of
+from pipeline.codec import Decoder, frame, subject_of
+from pipeline.errors import SchemaError
+from pipeline.event import Event, Job, Message
+
+__all__ = ["Schemas", "own_value"]
+
+_FIRST = 1 << 31  # no registry gives such ids, and writers do not remember them
+
+
+class Schemas:
+    """Every schema of a class of this process has an id: whether it was pushed is not what these tests ask."""
+
+    def __init__(self) -> None:
+        self._ids: dict[tuple[str, bytes], int] = {}
+        self._texts: dict[int, str] = {}
+        self._models: dict[str, type[Message]] = {}
+        self.decoder = Decoder(self)
+
+    def find(self, app: Pipeline, subject: str, fingerprint: bytes) -> list[int]:
+        """Return the id of a schema; nothing where no class of this process has it."""
+        if (subject, fingerprint) not in self._ids:
+            for model in _classes():
+                if model.message_type.format != "avro" or not subject.endswith(f"-{model.message_type.name}"):
+                    continue
+                schema = schema_of(model)
+                if subject_of(app.topic_of(model), schema.name) == subject and schema.fingerprint == fingerprint:
+                    schema_id = self._ids[subject, fingerprint] = _FIRST + len(self._ids)
+                    self._texts[schema_id] = schema.text
+                    self._models[schema.name] = model
+        return [self._ids[subject, fingerprint]] if (subject, fingerprint) in self._ids else []
+
+    def model(self, app: Pipeline, name: str | None, payload: bytes) -> type[Message]:
+        """Return the class of a type name, and learn the id before its payload: a real registry may have given it."""
+        for model in (*app.messages, *_classes()) if name not in self._models else ():
+            self._models.setdefault(model.message_type.name, model)
+        if name not in self._models:
+            raise SchemaError(f"{name}: no message class of this name", remedy="import the module that has it")
+        model = self._models[name]
+        if model.message_type.format == "avro":
+            self._texts.setdefault(int.from_bytes(payload[1:5], "big"), schema_of(model).text)
+        return model
+
+    def reframed(self, app: Pipeline, message: Message, payload: bytes) -> bytes:
+        """Return a payload that this process wrote for a database, with the id that its schema has here."""
+        model = type(message)
+        if model.message_type.format == "json":
+            return payload
+        schema = schema_of(model)
+        return frame(self.find(app, subject_of(app.topic_of(model), schema.name), schema.fingerprint)[0], payload[5:])
+
+    def text(self, schema_id: int) -> str:
+        """Return the schema's text. Raises SchemaError."""
+        if schema_id not in self._texts:
+            raise SchemaError(f"schema id {schema_id}: not known in this test", retryable=True)
+        return self._texts[schema_id]
+
+
+def own_value(value: bytes, model: type[Message]) -> Message:
+    """Decode what this process's own class has written, whatever id stands before it."""
+    return Decoder(_Own(model)).decode(value, model)
+
+
+class _Own:
+    def __init__(self, model: type[Message]) -> None:
+        self._model = model
+
+    def text(self, _schema_id: int) -> str:
+        return schema_of(self._model).text
+
+
+def _classes() -> Iterator[type[Message]]:
+    """Give all message classes of this process, the newest first: a test may define one of an older one's name."""
+    waiting: list[type[Message]] = [Event, Job]
+    found = []
+    while waiting:
+        model = waiting.pop()
+        waiting += model.__subclasses__()
+        if model not in {Event, Job}:
+            found.append(model)
+    return iter(reversed(found))

@@ -1,0 +1,137 @@
+"""Statements of a writer in, the rows that they would store out: as much of the tables as writers touch.
+
+A statement that is not known is an error, never passed over: what is stored here is what a database would hold.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from pipeline.app import Pipeline
+from pipeline.errors import SourceError
+from pipeline.event import Message
+from pipeline.outbox import Statement
+from pipeline.row import COLUMNS
+from pipeline.testing.schemas import Schemas, own_value
+
+__all__ = ["Row", "Tables"]
+
+_INSERT = re.compile(r"INSERT INTO ([\w.\"]+) \((.*?)\) VALUES", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A message as its row has it. ``due_at`` is set for a job that comes later."""
+
+    id: UUID
+    message: Message
+    topic: str
+    key: str
+    payload: bytes
+    headers: str | None
+    traceparent: str | None
+    due_at: datetime | None = None
+
+    @property
+    def record_headers(self) -> list[tuple[str, str | bytes | None]]:
+        """Headers of its record, as connectors/outbox.json places them."""
+        return [
+            ("id", str(self.id)),
+            ("type", self.message.message_type.name),
+            ("headers", self.headers),
+            ("traceparent", self.traceparent),
+        ]
+
+
+class Tables:
+    """Rows of one transaction, and the unique keys that jobs hold. ``now`` gives the time (UTC)."""
+
+    def __init__(self, app: Pipeline, schemas: Schemas, now: Callable[[], datetime]) -> None:
+        self.rows: list[Row] = []
+        self.keys: dict[str, tuple[UUID, datetime | None]] = {}
+        self.cancelled: set[UUID] = set()
+        self._app = app
+        self._schemas = schemas
+        self._now = now
+        self._ours = {theirs or ours: ours for ours, theirs in app.outbox.columns.items()}
+
+    def run(self, statement: Statement) -> list[tuple[Any, ...]]:
+        """Do what a statement does. Raises SourceError for one that is not known here."""
+        sql = statement.sql.strip()
+        if "schema_id FROM" in sql:
+            return [(schema_id,) for schema_id in self._schemas.find(self._app, *statement.rows[0])]
+        if sql.startswith("INSERT INTO pipeline.job_key"):
+            return self._claim(_json(statement))
+        if sql.startswith("SELECT key, job_id FROM pipeline.job_key"):
+            return [(key, self.keys[key][0]) for key in _json(statement) if key in self.keys]
+        if sql.startswith("DELETE FROM pipeline.job_key"):
+            for one in _json(statement):
+                if one["key"] in self.keys and self.keys[one["key"]][0] == UUID(one["id"]):
+                    del self.keys[one["key"]]
+            return []
+        if sql.startswith("UPDATE pipeline.job_key"):
+            self._hold(_json(statement))
+            return []
+        if sql.startswith("SELECT count(*) FROM pipeline.cancel_jobs"):
+            return [(self._cancel({UUID(text) for text in _json(statement)}),)]
+        if sql.startswith("INSERT INTO pipeline.job "):
+            return []  # what a tracked job's row tells is not kept here
+        if found_insert := _INSERT.match(sql):
+            table, columns = found_insert[1].replace('"', ""), found_insert[2].replace('"', "").split(", ")
+            if table in {"pipeline.due", f"{self._app.outbox.schema}.{self._app.outbox.table}"}:
+                self.rows += [self._row(columns, row) for row in statement.rows]
+                return []
+        raise SourceError(
+            f"the connection of pipeline.testing does not know this statement: {sql.partition(chr(10))[0][:80]}",
+            remedy="use a real database in this test",
+        )
+
+    def _row(self, columns: Sequence[str], values: Sequence[Any]) -> Row:
+        has: Mapping[str, Any] = {
+            self._ours.get(name, name): value for name, value in zip(columns, values, strict=False)
+        }
+        due_at = None
+        if "due_at" in columns:
+            run_at, delay_s = values[len(COLUMNS) :]
+            due_at = datetime.fromisoformat(run_at) if run_at else self._now() + timedelta(seconds=delay_s)
+        payload = has["payload"].encode() if isinstance(has["payload"], str) else has["payload"]
+        model = self._schemas.model(self._app, has.get("type"), payload)
+        return Row(
+            has["id"],
+            own_value(payload, model),
+            has.get("topic") or self._app.topic_of(model),
+            has["aggregateid"],
+            payload,
+            has.get("headers"),
+            has.get("traceparent"),
+            due_at,
+        )
+
+    def _claim(self, wanted: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        taken = []
+        for one in wanted:
+            until = self.keys[one["key"]][1] if one["key"] in self.keys else self._now()
+            if until is not None and until <= self._now():
+                taken.append(one)
+        self._hold(taken)
+        return [(one["key"],) for one in taken]
+
+    def _hold(self, claims: Sequence[Mapping[str, Any]]) -> None:
+        for one in claims:
+            until = None if one["period_s"] is None else self._now() + timedelta(seconds=one["period_s"])
+            self.keys[one["key"]] = (UUID(one["id"]), until)
+
+    def _cancel(self, ids: set[UUID]) -> int:
+        self.rows = [row for row in self.rows if row.id not in ids]
+        self.cancelled |= ids
+        return len(ids)
+
+
+def _json(statement: Statement) -> Any:
+    return json.loads(statement.rows[0][0])
