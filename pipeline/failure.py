@@ -10,6 +10,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import TracebackType
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -37,13 +38,19 @@ class Failure:
 
 def describe(error: BaseException, message: Message | None = None) -> Failure:
     """Return what may be told of ``error``. ``message`` is what was being handled: its personal values are masked."""
-    secret = _pattern(message)
+    try:
+        return _describe(error, _pattern(message))
+    except Exception:  # noqa: BLE001 — an error may be anything, and its record must still be settled
+        return Failure(_class(error)[:_CLASS_CHARS], "")
+
+
+def _describe(error: BaseException, secret: re.Pattern[str] | None) -> Failure:
     parts = []
     cause: BaseException | None = error
     for _ in range(_CAUSES):
         if cause is None:
             break
-        frames = "".join(traceback.format_tb(cause.__traceback__))
+        frames = "".join(traceback.format_tb(_theirs(cause.__traceback__)))
         parts.append(f"{frames}{_class(cause)}: {_masked(_text(cause), secret)}")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     trace = "\ncaused the error above it:\n".join(parts)
@@ -52,6 +59,13 @@ def describe(error: BaseException, message: Message | None = None) -> Failure:
         _masked(_text(error), secret)[:_MESSAGE_CHARS],
         trace if len(trace) <= _TRACE_CHARS else "…" + trace[-_TRACE_CHARS:],
     )
+
+
+def _theirs(trace: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames of the worker itself: a trace begins in the handler."""
+    while trace and trace.tb_next and trace.tb_frame.f_globals.get("__name__", "").startswith("pipeline.worker."):
+        trace = trace.tb_next
+    return trace
 
 
 def _class(error: BaseException) -> str:
@@ -65,10 +79,7 @@ def _text(error: BaseException) -> str:
         return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
     if isinstance(error, PipelineError):
         return error.what
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 — somebody's __str__ may fail, and the record must still be settled
-        return ""
+    return str(error)
 
 
 def _masked(text: str, secret: re.Pattern[str] | None) -> str:

@@ -92,6 +92,11 @@ class RetryState:
     history: tuple[Try, ...] = ()
 
     @classmethod
+    def first(cls, record: Record) -> RetryState:
+        """Return the state of a record that is read from its own topic, whatever its headers say."""
+        return cls(Origin(record.topic, record.partition, record.offset, record.timestamp_ms))
+
+    @classmethod
     def of(cls, record: Record) -> RetryState:
         """Read the state of a record on a retry topic; one without is at its first attempt.
 
@@ -99,9 +104,8 @@ class RetryState:
         beginning again because its count was lost.
         """
         found = {name.removeprefix(_RETRY): value for name, value in record.headers if name.startswith(_RETRY)}
-        here = Origin(record.topic, record.partition, record.offset, record.timestamp_ms)
         if not found:
-            return cls(here)
+            return cls.first(record)
         if _number(found, "version") > FORMAT_VERSION:
             raise NewerFormat(f"retry state of format {_number(found, 'version')}, this worker knows {FORMAT_VERSION}")
         attempt = _number(found, "attempt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from confluent_kafka.schema_registry import SchemaRegistryClient
@@ -13,6 +14,7 @@ from pipeline.errors import SchemaError
 __all__ = ["RegistrySchemas"]
 
 _TIMEOUT_S = 5.0
+_AGAIN_S = 0.5  # a refusal is repeated for so long without asking: many records name the same schema
 
 
 class RegistrySchemas:
@@ -36,6 +38,7 @@ class RegistrySchemas:
         self._client = SchemaRegistryClient(config)
         self._on_error = on_error
         self._texts: dict[int, str] = {}
+        self._refused: dict[int, tuple[float, str, str]] = {}
         self._lock = threading.Lock()
 
     def text(self, schema_id: int) -> str:
@@ -44,9 +47,10 @@ class RegistrySchemas:
         if found is not None:
             return found
         with self._lock:  # one question at a time: while the registry is down, all would ask
-            if schema_id not in self._texts:
-                self._texts[schema_id] = self._ask(schema_id)
-            return self._texts[schema_id]
+            found = self._texts.get(schema_id)
+            if found is None:
+                found = self._texts[schema_id] = self._ask(schema_id)
+            return found
 
     def close(self) -> None:
         """Close the connections."""
@@ -54,22 +58,18 @@ class RegistrySchemas:
             pass
 
     def _ask(self, schema_id: int) -> str:
-        try:
-            text = self._client.get_schema(schema_id).schema_str
-        except SchemaRegistryError as error:
+        until, what, remedy = self._refused.get(schema_id, (0.0, "", ""))
+        if time.monotonic() >= until:
+            try:
+                text = self._client.get_schema(schema_id).schema_str
+                if text:
+                    return text
+                what, remedy = "has no text", ""
+            except SchemaRegistryError as error:
+                what = f"{error.error_message} ({error.http_status_code})"
+                remedy = "is it the registry that the writers use, and may this user read it?"
+            except Exception as error:  # noqa: BLE001 — the HTTP library's errors differ by version
+                what, remedy = f"cannot be asked: {type(error).__name__}", "is it up, and PIPELINE_REGISTRY__URL right?"
+            self._refused[schema_id] = (time.monotonic() + _AGAIN_S, what, remedy)
             self._on_error()
-            raise SchemaError(
-                f"registry {self._url}: schema id {schema_id}: {error.error_message} ({error.http_status_code})",
-                remedy="is it the registry that the writers use, and may this user read it?",
-                retryable=True,
-            ) from error
-        except Exception as error:  # the HTTP library's errors differ by version
-            self._on_error()
-            raise SchemaError(
-                f"registry {self._url} cannot be asked: {type(error).__name__}",
-                remedy="is it up, and PIPELINE_REGISTRY__URL right?",
-                retryable=True,
-            ) from error
-        if not text:
-            raise SchemaError(f"registry {self._url}: schema id {schema_id} has no text", retryable=True)
-        return text
+        raise SchemaError(f"registry {self._url}: schema id {schema_id}: {what}", remedy=remedy, retryable=True)

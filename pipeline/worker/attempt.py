@@ -109,7 +109,7 @@ class Attempts:
         return None if handler is None else self._routes[handler]
 
     def _unknown(self, delivery: Delivery) -> Outcome:
-        state = delivery.state or RetryState.of(delivery.record)
+        state = delivery.state or RetryState.first(delivery.record)
         delivery.state = state
         return (
             delivery,
@@ -125,7 +125,7 @@ class Attempts:
     def _failed(self, delivery: Delivery, error: BaseException, prepared: _Prepared | None) -> Outcome:
         """Settle what was raised, and write it into the delivery's state."""
         route = delivery.route
-        state = delivery.state or RetryState.of(delivery.record)
+        state = delivery.state or RetryState.first(delivery.record)
         decision = settle(
             error,
             None if route is None else route.handler,

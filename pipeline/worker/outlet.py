@@ -112,7 +112,8 @@ class Outlet:
         if not error.retryable and not copy.small:
             copy.small = True
             self._send(copy)
-        elif copy.outcome == "dead" and not (error.retryable and "queue is full" in error.what):
+        elif copy.outcome == "dead":
+            self._open.discard(copy)
             raise BrokerError(
                 f"group {self._group.name}: a record cannot be stored on the DLQ {self._group.dlq}: {error.what}",
                 remedy=error.remedy or "mend the topic, then start the worker again; nothing was committed past it",
@@ -128,7 +129,7 @@ class Outlet:
 
 def _letter(delivery: Delivery, group: str, now_ms: int) -> DeadLetter:
     record = delivery.record
-    state = delivery.state or RetryState.of(record._replace(headers=[]))
+    state = delivery.state or RetryState.first(record)
     return DeadLetter(
         state.origin,
         group=group,

@@ -111,13 +111,14 @@ class Worker:
         self._assigned: dict[Partition, Assigned] = {}
         self._timers: list[tuple[float, int, Delivery]] = []
         self._held: dict[Hashable, int] = {}
+        self._waiting: set[Delivery] = set()
         self._number = 0
         self._in_flight = 0
         self._in_flight_bytes = 0
         self._full_since: float | None = None
         self._next_commit = self._next_recommit = self._next_report = 0.0
         self._in_trouble = False
-        self._overrun: set[tuple[Partition, int]] = set()
+        self._overrun: set[Delivery] = set()
 
     # ── from any thread ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -269,8 +270,8 @@ class Worker:
         except NewerFormat:
             state = None
         except PoisonError as error:
-            fallback = RetryState.of(record._replace(headers=[]))
-            delivery = Delivery(assigned, record, headers, None, None, fallback.failed(describe(error), now_ms))
+            state = RetryState.first(record).failed(describe(error), now_ms)
+            delivery = Delivery(assigned, record, headers, None, None, state)
             self._count_in(delivery)
             self._outlet.bury(delivery)
             return
@@ -314,7 +315,7 @@ class Worker:
                     done[assigned] = [record.offset]
                 else:
                     offsets.append(record.offset)
-                if self._held and delivery.key in self._held:
+                if self._held or self._waiting:
                     self._let_go(delivery)
             else:
                 self._decide(delivery, decision)
@@ -330,6 +331,7 @@ class Worker:
 
     def _decide(self, delivery: Delivery, decision: object) -> None:
         if isinstance(decision, HandBack) or delivery.assigned.lost:
+            self._let_go(delivery)
             self._count_out(delivery)
             return
         if isinstance(decision, Again | Wait):
@@ -379,6 +381,7 @@ class Worker:
     def _hold(self, delivery: Delivery, decision: Again | Wait) -> None:
         """Keep a record, and its key, until its next attempt. Dropped when the partition is being taken away."""
         if delivery.assigned.closed:
+            self._let_go(delivery)
             self._engine.release(delivery)
             self._count_out(delivery)
             return
@@ -386,6 +389,7 @@ class Worker:
         if isinstance(decision, Again):
             delay_s *= 1 + decision.jitter * self._chance()
         else:
+            self._waiting.add(delivery)
             self._health.not_ready(f"{self._group.name} decoding", decision.what)
         if delivery.key is not None:
             self._held.setdefault(delivery.key, 0)
@@ -399,15 +403,20 @@ class Worker:
 
     def _let_go(self, delivery: Delivery) -> None:
         """A held-back key goes on."""
+        if delivery in self._waiting:
+            self._waiting.discard(delivery)
+            self._ready_if_none_waits()
         if self._held.pop(delivery.key, 0) >= self._limits.backlog:
             self._unpause([a for a in self._assigned.values() if "backlog" in a.paused], "backlog")
+
+    def _ready_if_none_waits(self) -> None:
+        if not self._waiting:
+            self._health.ready(f"{self._group.name} decoding")
 
     def _wake(self, now: float) -> None:
         timers = self._timers
         while timers and timers[0][0] <= now:
             self._engine.again(heapq.heappop(timers)[2])
-        if not any(delivery.waited for _, _, delivery in timers):
-            self._health.ready(f"{self._group.name} decoding")
         self._take(self._tiers.wake(int(self._wall() * 1000)))
 
     # ── assignment (called inside poll and close) ──────────────────────────────────────────────────────────────
@@ -504,12 +513,14 @@ class Worker:
             delivery = entry[2]
             if delivery.assigned.closed:
                 self._held.pop(delivery.key, None)
+                self._waiting.discard(delivery)
                 self._engine.release(delivery)
                 self._count_out(delivery)
             else:
                 kept.append(entry)
         heapq.heapify(kept)
         self._timers = kept
+        self._ready_if_none_waits()
 
     # ── commit, pause, report ──────────────────────────────────────────────────────────────────────────────────
 
@@ -546,6 +557,7 @@ class Worker:
     def _report(self, now: float) -> None:
         self._next_report = now + _REPORT_S
         running = self._engine.running()
+        self._overrun.intersection_update(delivery for delivery, _ in running)
         for delivery, since in running:
             self._report_overrun(delivery, now - since)
         oldest_s = max((now - since for _, since in running), default=0.0)
@@ -560,9 +572,8 @@ class Worker:
         if route is None or route.handler.timeout_s is None or seconds < route.handler.timeout_s:
             return
         record = delivery.record
-        where = ((record.topic, record.partition), record.offset)
-        if where not in self._overrun:
-            self._overrun.add(where)
+        if delivery not in self._overrun:
+            self._overrun.add(delivery)
             log.warning(
                 "handler overruns its timeout",
                 extra={

@@ -337,6 +337,37 @@ def test_a_dead_record_is_committed_only_when_the_dlq_has_it(benches: Callable[.
     assert topic == bench.group.dlq
     bench.producer.settled.append((token, None))
     until(lambda: bench.source.committed(0) == 1)
+    bench.worker.stop()
+    bench.thread.join(3)
+    assert bench.clean
+
+
+def test_retry_headers_on_a_topic_that_is_no_retry_topic_mean_nothing(benches: Callable[..., Bench]) -> None:
+    def bill(event: Placed, ctx: Context) -> None:
+        assert ctx.attempt == 1
+        raise ValueError
+
+    bench = benches(bill)
+    bench.put(0, 1)
+    foreign = [("__pipeline.version", b"99"), ("__pipeline.attempt", b"?")]
+    batch = bench.source.batches
+    first = Record(TOPIC, 1, 0, b"b", b'{"order_id": "b", "n": 0}', [("type", b"Placed"), *foreign], 0)
+    batch.append([first, first._replace(offset=1, headers=[("type", b"Shipped"), *foreign])])
+    until(lambda: (bench.source.committed(0), bench.source.committed(1)) == (2, 2))
+    assert [topic for topic, _ in bench.producer.sent] == [bench.group.dlq] * 3
+
+
+def test_an_error_that_cannot_be_told_still_settles_its_record(benches: Callable[..., Bench]) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    def bill(event: Placed, ctx: Context) -> None:
+        raise Mute
+
+    bench = benches(bill)
+    bench.put(0)
+    until(lambda: bench.source.committed(0) == 1)
 
 
 def test_a_dlq_that_refuses_ends_the_worker(benches: Callable[..., Bench]) -> None:

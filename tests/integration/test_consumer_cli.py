@@ -1,0 +1,149 @@
+"""``pipeline consumer`` as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import environment
+from working import Broker, wait_until
+
+from pipeline.local import Endpoints
+
+APP = """
+import os, sys, time
+from pipeline import Event, Job, Pipeline, Reject
+
+app = Pipeline("cli", topic_prefix="PREFIX.", partitions=2)
+
+class Placed(Event, aggregate="order", key="order_id", format="json"):
+    order_id: str
+
+class Mail(Job, queue="email", format="json"):
+    n: int
+
+@app.consumer(Placed, group="billing")
+def bill(event, ctx):
+    if event.order_id == "slow":
+        print("begun", flush=True)
+        time.sleep(60)
+
+@app.job(Mail)
+async def send(job, ctx):
+    raise ValueError("later")
+"""
+
+Cli = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def cli(endpoints: Endpoints, prefix: str, tmp_path: Path) -> Cli:
+    (tmp_path / "shopcli.py").write_text(APP.replace("PREFIX", prefix))
+
+    def start(*words: str, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *words],
+            cwd=tmp_path,
+            env=environment(endpoints) | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def ended(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
+    out, err = process.communicate(timeout=40)
+    assert process.returncode == code, err
+    return out, err
+
+
+def test_run_drains_at_sigterm_and_lag_shows_what_is_left(
+    cli: Cli, endpoints: Endpoints, prefix: str, tmp_path: Path
+) -> None:
+    broker = Broker(endpoints.kafka)
+    ended(cli("topics", "apply", "shopcli:app"), 0)
+    for n in range(5):
+        broker.put(f"{prefix}.outbox.event.order", "Placed", {"order_id": str(n)}, key=str(n))
+    broker.put(f"{prefix}.cli.jobs.email", "Mail", {"n": 1}, key="1")
+    broker.flush()
+
+    before = json.loads(ended(cli("consumer", "lag", "shopcli:app", "--group", "billing", "-o", "json"), 0)[0])
+    assert sum(row["lag"] for row in before) == 5
+    assert {row["committed"] for row in before} == {None}
+
+    worker = cli("consumer", "run", "shopcli:app", "--metrics-port", "0", "-X", "session.timeout.ms=6000")
+    assert worker.stderr is not None
+    port = re.search(r"port (\d+)", worker.stderr.readline())
+    assert port is not None
+    wait_until(lambda: get(port[1], "/readyz")[0] == 200)
+    group = f"{prefix}.cli.billing"
+    wait_until(lambda: broker.committed(group, f"{prefix}.outbox.event.order") == 5)
+    wait_until(lambda: f'pipeline_records_total{{group="{group}",outcome="done"}} 5.0' in get(port[1], "/metrics")[1])
+    wait_until(lambda: broker.count(f"{prefix}.cli.jobs.email.retry.5s") == 1)
+    worker.send_signal(signal.SIGTERM)
+    _, err = ended(worker, 0)
+    assert all(json.loads(line)["action"] for line in err.splitlines() if line.startswith("{"))
+
+    after = {
+        (row["topic"].removeprefix(f"{prefix}."), row["lag"])
+        for row in json.loads(ended(cli("consumer", "lag", "shopcli:app", "-o", "json"), 0)[0])
+        if row["lag"]
+    }
+    assert after in ({("cli.jobs.email.retry.5s", 1)}, {("cli.jobs.email.retry.20s", 1)})
+    table = ended(cli("consumer", "lag", "--group", group), 0)[0]
+    assert "lag_s" in table
+
+
+def test_a_drain_that_does_not_end_in_time_is_exit_code_2(cli: Cli, endpoints: Endpoints, prefix: str) -> None:
+    broker = Broker(endpoints.kafka)
+    ended(cli("topics", "apply", "shopcli:app"), 0)
+    broker.put(f"{prefix}.outbox.event.order", "Placed", {"order_id": "slow"}, key="slow")
+    broker.flush()
+    for signals, drain in ((1, "0.5"), (2, "60")):
+        worker = cli("consumer", "run", "shopcli:app", "--group", "billing", "--drain-timeout", drain)
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "begun\n"
+        begun = time.monotonic()
+        for _ in range(signals):
+            worker.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        ended(worker, 2)
+        assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "said"),
+    [
+        (("--group", "nobody"), {}, "no handlers for"),
+        (("-X", "nonsense"), {}, "KEY=VALUE"),
+        (("-X", "no.such.setting=1"), {}, "no.such.setting"),
+        (("-X", "enable.auto.commit=true"), {}, "enable.auto.commit"),
+        ((), {}, "pipeline topics apply"),
+        ((), {"PIPELINE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:9"}, "is the broker up"),
+    ],
+)
+def test_what_cannot_start_says_why(cli: Cli, words: tuple[str, ...], env: dict[str, Any], said: str) -> None:
+    _, err = ended(cli("consumer", "run", "shopcli:app", *words, **env), 1)
+    assert said in err
+    assert "Traceback" not in err
+
+
+def get(port: str, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
