@@ -26,6 +26,10 @@ format: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks
 
+# FAULTS="--seconds 1500 --seed 20": see python -m tests.faults --help
+faults: .venv/installed
+	$(BIN)/python -m tests.faults $(FAULTS)
+
 # Locked by hash; what is not in the lock is not installed.
 .venv/installed: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -126,4 +126,4 @@ machine. `make test` has a short run with a fixed seed.
 
 A topic that is deleted takes its records with it: nothing can bring those back. So that fault reads and counts them
 first, once all of them are handled; what is committed while the topic is missing has to come when it is there again.
-"""
+"""  # noqa: E501 — a table of Markdown
