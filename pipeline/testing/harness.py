@@ -352,8 +352,8 @@ def _chosen(app: Pipeline, names: Iterable[str]) -> dict[str, Group]:
     known = app.groups
     chosen = {}
     for name in names:
-        found = [full for full in (name, app.names.group(name), app.names.jobs(name)) if full in known]
-        if not found:
+        full = name if name in known else next((n for n in known if n.rpartition(".")[2] == name), None)
+        if full is None:
             raise ConfigError(f"no handlers for {name}", remedy=f"groups are: {', '.join(known) or 'none'}")
-        chosen[found[0]] = known[found[0]]
+        chosen[full] = known[full]
     return chosen or known

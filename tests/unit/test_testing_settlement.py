@@ -1,0 +1,202 @@
+"""The worker's promises, on the broker in memory, whatever fails in whatever order.
+
+Nothing is lost: what is committed was handled, or its copy is on a retry topic or the DLQ. One key's events are first
+handled in the order in which they were published. Attempts are counted, over restarts and topics.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pipeline import Context, Event, Job, Pipeline, Reject, RetryPolicy
+from pipeline.errors import BrokerError
+from pipeline.headers import EVENT_ID
+from pipeline.testing import Faults, Harness
+from pipeline.worker import Limits
+
+FOR_EVER = 99
+ATTEMPTS = {"e.ledger": 4, "e.audit": 3, "e.jobs.work": 4}
+LIMITS = Limits(concurrency=4, records=12, backlog=3, drain_s=2)
+
+fails_first = st.sampled_from([0, 0, 0, 1, 2, FOR_EVER])
+faults = st.builds(
+    Faults,
+    crash=st.sampled_from([0, 0.02, 0.1]),
+    rebalance=st.sampled_from([0, 0.05]),
+    expel=st.sampled_from([0, 0.05]),
+    duplicate=st.sampled_from([0, 0.1]),
+    refuse=st.sampled_from([0, 0.1]),
+    outage=st.sampled_from([0, 0.03]),
+    slow=st.sampled_from([0, 0.3]),
+)
+
+
+class Workers(RuleBasedStateMachine):
+    @initialize(seed=st.integers(0, 2**32), faults=faults, workers=st.integers(1, 3))
+    def begin(self, seed: int, faults: Faults, workers: int) -> None:
+        app = Pipeline("e", topic_prefix="", partitions=2)
+        self.calls: dict[tuple[str, str], list[int]] = defaultdict(list)  # group, id → attempts as they were made
+        self.effects: dict[str, list[str]] = defaultdict(list)  # group → ids, as they were handled
+        self.wanted: dict[str, tuple[str, int]] = {}  # id → key, how often it fails
+        self.jobs: set[str] = set()
+
+        class Entry(Event, aggregate="account", key="account", format="json"):
+            account: str
+            fails: int
+
+        class Work(Job, queue="work", format="json"):
+            fails: int
+
+        def attempt(message: Entry | Work, ctx: Context) -> None:
+            self.calls[ctx.group, ctx.event_id].append(ctx.attempt)
+            if message.fails >= ctx.attempt:
+                raise Reject("never") if message.fails == FOR_EVER and ctx.attempt == 2 else ValueError("not yet")
+            self.effects[ctx.group].append(ctx.event_id)
+
+        retry = RetryPolicy(attempts=4, first_s=1, factor=10, cap_s=3600, jitter=0.5)
+        app.consumer(Entry, group="ledger", retry=retry)(attempt)
+        app.job(Work, retry=retry)(attempt)
+
+        async def later(message: Entry, ctx: Context) -> None:
+            attempt(message, ctx)
+
+        app.consumer(Entry, group="audit", retry=RetryPolicy(attempts=3, first_s=30, factor=1))(later)
+        self.entry, self.work = Entry, Work
+        self.harness = Harness(app, seed=seed, faults=faults, workers=workers, limits=LIMITS)
+
+    @rule(account=st.sampled_from("abc"), fails=fails_first)
+    def publish(self, account: str, fails: int) -> None:
+        event_id = self.harness.publish(self.entry(account=account, fails=fails))
+        self.wanted[str(event_id)] = (account, fails)
+
+    @rule(fails=fails_first, delay_s=st.sampled_from([0, 0, 5, 7200]))
+    def enqueue(self, fails: int, delay_s: int) -> None:
+        job_id = str(self.harness.enqueue(self.work(fails=fails), delay_s=delay_s))
+        self.wanted[job_id] = ("", fails)
+        self.jobs.add(job_id)
+
+    @rule(seconds=st.sampled_from([0.01, 0.3, 2, 40]))
+    def pass_time(self, seconds: float) -> None:
+        self.harness.run_for(seconds)
+
+    @rule(group=st.sampled_from([None, *ATTEMPTS]))
+    def crash(self, group: str | None) -> None:
+        self.harness.crash(group)
+
+    @rule()
+    def rebalance(self) -> None:
+        self.harness.rebalance()
+
+    @rule(count=st.integers(1, 5))
+    def relay_restarts(self, count: int) -> None:
+        self.harness.duplicate(count)
+
+    @rule(topic=st.sampled_from(["outbox.event.account", "e.jobs.work"]), partition=st.integers(0, 1))
+    def hole(self, topic: str, partition: int) -> None:
+        self.harness.broker.skip(topic, partition, 3)
+
+    @rule()
+    @precondition(lambda self: self.harness.dead_letters)
+    def redrive(self) -> None:
+        if not self.harness.broker.down:
+            self.harness.redrive()
+
+    @rule()
+    def poison(self) -> None:
+        headers = [("id", f"poison-{len(self.wanted)}"), ("type", "Entry")]
+        if not self.harness.broker.down:
+            self.harness.broker.append("outbox.event.account", b"a", b"not JSON", headers)
+            self.wanted[f"poison-{len(self.wanted)}"] = ("", FOR_EVER)
+
+    @invariant()
+    def what_is_committed_is_safe(self) -> None:
+        if not hasattr(self, "harness"):
+            return
+        broker = self.harness.broker
+        for group in self.harness.app.groups.values():
+            safe = set(self.effects[group.name]) | self.ids(*group.retry_topics, group.dlq)
+            for (topic, partition), committed in broker.group(group.name).committed.items():
+                if topic in group.topics:
+                    below = {id_of(r) for r in broker.records(topic, partition) if r.offset < committed}
+                    assert below <= safe, f"{group.name}: committed and lost"
+
+    def teardown(self) -> None:
+        if not hasattr(self, "harness"):
+            return
+        self.harness.run_until_idle()
+        self.what_is_committed_is_safe()
+        dead = {(letter.group, letter.event_id) for letter in self.harness.dead_letters}
+        died = {group.name: self.ids(group.dlq) for group in self.harness.app.groups.values()}
+        for event_id, (_, fails) in self.wanted.items():
+            for group in ("e.jobs.work",) if event_id in self.jobs else ("e.ledger", "e.audit"):
+                handled = event_id in self.effects[group]
+                assert handled == (fails < ATTEMPTS[group]), "handled exactly when an attempt could succeed"
+                assert handled or (group, event_id) in dead, "lost"
+                self.attempts_are_counted(group, event_id, redriven=event_id in died[group])
+        self.keys_are_in_order()
+
+    def attempts_are_counted(self, group: str, event_id: str, *, redriven: bool) -> None:
+        calls = self.calls[group, event_id]
+        seen: set[int] = set()
+        for attempt in calls:
+            assert attempt == 1 or attempt - 1 in seen, f"attempt {attempt} without one before: {calls}"
+            seen.add(attempt)
+        assert max(seen, default=1) <= ATTEMPTS[group]
+        del redriven
+
+    def keys_are_in_order(self) -> None:
+        for group in ("e.ledger", "e.audit"):
+            first = list(dict.fromkeys(self.effects[group]))
+            for key in "abc":
+                published = [event_id for event_id, (account, _) in self.wanted.items() if account == key]
+                handled = [event_id for event_id in first if self.wanted[event_id][0] == key]
+                assert handled == [event_id for event_id in published if event_id in handled], f"{group}: {key}"
+
+    def ids(self, *topics: str) -> set[str]:
+        return {id_of(record) for topic in topics for record in self.harness.broker.records(topic)}
+
+
+def id_of(record: object) -> str:
+    return dict(record.headers)[EVENT_ID].decode()  # type: ignore[attr-defined]
+
+
+def test_settlement_survives_every_order_of_faults() -> None:
+    run_state_machine_as_test(
+        Workers,
+        settings=settings(
+            max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+def test_a_refusing_dlq_stops_the_worker_and_commits_nothing_past_it() -> None:
+    app = Pipeline("e", topic_prefix="", partitions=1)
+
+    class Task(Job, queue="work", format="json"):
+        number: int
+
+    @app.job(Task)
+    def never(_task: Task, _ctx: Context) -> None:
+        raise Reject("never")
+
+    harness = Harness(app)
+    harness.broker.refusals["e.jobs.work.dlq"] = BrokerError("Kafka: not allowed")
+    harness.enqueue(Task(number=1))
+    with pytest.raises(BrokerError, match="cannot be stored on the DLQ"):
+        harness.run_until_idle()
+    assert harness.open == {"e.jobs.work": 1}
+    harness.broker.refusals.clear()
+    harness.run_until_idle()
+    assert len(harness.dead_letters) == 1
