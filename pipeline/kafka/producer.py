@@ -89,7 +89,8 @@ class RecordProducer:
         self._trouble = ""
         self._on_error = on_error
         self._clock = clock
-        self._partitions: dict[str, list[_Counter]] = {}
+        self._counters: dict[str, list[_Counter]] = {}  # kept for late acknowledgements when a topic fails
+        self._partitions: dict[str, list[_Counter]] = {}  # of topics that can be written, as far as is known
         self._known_at: dict[str, float] = {}
         self._next_refresh = clock() + _METADATA_MAX_AGE_S
         self._touched: set[_Counter] = set()
@@ -188,7 +189,7 @@ class RecordProducer:
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
-            self._partitions[message.topic()][message.partition()].acknowledged += 1  # type: ignore[index]  # both are set on a delivered message
+            self._counters[message.topic()][message.partition()].acknowledged += 1  # type: ignore[index]  # both are set on a delivered message
             self._trouble = ""
         else:
             self._failed.append((error, message))
@@ -232,10 +233,13 @@ class RecordProducer:
         return (self._unkeyed >> 7) % count
 
     def _look_up(self, topic: str) -> list[_Counter]:
-        count = self._count(topic)
-        counters = [_Counter() for _ in range(count)]
-        self._partitions[topic] = counters
-        return counters
+        return self._set_count(topic, self._count(topic))
+
+    def _set_count(self, topic: str, count: int) -> list[_Counter]:
+        counters = self._counters.setdefault(topic, [])
+        counters.extend(_Counter() for _ in range(count - len(counters)))
+        found = self._partitions[topic] = counters[:count]
+        return found
 
     def _count(self, topic: str) -> int:
         try:
@@ -249,13 +253,13 @@ class RecordProducer:
     def _refresh(self) -> None:
         """See whether topics have grown. A topic that cannot be asked about keeps what is known."""
         self._next_refresh = self._clock() + _METADATA_MAX_AGE_S
-        for topic, counters in self._partitions.items():
+        for topic, counters in list(self._partitions.items()):
             try:
                 count = self._count(topic)
             except BrokerError as error:
                 self._on_error(error)
                 return
-            counters.extend(_Counter() for _ in range(count - len(counters)))
+            self._set_count(topic, max(count, len(counters)))
 
 
 class AckProducer:
