@@ -21,7 +21,7 @@ KINDS = (
 
 def test_a_short_campaign_of_faults_breaks_no_promise() -> None:
     only = [word for kind in KINDS for word in ("--only", kind)]
-    command = [sys.executable, "-m", "tests.faults", "--single", "--seed", "7", "--faults", str(len(KINDS)), *only]
+    command = [sys.executable, "-m", "tests.faults", "--double", "0", "--seed", "7", "--faults", str(len(KINDS)), *only]
     done = subprocess.run([*command, "-o", "json"], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode in (0, 1), done.stderr
     result = json.loads(done.stdout)

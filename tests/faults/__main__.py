@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], metavar="KIND", help="part of a kind's name; repeatable")
     parser.add_argument("--rate", type=float, default=25, help="transactions a second (default 25)")
     parser.add_argument("--workers", type=int, default=2, help="worker processes (default 2)")
-    parser.add_argument("--single", action="store_true", help="never two faults at once")
+    parser.add_argument("--double", type=float, default=0.15, help="share of rounds with two faults (default 0.15)")
     parser.add_argument("--list", action="store_true", help="name all kinds and end")
     parser.add_argument("--keep", action="store_true", help="keep logs when all is well, too")
     parser.add_argument("--report", type=Path, help="write a Markdown report there")
@@ -38,9 +38,7 @@ def main() -> int:
     if not kinds:
         parser.error(f"--only {', '.join(given.only)}: no such kind; see --list")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is stopped then, too
-    plan = Plan(
-        given.seed, given.seconds, given.faults, kinds, given.rate, given.workers, 0.0 if given.single else 0.15
-    )
+    plan = Plan(given.seed, given.seconds, given.faults, kinds, given.rate, given.workers, given.double)
     folder = Path(tempfile.mkdtemp(prefix="pipeline-faults-"))
     folder.chmod(0o711)  # as root: PostgreSQL's user has to pass
     result = None

@@ -28,7 +28,6 @@ GROUPS = {
     ),
 }
 DRAIN_S = 120.0
-DOUBLE = 0.15  # share of rounds with two faults at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class Plan:
     kinds: tuple[str, ...] = ()
     per_second: float = 25.0  # transactions
     workers: int = 2
-    double: float = DOUBLE
+    double: float = 0.15  # share of rounds with two faults at once
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,8 @@ class DiskFull(Fault):
 class TopicRecreated(Fault):
     """A topic that was handled to its end is deleted, written to while it is gone, and made again.
 
-    The records on it are gone with it, so they are read before; all later ones have to come.
+    The records on it are gone with it, so they are read before; all later ones have to come. As whoever recreates a
+    topic should, it stops the topic's consumers first: Kafka then forgets their offsets together with the topic.
     """
 
     kind, part, hold_s = "topic deleted and made again", "kafka", (1.0, 3.0)
@@ -109,6 +110,8 @@ class TopicRecreated(Fault):
 
         if not wait(handled, 30):
             return "skipped: parcels were not handled within 30 s"
+        for worker in world.workers:
+            worker.terminate()
         before = read(world.ends.kafka, [PARCEL], world.lives)
         world.delete_topic(PARCEL)
         world.archive += before
