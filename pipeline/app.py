@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
 from pipeline.config import Settings
-from pipeline.definition import DEFAULT_PARTITIONS, Group, Handler, Order, Start
+from pipeline.definition import DEFAULT_PARTITIONS, Group, Handler, Order, Queue, Rate, Start
 from pipeline.endpoints import postgres_dsn
 from pipeline.errors import ConfigError
 from pipeline.event import Event, Job, Message
@@ -58,6 +58,7 @@ class Pipeline:
         self._handlers: list[Handler] = []
         self._starts: dict[str, Start] = {}
         self._messages: dict[type[Message], None] = {}
+        self._queues: dict[str, Queue] = {}
         self._schedules: dict[str, Schedule] = {}
         self._schema_ids = SchemaIds()
 
@@ -103,6 +104,17 @@ class Pipeline:
         topic = self.names.jobs(model.message_type.stream)
         on_exhausted: Literal["dlq", "retry_topic"] = "dlq"
         return self._handle(model, topic, topic, order, retry, on_exhausted, timeout_s)
+
+    def queue(self, name: str, *, rate: Rate | None = None, priorities: bool = False) -> None:
+        """Declare what a queue has beside its jobs.
+
+        ``rate`` bounds what all its workers begin together; ``priorities`` gives it topics for high and low priority,
+        of which the low ones get a tenth while others wait. A queue without either need not be declared.
+        """
+        full = self.names.jobs(name)
+        if full in self._queues:
+            raise ConfigError(f"queue {name}: declared twice", remedy="one app.queue(…) for each")
+        self._queues[full] = Queue(full, rate, priorities)
 
     def schedule(
         self,
@@ -169,10 +181,17 @@ class Pipeline:
     def groups(self) -> dict[str, Group]:
         """Full group name → group. A queue's group has the queue's topic name."""
         names = sorted({handler.group for handler in self._handlers})
-        return {
-            name: Group(name, tuple(h for h in self._handlers if h.group == name), self._starts.get(name, "earliest"))
-            for name in names
-        }
+        found = {}
+        for name in names:
+            handlers = tuple(h for h in self._handlers if h.group == name)
+            for topic in self.queue_of(name).topics if name in self._queues else ():
+                handlers += tuple(replace(h, topic=topic) for h in handlers if h.topic == name != topic)
+            found[name] = Group(name, handlers, self._starts.get(name, "earliest"))
+        return found
+
+    def queue_of(self, name: str) -> Queue:
+        """What was declared of a queue, by its full name."""
+        return self._queues.get(name) or Queue(name)
 
     @property
     def schedules(self) -> tuple[Schedule, ...]:
@@ -186,7 +205,11 @@ class Pipeline:
 
     def topics(self) -> tuple[TopicSpec, ...]:
         """Every topic that this application needs, as it should be."""
-        specs = {topic: TopicSpec(topic, self.partitions) for topic in map(self.topic_of, self.messages)}
+        specs = {
+            topic: TopicSpec(topic, self.partitions)
+            for model in self.messages
+            for topic in (self.queue_of(self.topic_of(model)).topics)
+        }
         for group in self.groups.values():
             specs.update({spec.name: spec for spec in group.specs()})
         return tuple(specs[name] for name in sorted(specs))
@@ -279,7 +302,13 @@ class Pipeline:
 
     def _wanted(self, job: Job, options: Options) -> Wanted:
         _check_kind(type(job), Job, "enqueue")
-        return Wanted(uuid7(), job, self.topic_of(type(job)), options)
+        queue = self.topic_of(type(job))
+        if options.priority != "normal" and not self.queue_of(queue).priorities:
+            raise ConfigError(
+                f"queue {queue} has no priorities",
+                remedy=f"app.queue({job.message_type.stream!r}, priorities=True), then pipeline topics apply",
+            )
+        return Wanted(uuid7(), job, queue, options)
 
     def _store(
         self, messages: Iterable[Message], kind: type[Message], headers: Headers | None, traceparent: str | None

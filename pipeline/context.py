@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from pipeline.headers import EVENT_ID, TRACEPARENT, RetryState
 from pipeline.record import Header, Record
+from pipeline.report import Child, Entry, JobCancelled
 
 __all__ = ["Context"]
 
@@ -17,11 +18,18 @@ class Context:
     Made for every attempt: it keeps what it is given and works the rest out when asked.
     """
 
-    __slots__ = ("_group", "_headers", "_record", "_state", "_type")
+    __slots__ = ("_entry", "_group", "_headers", "_record", "_state", "_type")
 
     def __init__(
-        self, record: Record, headers: Mapping[str, bytes | None], type_name: str, group: str, state: RetryState | None
+        self,
+        record: Record,
+        headers: Mapping[str, bytes | None],
+        type_name: str,
+        group: str,
+        state: RetryState | None,
+        entry: Entry | None = None,
     ) -> None:
+        self._entry = entry
         self._record = record
         self._headers = headers
         self._type = type_name
@@ -99,3 +107,37 @@ class Context:
     def generation(self) -> int:
         """How many replays with ``--reprocess`` the record went through."""
         return 0 if self._state is None else self._state.generation
+
+    # ── of a tracked job; of no effect in events and untracked jobs ────────────────────────────────────────────
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """Tell how far the job is, as often as you like: it is stored once a second. A sign of life too."""
+        if self._entry is not None:
+            self._entry.tell_progress(done, total)
+
+    def heartbeat(self) -> None:
+        """Tell that the job is alive: ``pipeline jobs show`` says when that was last."""
+        if self._entry is not None:
+            self._entry.news = True
+
+    def result(self, value: object) -> None:
+        """Leave a JSON value, at most 64 KiB, kept as long as the job's row. Stored when the attempt succeeds.
+
+        Raises ConfigError for what is no JSON or too large.
+        """
+        if self._entry is not None:
+            self._entry.keep_result(value)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked for the end of this job. A coroutine is cancelled; a plain function has to look."""
+        return self._entry is not None and self._entry.cancelled
+
+    def raise_if_cancelled(self) -> None:
+        """Raise JobCancelled where somebody asked for the end of this job."""
+        if self.cancelled:
+            raise JobCancelled
+
+    def children(self) -> Sequence[Child]:
+        """Return the finished children of a flow, with their results, in the order in which they were given."""
+        return [] if self._entry is None else self._entry.children()

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pipeline.errors import ConfigError
 from pipeline.event import Message
 from pipeline.retry import RetryPolicy
-from pipeline.topics import DAY_MS, TopicSpec, dead_letters, retry_tier
+from pipeline.topics import DAY_MS, PRIORITIES, TopicSpec, dead_letters, priority_topic, retry_tier
 
-__all__ = ["DEFAULT_PARTITIONS", "Group", "Handler", "Order", "Start"]
+__all__ = ["DEFAULT_PARTITIONS", "Group", "Handler", "Order", "Queue", "Rate", "Start"]
 
 Order = Literal["key", "none", "partition"]
 Start = Literal["earliest", "latest"] | datetime
@@ -48,6 +48,53 @@ class Handler:
     def uses_tiers(self) -> bool:
         """Whether its records can go to the retry topics of the policy."""
         return not self.in_place or self.on_exhausted == "retry_topic"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """``count`` attempts in ``per_s`` seconds, by all workers of a queue together.
+
+    Spread evenly: what a second allows may come at once, and no more.
+    """
+
+    count: int
+    per_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= 1_000_000 or not 0.001 <= self.per_s <= 86_400:
+            raise ConfigError(
+                f"Rate(count={self.count}, per_s={self.per_s})",
+                remedy="count from 1 to 1,000,000, per_s from 0.001 to 86,400; no rate at all: leave it out",
+            )
+
+    @property
+    def per_second(self) -> float:
+        """Attempts a second."""
+        return self.count / self.per_s
+
+    @property
+    def burst(self) -> float:
+        """How many may come at once."""
+        return float(max(1, min(self.count, round(self.per_second))))
+
+    @property
+    def block(self) -> int:
+        """How many one worker takes at once: those of a tenth of a second."""
+        return max(1, round(self.per_second / 10))
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue of jobs: its full name, a rate, and whether it has topics for high and low priority."""
+
+    name: str
+    rate: Rate | None = None
+    priorities: bool = False
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """Where its jobs are."""
+        return tuple(priority_topic(self.name, one) for one in PRIORITIES) if self.priorities else (self.name,)
 
 
 @dataclass(frozen=True, slots=True)

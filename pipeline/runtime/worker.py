@@ -5,6 +5,8 @@ And how far the groups are.
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +17,17 @@ from pipeline.app import Pipeline
 from pipeline.codec import Decoder
 from pipeline.config import Settings
 from pipeline.definition import Group
-from pipeline.endpoints import kafka_options, registry_address
+from pipeline.endpoints import kafka_options, postgres_dsn, registry_address
 from pipeline.errors import ConfigError
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.lag import Lag, Lags
 from pipeline.kafka.producer import AckProducer
 from pipeline.metrics import PrometheusMeter
+from pipeline.postgres.jobs import JobRows
 from pipeline.probes import Readiness, serve
 from pipeline.registry.client import RegistrySchemas
 from pipeline.worker import Limits, Worker
+from pipeline.worker.journal import Control, Journal
 
 __all__ = ["lag_of", "run_worker", "selected_groups"]
 
@@ -99,7 +103,11 @@ def run_worker(
     decoder = Decoder(schemas)
     kafka = {"client.id": f"pipeline-{app.names.app}", **kafka_options(settings), **(options or {})}
     limits = Limits(concurrency=concurrency, drain_s=drain_timeout_s)
-    runs = [_Run(_worker(group, kafka, decoder, meter, readiness, limits)) for group in chosen]
+    rows = JobRows(postgres_dsn(settings), Control) if any(_needs_rows(app, group) for group in chosen) else None
+    runs = [
+        _Run(_worker(group, kafka, decoder, meter, readiness, limits, _journal(app, group, rows, readiness, limits)))
+        for group in chosen
+    ]
     if metrics_port is not None:
         on_port(serve(registry, readiness.state, metrics_port))
     readiness.ready()
@@ -118,6 +126,8 @@ def run_worker(
             for run in runs:
                 run.join(_LOOK_S)
         schemas.close()
+        if rows is not None:
+            rows.close()
     for run in runs:
         if run.error is not None:
             raise run.error
@@ -131,10 +141,27 @@ def _worker(
     meter: PrometheusMeter,
     readiness: Readiness,
     limits: Limits,
+    journal: Journal | None,
 ) -> Worker:
     consumer = GroupConsumer({name: value for name, value in kafka.items() if name not in _PRODUCER_ONLY}, group.name)
     producer = AckProducer({name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY})
-    return Worker(group, consumer, consumer, producer, decoder, meter=meter, health=readiness, limits=limits)
+    return Worker(
+        group, consumer, consumer, producer, decoder, meter=meter, health=readiness, limits=limits, journal=journal
+    )
+
+
+def _needs_rows(app: Pipeline, group: Group) -> bool:
+    """Whether a group is a queue whose jobs are tracked, or limited in what they may."""
+    tracked = any(handler.model.message_type.track for handler in group.handlers)
+    queue = app.queue_of(group.name)
+    return tracked or queue.rate is not None or queue.priorities
+
+
+def _journal(app: Pipeline, group: Group, rows: JobRows | None, readiness: Readiness, limits: Limits) -> Journal | None:
+    if rows is None or not _needs_rows(app, group):
+        return None
+    queue, name = app.queue_of(group.name), f"{socket.gethostname()}:{os.getpid()}"
+    return Journal(rows, queue, worker=name, health=readiness, concurrency=limits.concurrency)
 
 
 def lag_of(settings: Settings, app: Pipeline | None = None, groups: Sequence[str] = ()) -> list[Lag]:

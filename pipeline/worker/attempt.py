@@ -15,8 +15,9 @@ from pipeline.definition import Group, Handler
 from pipeline.event import Message
 from pipeline.failure import describe
 from pipeline.headers import TYPE, RetryState
+from pipeline.report import Entry, JobCancelled
 from pipeline.worker.delivery import Delivery, Outcome, Route
-from pipeline.worker.settlement import Again, Move, Wait, settle, unknown_type
+from pipeline.worker.settlement import Again, Cancelled, Move, Wait, settle, unknown_type
 
 __all__ = ["Attempts", "Decoder"]
 
@@ -37,7 +38,8 @@ class Decoder(Protocol):
 class Attempts:
     """Runs attempts of one group's records. Thread-safe.
 
-    ``clock`` gives seconds that only grow, ``wall`` seconds since 1970.
+    ``clock`` gives seconds that only grow, ``wall`` seconds since 1970; ``entry`` opens what an attempt at a tracked
+    job tells.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Attempts:
         decoder: Decoder,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        entry: Callable[[Delivery, Route], Entry | None] = lambda _delivery, _route: None,
     ) -> None:
+        self._entry = entry
         self._group = group
         self._routes = routes
         self._decoder = decoder
@@ -83,6 +87,8 @@ class Attempts:
                 async with asyncio.timeout(timeout_s):
                     await route.call(message, context)
         except BaseException as error:  # noqa: BLE001 — as above
+            if isinstance(error, asyncio.CancelledError) and (task := asyncio.current_task()) is not None:
+                task.uncancel()  # the handler was meant, and this task goes on with the next one
             return self._failed(delivery, error, prepared)
         self._measure(route, delivery, begun)
         return (delivery, None)
@@ -96,7 +102,10 @@ class Attempts:
             if route is None:
                 return None
         message = self._decoder.decode(record.value, route.handler.model)
-        return route, message, Context(record, delivery.headers, route.type_name, self._group.name, delivery.state)
+        entry = delivery.entry = self._entry(delivery, route)
+        context = Context(record, delivery.headers, route.type_name, self._group.name, delivery.state, entry)
+        context.raise_if_cancelled()
+        return route, message, context
 
     def _find(self, delivery: Delivery) -> Route | None:
         named = delivery.headers.get(TYPE)
@@ -124,7 +133,9 @@ class Attempts:
 
     def _failed(self, delivery: Delivery, error: BaseException, prepared: _Prepared | None) -> Outcome:
         """Settle what was raised, and write it into the delivery's state."""
-        route = delivery.route
+        entry, route = delivery.entry, delivery.route
+        if entry is not None and entry.cancelled and isinstance(error, asyncio.CancelledError | JobCancelled):
+            return (delivery, Cancelled())
         state = delivery.state or RetryState.first(delivery.record)
         decision = settle(
             error,

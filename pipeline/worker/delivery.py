@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pipeline.definition import Handler
 from pipeline.headers import RetryState
 from pipeline.record import Record
+from pipeline.report import Entry
 from pipeline.watermark import Watermark
 from pipeline.worker.settlement import Decision
 
@@ -54,10 +55,11 @@ class Delivery:
     """A record that is being handled.
 
     ``key`` is what order is kept by; None where it is not kept. ``state`` is None at a first attempt of a record that
-    was not retried before. ``waited`` counts waits in a row that burnt no attempt.
+    was not retried before. ``waited`` counts waits in a row that burnt no attempt. ``entry`` is what the present
+    attempt tells of a tracked job.
     """
 
-    __slots__ = ("assigned", "headers", "key", "record", "route", "state", "waited")
+    __slots__ = ("assigned", "entry", "headers", "key", "record", "route", "state", "waited")
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class Delivery:
         self.key = key
         self.state = state
         self.waited = 0
+        self.entry: Entry | None = None
 
 
 Outcome = tuple[Delivery, Decision | None]
@@ -98,6 +101,9 @@ class Engine(Protocol):
 
     def running(self) -> list[tuple[Delivery, float]]:
         """What is in a handler now, and since when (the engine's clock)."""
+
+    def cancel(self, delivery: Delivery) -> None:
+        """End the handler of a delivery, where that can be done."""
 
     def stop(self) -> None:
         """Begin nothing more; do not wait for what runs."""

@@ -14,7 +14,19 @@ from pipeline.errors import PoisonError, SchemaError
 from pipeline.headers import NewerFormat
 from pipeline.retry import Reject, RetryLater
 
-__all__ = ["Again", "Dead", "Decision", "HandBack", "Move", "Skip", "Wait", "settle", "tier_for", "unknown_type"]
+__all__ = [
+    "Again",
+    "Cancelled",
+    "Dead",
+    "Decision",
+    "HandBack",
+    "Move",
+    "Skip",
+    "Wait",
+    "settle",
+    "tier_for",
+    "unknown_type",
+]
 
 _WAIT_FIRST_S = 0.5
 _WAIT_CAP_S = 15.0
@@ -63,7 +75,12 @@ class HandBack:
     """Not begun, and its partition is being taken away: whoever has it next handles it."""
 
 
-Decision = Again | Move | Dead | Wait | Skip | HandBack
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody asked for the end of this job."""
+
+
+Decision = Again | Move | Dead | Wait | Skip | HandBack | Cancelled
 
 
 def settle(error: BaseException, handler: Handler | None, *, attempt: int, waited: int, decoding: bool) -> Decision:

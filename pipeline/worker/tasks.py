@@ -100,6 +100,10 @@ class Tasks:
         """What is in a handler now, and since when."""
         return list(self._now.copy().values())
 
+    def cancel(self, delivery: Delivery) -> None:
+        """Cancel the handler of a delivery, where it runs."""
+        self._loop.call_soon_threadsafe(self._cancel, delivery)
+
     def stop(self) -> None:
         """Cancel the handlers that run, and end."""
         self._stopped = True
@@ -107,6 +111,12 @@ class Tasks:
 
     def _start(self, concurrency: int) -> None:
         self._workers = [self._loop.create_task(self._work(number)) for number in range(concurrency)]
+
+    def _cancel(self, delivery: Delivery) -> None:
+        # what stands in _now is inside its handler: a task between two handlers is never cancelled
+        for number, (now, _) in self._now.items():
+            if now is delivery:
+                self._workers[number].cancel()
 
     def _add(self, deliveries: list[Delivery]) -> None:
         self._queues.add(deliveries)

@@ -78,6 +78,9 @@ class Threads:
         found = [(lane.now, lane.since) for lane in self._lanes]
         return [(now, since) for now, since in found if now is not None]
 
+    def cancel(self, delivery: Delivery) -> None:
+        """Nothing can end a thread: its handler looks at ``ctx.cancelled``."""
+
     def stop(self) -> None:
         """Let threads end when their handlers do."""
         with self._changed:

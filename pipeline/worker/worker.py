@@ -25,9 +25,10 @@ from pipeline.record import Record
 from pipeline.worker.attempt import Attempts, Decoder
 from pipeline.worker.delivery import Assigned, Delivery, Engine, Outcome, Route
 from pipeline.worker.gauges import Gauges
+from pipeline.worker.journal import Journal
 from pipeline.worker.outlet import Outlet
 from pipeline.worker.ports import Flow, Health, Partition, Producer, Source
-from pipeline.worker.settlement import Again, Dead, HandBack, Move, Skip, Wait
+from pipeline.worker.settlement import Again, Cancelled, Dead, HandBack, Move, Skip, Wait
 from pipeline.worker.tasks import LoopThread, Tasks
 from pipeline.worker.threads import Threads
 from pipeline.worker.tiers import Due, Tiers
@@ -65,7 +66,8 @@ class Worker:
     """Runs one group. ``run`` belongs to one thread; ``stop`` may be called from any.
 
     ``clock`` gives seconds that only grow, ``wall`` seconds since 1970, ``chance`` a number from 0 to 1. ``engine``
-    makes another engine than threads or tasks, from what runs an attempt and what takes outcomes.
+    makes another engine than threads or tasks, from what runs an attempt and what takes outcomes. ``journal`` is told
+    of tracked jobs, and says when a queue's jobs may begin.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Worker:
         chance: Callable[[], float] = random.random,
         sleep: Callable[[float], None] = time.sleep,
         engine: Callable[[Attempts, Callable[[Outcome], None]], Engine] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._group = group
         self._source = source
@@ -101,8 +104,13 @@ class Worker:
         self._faults: deque[BaseException] = deque()
         self._bridge: LoopThread | None = None
         routes = {handler: Route(handler, handler.function) for handler in group.handlers}
-        attempts = Attempts(group, routes, decoder, clock, wall)
-        self._engine = engine(attempts, self._outcomes.append) if engine else self._make_engine(routes, attempts)
+        if journal is None:
+            attempts, put = Attempts(group, routes, decoder, clock, wall), self._outcomes.append
+        else:
+            attempts, put = Attempts(group, routes, decoder, clock, wall, journal.entry), journal.put
+        self._engine = engine(attempts, put) if engine else self._make_engine(routes, attempts, put)
+        if journal is not None:
+            self._engine = journal.around(self._engine, self._outcomes.append, self._faults.append)
         self._routes = {(h.topic, h.model.message_type.name.encode()): route for h, route in routes.items()}
         self._queues = {h.topic for h in group.handlers if h.model.message_type.kind == "job"}
         self._outlet = Outlet(group, producer, health, clock, wall)
@@ -338,8 +346,8 @@ class Worker:
             self._hold(delivery, decision)
             return
         self._let_go(delivery)
-        if isinstance(decision, Skip):
-            self._close(delivery, "skipped")
+        if isinstance(decision, Skip | Cancelled):
+            self._close(delivery, "skipped" if isinstance(decision, Skip) else "cancelled")
         elif isinstance(decision, Dead):
             state = delivery.state
             log.warning(
@@ -587,8 +595,10 @@ class Worker:
                 },
             )
 
-    def _make_engine(self, routes: Mapping[Handler, Route], attempts: Attempts) -> Engine:
-        put, fault, name = self._outcomes.append, self._faults.append, self._group.name
+    def _make_engine(
+        self, routes: Mapping[Handler, Route], attempts: Attempts, put: Callable[[Outcome], None]
+    ) -> Engine:
+        fault, name = self._faults.append, self._group.name
         many = self._limits.concurrency
         coroutines = [route for h, route in routes.items() if inspect.iscoroutinefunction(h.function)]
         if len(coroutines) == len(routes):

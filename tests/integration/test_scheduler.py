@@ -108,6 +108,7 @@ def test_due_jobs_move_to_the_outbox_in_order_and_others_stay(
 
 def test_moved_rows_are_what_an_enqueue_without_delay_writes(database: Database, conn: psycopg.Connection[Any]) -> None:
     app = plain_app()
+    app.queue("email", priorities=True)
     with conn.transaction():
         for delay_s in (0, 0.01):
             app.enqueue(conn, Mail(to="ä\t\\"), delay_s=delay_s, headers={"h": "ü"}, priority="high")

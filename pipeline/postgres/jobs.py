@@ -1,0 +1,106 @@
+"""Reports of jobs in, their rows changed; what people command, and what is left of a rate, out."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from pipeline.definition import Queue
+from pipeline.postgres.errors import translated
+from pipeline.report import Child, Report
+
+__all__ = ["JobRows"]
+
+_MOST_CANCELLED = 100_000
+
+
+class JobRows:
+    """One connection, made when it is needed and again after it was lost. Thread-safe: one at a time.
+
+    ``control`` makes the answer of ``control`` from what the database says.
+    """
+
+    def __init__(self, dsn: str, control: Callable[[bool, frozenset[str]], Any]) -> None:
+        self._dsn = dsn
+        self._control = control
+        self._conn: psycopg.Connection[Any] | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            if self._conn is not None:
+                self._conn.close()
+
+    def settle(self, reports: Sequence[Report]) -> None:
+        """Store what became of jobs."""
+        with self._open() as conn:
+            conn.execute("SELECT pipeline.settle_jobs(%s)", (json.dumps([report.row() for report in reports]),))
+
+    def control(self, queue: str) -> Any:
+        """Read what people command of a queue."""
+        with self._open() as conn:
+            paused = conn.execute("SELECT paused FROM pipeline.control WHERE queue = %s", (queue,)).fetchone()
+            cancelled = conn.execute(_CANCELLED, (queue, _MOST_CANCELLED)).fetchall()
+        return self._control(paused == (True,), frozenset(row[0] for row in cancelled))
+
+    def lease(self, queue: Queue, wanted: int) -> int:
+        """Take tokens of a queue's rate, by the database's clock."""
+        rate = queue.rate
+        if rate is None:
+            return wanted
+        with self._open() as conn, conn.transaction():
+            conn.execute(_RATE, (queue.name, rate.burst))
+            row = conn.execute(_LEASE, {"queue": queue.name, "s": rate.per_second, "burst": rate.burst, "n": wanted})
+            found = row.fetchone()
+        return 0 if found is None else int(found[0])
+
+    def children(self, job_id: str) -> Sequence[Child]:
+        """Return the finished children of a flow, in the order of their ids, which is that of the flow."""
+        with self._open() as conn:
+            rows = conn.execute(_CHILDREN, (job_id,)).fetchall()
+        return [Child(*row) for row in rows]
+
+    @contextmanager
+    def _open(self) -> Iterator[psycopg.Connection[Any]]:
+        with self._lock:
+            try:
+                if self._conn is None or self._conn.closed:
+                    self._conn = psycopg.connect(self._dsn, autocommit=True, connect_timeout=10, prepare_threshold=None)
+                yield self._conn
+            except psycopg.Error as error:
+                raise translated(error) from error
+
+
+_CANCELLED = """
+SELECT CAST(id AS text) FROM pipeline.job
+WHERE queue = %s AND cancel_at IS NOT NULL AND state IN ('waiting', 'running', 'retrying') LIMIT %s
+"""
+
+_RATE = """
+INSERT INTO pipeline.rate (queue, tokens, at) VALUES (%s, %s, clock_timestamp()) ON CONFLICT DO NOTHING
+"""
+
+# clock_timestamp() is read again after waiting for another worker's lease: time must not be counted twice
+_LEASE = """
+WITH now AS MATERIALIZED (
+    SELECT r.tokens, r.at FROM pipeline.rate AS r WHERE queue = %(queue)s FOR UPDATE
+), filled AS (
+    SELECT least(CAST(%(burst)s AS float8), tokens
+           + CAST(%(s)s AS float8) * greatest(0, extract(epoch FROM clock_timestamp() - at))) AS tokens,
+           greatest(at, clock_timestamp()) AS at FROM now
+)
+UPDATE pipeline.rate AS r SET tokens = f.tokens - least(CAST(%(n)s AS integer), floor(f.tokens)), at = f.at
+FROM filled AS f WHERE r.queue = %(queue)s
+RETURNING least(CAST(%(n)s AS integer), floor(f.tokens))
+"""
+
+_CHILDREN = """
+SELECT CAST(id AS text), type, state, result FROM pipeline.job
+WHERE parent = %s AND finished_at IS NOT NULL ORDER BY id
+"""

@@ -1,0 +1,286 @@
+"""Outcomes of tracked jobs in, their rows updated in batches, then the outcomes out to settlement.
+
+A record is settled only after its job's row says what became of it: a crash repeats the record, and never leaves a row
+behind that tells of something else for ever. What people command comes back the same way: pause, cancel, rate.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from pipeline.definition import Queue
+from pipeline.errors import SourceError
+from pipeline.headers import EVENT_ID
+from pipeline.report import Child, Entry, Report
+from pipeline.topics import PRIORITIES, Priority, priority_topic
+from pipeline.worker.delivery import Delivery, Engine, Outcome, Route
+from pipeline.worker.gate import Gate
+from pipeline.worker.ports import Health
+from pipeline.worker.settlement import Again, Cancelled, Dead, Move
+
+__all__ = ["Control", "JobStore", "Journal"]
+
+log = logging.getLogger("pipeline.worker")
+
+_BATCH = 2_000
+_BREATHE_S = 0.01
+_LOOK_S = 0.1
+_RUNNING_S = 0.25
+_CONTROL_S = 1.0
+_AGAIN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What people command: whether the queue is paused, and the ids of jobs that should end."""
+
+    paused: bool
+    cancelled: frozenset[str]
+
+
+class JobStore(Protocol):
+    """Where jobs' rows are: ``pipeline.postgres.jobs.JobRows``. All raise SourceError."""
+
+    def settle(self, reports: Sequence[Report]) -> None:
+        """Store what became of jobs, in one transaction."""
+
+    def control(self, queue: str) -> Control:
+        """Read what people command."""
+
+    def lease(self, queue: Queue, wanted: int) -> int:
+        """Take at most ``wanted`` of the queue's tokens, which all workers share."""
+
+    def children(self, job_id: str) -> Sequence[Child]:
+        """Return the finished children of a flow. Called by handlers' threads."""
+
+
+class Journal:
+    """Stands around a queue's engine. ``worker`` names this process in the rows.
+
+    ``put`` takes the engine's outcomes. Its thread is the only one that asks the store, ``children`` apart.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        queue: Queue,
+        *,
+        worker: str,
+        health: Health,
+        concurrency: int,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._queue = queue
+        self._worker = worker
+        self._health = health
+        self._clock = clock
+        self._wall = wall
+        self._gate = Gate(window=2 * concurrency if queue.priorities else None, rated=queue.rate is not None)
+        self._priority: dict[str, Priority] = {priority_topic(queue.name, p): p for p in PRIORITIES}
+        self._lock = threading.Lock()
+        self._again: list[Delivery] = []
+        self._outcomes: deque[Outcome] = deque()
+        self._storing: list[Outcome] = []
+        self._cancelled: frozenset[str] = frozenset()
+        self._wake = threading.Event()
+        self._stopped = False
+        self._next_running = self._next_control = 0.0
+
+    # ── the engine's side ──────────────────────────────────────────────────────────────────────────────────────
+
+    def around(
+        self, engine: Engine, forward: Callable[[Outcome], None], fault: Callable[[BaseException], None]
+    ) -> Engine:
+        """Stand around ``engine`` and begin. ``forward`` takes outcomes that are stored, ``fault`` what ends it all."""
+        self._engine = engine
+        self._forward = forward
+        self._fault = fault
+        threading.Thread(target=self._run, name=f"{self._queue.name}-journal", daemon=True).start()
+        return self
+
+    def entry(self, delivery: Delivery, route: Route) -> Entry | None:
+        """Open what an attempt tells; None for a job that is not tracked."""
+        if not route.handler.model.message_type.track:
+            return None
+        job_id = (delivery.headers.get(EVENT_ID) or b"").decode(errors="replace")
+        attempt = 1 if delivery.state is None else delivery.state.attempt
+        children = self._store.children
+        return Entry(job_id, attempt, self._wall(), job_id in self._cancelled, lambda: children(job_id))
+
+    def put(self, outcome: Outcome) -> None:
+        """Take an outcome: of a tracked job it is stored first."""
+        delivery, decision = outcome
+        entry = delivery.entry
+        with self._lock:
+            self._gate.ended()
+            begin = [] if self._gate.open else self._gate.take()
+        if begin:
+            self._engine.submit(begin)
+        if entry is None or not entry.job_id or not (decision is None or isinstance(decision, _TOLD)):
+            self._forward(outcome)
+        else:
+            self._outcomes.append(outcome)
+            self._wake.set()
+
+    # ── the worker's side ──────────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, deliveries: list[Delivery]) -> None:
+        """Take new deliveries; they begin when they may."""
+        with self._lock:
+            begin = deliveries if self._gate.open else self._admit(deliveries)
+        if begin:
+            self._engine.submit(begin)
+
+    def _admit(self, deliveries: list[Delivery]) -> list[Delivery]:
+        for delivery in deliveries:
+            state = delivery.state
+            topic = delivery.record.topic if state is None else state.origin.topic
+            self._gate.add(delivery, self._priority.get(topic, "normal"))
+        return self._gate.take()
+
+    def again(self, delivery: Delivery) -> None:
+        """Take one again whose key is held back for it; not while the queue is paused."""
+        with self._lock:
+            self._gate.begin()  # without asking: its key waits for it
+            if self._gate.paused:
+                self._again.append(delivery)
+                return
+        self._engine.again(delivery)
+
+    def release(self, delivery: Delivery) -> None:
+        """Let the next of its key go on."""
+        self._engine.release(delivery)
+
+    def cancel(self, delivery: Delivery) -> None:
+        """End the handler of a delivery, where that can be done."""
+        self._engine.cancel(delivery)
+
+    def tend(self) -> None:
+        """Hand back what waits here of partitions that are taken away."""
+        with self._lock:
+            gone = self._gate.closed()
+        if gone:
+            self._engine.submit(gone)
+        self._engine.tend()
+
+    def running(self) -> list[tuple[Delivery, float]]:
+        """What is in a handler now, or ended and is not stored yet."""
+        now = self._clock()
+        stored_not = [*self._storing, *self._outcomes]
+        return [*self._engine.running(), *((delivery, now) for delivery, _ in stored_not)]
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stopped = True
+        self._wake.set()
+        self._engine.stop()
+
+    # ── the journal's own thread ───────────────────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped:
+                self._wake.wait(_LOOK_S)
+                self._wake.clear()
+                try:
+                    self._round()
+                    self._health.ready(f"{self._queue.name} jobs")
+                except SourceError as error:
+                    if not error.retryable:
+                        raise
+                    self._health.not_ready(f"{self._queue.name} jobs", error.what)
+                    log.warning("job rows cannot be reached", extra={"action": "worker.jobs", "why": error.what})
+                    time.sleep(_AGAIN_S)
+                time.sleep(_BREATHE_S)  # a batch gathers
+        except BaseException as error:  # noqa: BLE001 — a defect here must end the worker, not one thread in silence
+            self._fault(error)
+
+    def _round(self) -> None:
+        self._store_outcomes()
+        now = self._clock()
+        if now >= self._next_control:
+            self._next_control = now + _CONTROL_S
+            self._obey(self._store.control(self._queue.name))
+        if now >= self._next_running:
+            self._next_running = now + _RUNNING_S
+            self._tell_running()
+        if self._queue.rate is not None and not self._gate.paused:
+            wanted = min(len(self._gate), self._queue.rate.block)
+            granted = self._store.lease(self._queue, wanted) if wanted else 0
+            with self._lock:
+                self._gate.tokens = granted  # what was not spent of the last block is gone
+        self._begin()
+
+    def _store_outcomes(self) -> None:
+        while self._outcomes or self._storing:
+            while self._outcomes and len(self._storing) < _BATCH:
+                self._storing.append(self._outcomes[0])  # in one of the two at any time
+                self._outcomes.popleft()
+            # of one job only the last counts: a record can be delivered twice
+            reports = {r.id: r for d, decision in self._storing if (r := self._report(d, decision)) is not None}
+            self._store.settle(list(reports.values()))
+            for outcome in self._storing:
+                self._forward(outcome)
+            self._storing = []
+
+    def _report(self, delivery: Delivery, decision: object) -> Report | None:
+        entry, state = delivery.entry, delivery.state
+        if entry is None:
+            return None
+        if decision is None:
+            return entry.report("done", self._worker)
+        if isinstance(decision, Cancelled):
+            return entry.report("cancelled", self._worker)
+        error = state.last_error.kind if state is not None and state.last_error is not None else None
+        if isinstance(decision, Dead):
+            return entry.report("dead", self._worker, error=error)
+        assert isinstance(decision, Move | Again)
+        due_at = datetime.fromtimestamp(self._wall() + decision.delay_s, UTC)
+        attempts = entry.attempt if decision.counted else entry.attempt - 1
+        return entry.report("retrying", self._worker, attempts=attempts, due_at=due_at, error=error)
+
+    def _obey(self, control: Control) -> None:
+        self._cancelled = control.cancelled
+        with self._lock:
+            self._gate.paused = control.paused
+            again, self._again = ([], self._again) if control.paused else (self._again, [])
+        for delivery in again:
+            self._engine.again(delivery)
+        for delivery, _ in self._engine.running():
+            entry = delivery.entry
+            if entry is not None and not entry.cancelled and entry.job_id in control.cancelled:
+                entry.cancelled = True
+                self._engine.cancel(delivery)
+
+    def _tell_running(self) -> None:
+        """Tell of jobs that run longer than a moment, and what they told of themselves."""
+        reports = []
+        for delivery, since in self._engine.running():
+            entry = delivery.entry
+            if entry is None or not entry.job_id or (entry.told and not entry.news):
+                continue
+            if self._clock() - since < _RUNNING_S:
+                continue
+            entry.told, entry.news = True, False
+            reports.append(entry.report("running", self._worker))
+        if reports:
+            self._store.settle(reports)
+
+    def _begin(self) -> None:
+        with self._lock:
+            begin = self._gate.take()
+        if begin:
+            self._engine.submit(begin)
+
+
+_TOLD = (Move, Again, Dead, Cancelled)
+"""What is written into a job's row; of what waits or is handed back nothing has changed."""

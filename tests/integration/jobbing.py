@@ -1,0 +1,125 @@
+"""Workers with a journal on the real broker and database: what the job tests share.
+
+Outbox rows are carried to Kafka by the test itself: the relay is not what these tests are about.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+from servers import Database
+from working import Broker, NoSchemas, wait_until
+
+from pipeline import Pipeline
+from pipeline.codec import Decoder
+from pipeline.kafka.consumer import GroupConsumer
+from pipeline.kafka.producer import AckProducer
+from pipeline.metrics import SilentMeter
+from pipeline.postgres.jobs import JobRows
+from pipeline.probes import Readiness
+from pipeline.worker import Limits, Worker
+from pipeline.worker.journal import Control, Journal
+
+__all__ = ["Desk", "wait_until"]
+
+
+class Desk:
+    """An application's jobs: enqueue them, carry them, run workers, look at their rows."""
+
+    def __init__(self, app: Pipeline, database: Database, broker: Broker) -> None:
+        self.app = app
+        self.database = database
+        self.broker = broker
+        self.conn = psycopg.connect(database.dsn, autocommit=True, row_factory=dict_row)
+        self._seq = 0
+        broker.create(app)
+
+    def put(self, job: Any, **options: Any) -> str:
+        with self.conn.transaction():
+            return str(self.app.enqueue(self.conn, job, **options))
+
+    def carry(self) -> int:
+        """Bring new outbox rows to Kafka; return how many."""
+        rows = self.conn.execute("SELECT * FROM pipeline.outbox WHERE seq > %s ORDER BY seq", (self._seq,)).fetchall()
+        for row in rows:
+            self._seq = row["seq"]
+            self.broker.put(
+                row["topic"], row["type"], bytes(row["payload"]), key=row["aggregateid"], event_id=str(row["id"])
+            )
+        self.broker.flush()
+        return len(rows)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        row = self.conn.execute("SELECT * FROM pipeline.job WHERE id = %s", (job_id,)).fetchone()
+        assert row is not None
+        return row
+
+    def until(self, job_id: str, state: str, deadline_s: float = 30.0) -> dict[str, Any]:
+        wait_until(lambda: self.job(job_id)["state"] == state, deadline_s, f"{state}, is {self.job(job_id)}")
+        return self.job(job_id)
+
+    def states(self) -> dict[str, int]:
+        rows = self.conn.execute("SELECT state, count(*) AS n FROM pipeline.job GROUP BY state").fetchall()
+        return {row["state"]: row["n"] for row in rows}
+
+    @contextmanager
+    def working(self, *, concurrency: int = 4, dsn: str | None = None) -> Iterator[Readiness]:
+        """Run workers of all the application's groups."""
+        rows = JobRows(dsn or self.database.dsn, Control)
+        health = Readiness("worker")
+        health.ready()
+        workers = []
+        for group in self.app.groups.values():
+            consumer = GroupConsumer(self.broker.options, group.name)
+            limits = Limits(concurrency=concurrency, drain_s=10)
+            journal = Journal(
+                rows, self.app.queue_of(group.name), worker="me:1", health=health, concurrency=concurrency
+            )
+            producer = AckProducer(self.broker.options)
+            worker = Worker(
+                group, consumer, consumer, producer, Decoder(NoSchemas()),
+                meter=SilentMeter(), health=health, limits=limits, journal=journal,
+            )  # fmt: skip
+            workers.append(worker)
+        errors: list[BaseException] = []
+        threads = [threading.Thread(target=_run, args=(worker, errors), daemon=True) for worker in workers]
+        for thread in threads:
+            thread.start()
+        try:
+            wait_until(lambda: health.state()["ready"] or errors, why="workers join their groups")
+            yield health
+        finally:
+            for worker in workers:
+                worker.stop()
+            for thread in threads:
+                thread.join(20)
+            rows.close()
+        assert errors == []
+
+
+def _run(worker: Worker, errors: list[BaseException]) -> None:
+    try:
+        worker.run()
+    except BaseException as error:  # noqa: BLE001 — the test looks at it
+        errors.append(error)
+
+
+def settle(desk: Desk, job_id: str, state: str) -> None:
+    """Report of a job as a worker does."""
+    desk.conn.execute("SELECT pipeline.settle_jobs(%s)", (json.dumps([{"id": job_id, "state": state}]),))
+
+
+def steady(what: Callable[[], Any], for_s: float) -> Any:
+    """Return what ``what`` gives, after seeing that it stays so."""
+    first, end = what(), time.monotonic() + for_s
+    while time.monotonic() < end:
+        assert what() == first
+        time.sleep(0.05)
+    return first
