@@ -46,7 +46,7 @@ class GroupConsumer:
         missing = sorted(set(topics) - set(self._broker.topics))
         if self._broker.down or missing:
             what = f"group {self._name}: no such topic: {', '.join(missing)}" if missing else _AWAY
-            raise BrokerError(what, remedy="create them", retryable=not missing)
+            raise BrokerError(what, remedy="create them" if missing else "", retryable=not missing)
         self._starts = dict(topics)
         self._listener = listener
         committed = self._group.committed

@@ -153,7 +153,9 @@ class Fleet:
         return len(victims)
 
     def rebalance(self, group: str) -> None:
-        """Let a worker join a group that has one, or one of several leave in good order."""
+        """Let a worker join a group that has one, or one of several leave in good order; nothing without a broker."""
+        if self._broker.down:
+            return
         members = [member for member in self._members if member.group.name == group]
         if len(members) == 1:
             self.start(members[0].group)
