@@ -101,12 +101,12 @@ def _rounds(plan: Plan, world: World, result: Result, began: float, say: Callabl
     bag: list[str] = []
     while time.monotonic() - began < plan.seconds and not (plan.faults and len(result.rounds) >= plan.faults):
         if len(bag) < 2:
-            fresh = list(names)
+            fresh = [name for name in names for _ in range(FAULTS[name].often if len(names) == len(FAULTS) else 1)]
             rng.shuffle(fresh)
             bag += fresh
         chosen = [FAULTS[bag.pop(0)](random.Random(rng.random()))]
         other = FAULTS[bag[0]]
-        if rng.random() < plan.double and other.part != chosen[0].part and not (other.alone or chosen[0].alone):
+        if rng.random() < plan.double and other.kind != chosen[0].kind and not (other.alone or chosen[0].alone):
             chosen.append(FAULTS[bag.pop(0)](random.Random(rng.random())))
         _round(chosen, world, result, began, say)
 

@@ -45,6 +45,7 @@ class WorkerFromKafka(_Cut):
     """Records, heartbeats and commits do not pass, at times for longer than a session."""
 
     kind, part, link, hold_s = "cut: workers and broker", "network", "worker-kafka", (1.0, 9.0)
+    often = 1
 
 
 class WorkerFromPostgres(_Cut):
@@ -57,6 +58,7 @@ class WorkerFromRegistry(_Cut):
     """Workers do not reach the registry, and one of them is new."""
 
     kind, part, link = "cut: workers and registry", "network", "worker-registry"
+    often = 1
 
     def inject(self, world: World) -> str:
         told = super().inject(world)
@@ -70,6 +72,7 @@ class RelayForgotten(Fault):
     """A firewall forgets the relay's connections to the database: they stay silent for ever, new ones pass."""
 
     kind, part, hold_s = "connections forgotten: relay and PostgreSQL", "network", (0.5, 1.0)
+    often = 1
 
     def inject(self, world: World) -> str:
         before = world.slot_pid()
@@ -81,6 +84,7 @@ class RelayForgottenByKafka(Fault):
     """The same to the broker."""
 
     kind, part, hold_s = "connections forgotten: relay and broker", "network", (0.5, 1.0)
+    often = 1
 
     def inject(self, world: World) -> str:
         return f"{world.link('relay-kafka').forget()} connections"
@@ -90,6 +94,7 @@ class WorkersForgottenByKafka(Fault):
     """The same for workers: they notice by their requests' time limit."""
 
     kind, part, hold_s = "connections forgotten: workers and broker", "network", (0.5, 1.0)
+    often = 1
 
     def inject(self, world: World) -> str:
         return f"{world.link('worker-kafka').forget(0.5)} connections"

@@ -20,6 +20,7 @@ class Fault:
     part: ClassVar[str] = ""
     hold_s: ClassVar[tuple[float, float]] = (0.5, 2.5)
     alone: ClassVar[bool] = False  # never together with another
+    often: ClassVar[int] = 3  # how often in one turn through all kinds: what takes long comes once
     violations: list[str]
 
     def __init__(self, rng: random.Random) -> None:

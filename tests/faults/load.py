@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 from confluent_kafka import murmur2
 
+from pipeline.errors import PipelineError
 from tests.faults.bank import Letter, Moved, Parcel, app
 
 __all__ = ["Load"]
@@ -22,7 +23,7 @@ __all__ = ["Load"]
 ACCOUNTS = 40
 PARTITIONS = 6
 CANARIES = sorted({murmur2(f"canary-{n}".encode(), PARTITIONS): f"canary-{n}" for n in range(60)}.values())
-_ERRORS = (psycopg.Error, OSError)
+_ERRORS = (psycopg.Error, PipelineError, OSError)
 
 
 class Load:

@@ -31,6 +31,7 @@ class BrokerKilled(_Killed):
     """The broker dies and recovers its logs."""
 
     kind, part, server, hold_s = "broker killed", "kafka", "kafka", (0.2, 1.5)
+    often = 1
 
 
 class PostgresKilled(_Killed):
@@ -43,6 +44,7 @@ class RegistryKilled(_Killed):
     """The registry dies; a worker that starts meanwhile knows no schema."""
 
     kind, part, server, hold_s = "registry killed, worker started without it", "registry", "registry", (1.5, 3.0)
+    often = 1
 
     def inject(self, world: World) -> str:
         worker = self.rng.choice(world.workers)
@@ -57,6 +59,7 @@ class BrokerRestarted(Fault):
     """The broker stops in good order and comes back."""
 
     kind, part, hold_s = "broker restarted", "kafka", (0.1, 1.0)
+    often = 1
 
     def inject(self, world: World) -> str:
         world.servers.local.stop("kafka")
@@ -145,15 +148,18 @@ class BrokerStopped(_Stopped):
     """The broker stands still for longer than requests and sessions may take."""
 
     kind, part, server, hold_s = "broker stopped (SIGSTOP)", "kafka", "kafka", (7.0, 11.5)
+    often = 1
 
 
 class PostgresStopped(_Stopped):
     """The database stands still."""
 
     kind, part, server, hold_s = "PostgreSQL stopped (SIGSTOP)", "postgres", "postgres", (3.5, 6.0)
+    often = 1
 
 
 class RegistryStopped(_Stopped):
     """The registry stands still."""
 
     kind, part, server, hold_s = "registry stopped (SIGSTOP)", "registry", "registry", (2.0, 5.0)
+    often = 1

@@ -57,6 +57,7 @@ class Throttled(Fault):
     """A quota lets hardly anything through."""
 
     kind, part, hold_s = "broker throttles by quota", "kafka", (1.0, 3.0)
+    often = 1
 
     def inject(self, world: World) -> str:
         world.admin_tool("kafka.admin.ConfigCommand", *self._words("--add-config", "producer_byte_rate=3000"))
@@ -74,6 +75,7 @@ class DiskFull(Fault):
     """The broker's disk runs full: it ends, and comes back with room."""
 
     kind, part, hold_s = "broker's disk full", "kafka", (0.2, 1.0)
+    often = 1
 
     def inject(self, world: World) -> str:
         how = world.servers.fill_disk()
@@ -96,6 +98,7 @@ class TopicRecreated(Fault):
     """
 
     kind, part, hold_s = "topic deleted and made again", "kafka", (1.0, 3.0)
+    often = 1
     alone = True
 
     def inject(self, world: World) -> str:
