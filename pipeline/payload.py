@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import fastavro
+from fastavro import _read_py
 
-from pipeline.avro import PERSONAL, schema_of
+from pipeline.avro import PERSONAL, recursive, schema_of
 from pipeline.codec import WriterSchemas, unframe
 from pipeline.errors import PoisonError
 from pipeline.event import Message
 from pipeline.failure import MASK
 
 __all__ = ["Payload", "look"]
+
+_UNREADABLE = (
+    ValueError, TypeError, LookupError, EOFError, OverflowError, StopIteration, MemoryError, RecursionError
+)  # fmt: skip
 
 Json = Any  # a decoded value or a schema: typed more narrowly it says nothing more
 
@@ -56,9 +61,11 @@ def look(value: bytes | None, schemas: WriterSchemas, *, model: type[Message] | 
     schema = json.loads(schemas.text(schema_id))
     name = str(schema.get("name")) if isinstance(schema, dict) else None
     stream = io.BytesIO(body)
+    # the C reader ends the process where bytes nest too deeply; the Python one raises
+    read = _read_py.schemaless_reader if recursive(schema) else fastavro.schemaless_reader
     try:
-        data = fastavro.schemaless_reader(stream, fastavro.parse_schema(schema), None)
-    except (ValueError, TypeError, LookupError, EOFError, OverflowError, StopIteration, MemoryError) as error:
+        data = read(stream, fastavro.parse_schema(schema), None)
+    except _UNREADABLE as error:
         return Payload(name, schema_id, None, problem=f"not a record of schema id {schema_id}: {type(error).__name__}")
     if stream.tell() != len(body):
         return Payload(name, schema_id, None, problem=f"bytes left over after a record of schema id {schema_id}")

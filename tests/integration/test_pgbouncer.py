@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -43,20 +44,37 @@ def fresh() -> Pipeline:
 
 
 @pytest.fixture(scope="session")
-def binary() -> str:
-    found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+def binary(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """How to run PgBouncer: installed, else installed as root, else unpacked from Debian's packages as anybody."""
+    where = f"{os.environ.get('PATH', '')}:/usr/sbin"
+    if found := shutil.which("pgbouncer", path=where):
+        return [found]
+    if shutil.which("apt-get"):
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "pgbouncer"]):
-            subprocess.run(command, capture_output=True, check=False, env=quiet)
-        found = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
-    if found is None:
-        pytest.fail("this test needs PgBouncer: sudo apt-get install pgbouncer (or your distribution's package)")
-    return found
+        if os.geteuid() == 0:
+            for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "pgbouncer"]):
+                subprocess.run(command, capture_output=True, check=False, env=quiet)
+            if found := shutil.which("pgbouncer", path=where):
+                return [found]
+        elif unpacked := _unpacked(tmp_path_factory.mktemp("pgbouncer")):
+            return unpacked
+    pytest.fail("this test needs PgBouncer: sudo apt-get install pgbouncer (or your distribution's package)")
+
+
+def _unpacked(folder: Path) -> list[str] | None:
+    """Fetch and unpack the packages without installing them, which needs no rights; None where that fails."""
+    listed = subprocess.run(["apt-cache", "depends", "pgbouncer"], capture_output=True, text=True, check=False).stdout
+    libraries = re.findall(r"^  Depends: (lib(?:event|cares|c-ares)\S*)", listed, re.MULTILINE)
+    subprocess.run(["apt-get", "download", "pgbouncer", *libraries], cwd=folder, capture_output=True, check=False)
+    for package in folder.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", str(package), str(folder)], capture_output=True, check=False)
+    found = folder / "usr/sbin/pgbouncer"
+    path = ":".join(sorted({str(file.parent) for file in folder.rglob("*.so*")}))
+    return ["env", f"LD_LIBRARY_PATH={path}", str(found)] if found.exists() else None
 
 
 @pytest.fixture
-def pooled(binary: str, database: Database, tmp_path: Path) -> Iterator[str]:
+def pooled(binary: list[str], database: Database, tmp_path: Path) -> Iterator[str]:
     """DSN of a PgBouncer with two server connections, used in turn."""
     parts = conninfo.conninfo_to_dict(database.dsn)
     with socket.socket() as probe:
@@ -74,7 +92,7 @@ def pooled(binary: str, database: Database, tmp_path: Path) -> Iterator[str]:
     for folder in (tmp_path, *list(tmp_path.parents)[:2]):  # pytest's own: nobody has to pass
         folder.chmod(folder.stat().st_mode | 0o711)
     as_user = ["-u", "nobody"] if os.geteuid() == 0 else []
-    with subprocess.Popen([binary, "-q", *as_user, str(config)], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*binary, "-q", *as_user, str(config)], stderr=subprocess.PIPE, text=True) as process:
         try:
             yield _when_up(process, f"postgresql://anyone@127.0.0.1:{port}/pooled")
         finally:

@@ -88,3 +88,15 @@ def test_bytes_left_over_are_not_hidden() -> None:
 def test_the_registry_being_down_is_not_the_records_fault() -> None:
     with pytest.raises(SchemaError, match="down"):
         look(encode(SIGNED, 7), Schemas(), model=None, reveal=False)
+
+
+class Tree(Event, aggregate="tree", key="name"):
+    name: str
+    inner: Tree | None = None
+
+
+def test_bytes_that_nest_too_deeply_are_a_problem_and_not_the_end_of_the_process() -> None:
+    deep = b"\0" + (7).to_bytes(4, "big") + b"\x02a\x02" * 200_000
+    shown = look(deep, Schemas(Tree), model=None, reveal=True)
+    assert shown.data is None
+    assert "RecursionError" in (shown.problem or "")
