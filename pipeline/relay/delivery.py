@@ -116,6 +116,8 @@ class Delivery:
 
     def take(self, batch: Batch) -> None:
         """Accept a batch: it is sent at the next ``serve``."""
+        if not self.under_way:
+            self._progress_at = self._clock()  # nothing was owed: standby or idle, for however long
         for index, (error, lsn) in batch.dead.items():
             batch.records[index] = self._bury(batch.records[index], error.what, "Unroutable", lsn)
         self.size += batch.size

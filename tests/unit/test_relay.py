@@ -397,6 +397,27 @@ def test_a_standby_is_ready_and_drops_what_it_had_in_flight() -> None:
     assert (health.role, health.reasons) == ("standby", {})
 
 
+def test_a_relay_that_takes_over_after_long_is_ready_all_the_time() -> None:
+    clock, stop, broker = Clock(), Stop(), Broker()
+
+    class Later(FakeSource):
+        def start(self) -> bool:
+            return self.clock.now > 1060 and super().start()
+
+    class Slow(FakeProducer):
+        def poll(self, wait_s: float, *, hurry: bool) -> str:
+            return "" if self.clock.now < 1062 and self.clock.sleep(0.2) is None else super().poll(wait_s, hurry=hurry)
+
+    source = Later(history([2]), {"confirmed": 0}, broker, lambda n: 0, clock, stop, faults=False)
+    health = Health()
+    relay = Relay(
+        "outbox", source, lambda: Slow(broker, lambda n: 0, clock, False), meter=SilentMeter(), health=health,
+        clock=clock, now=clock, sleep=clock.sleep,
+    )  # fmt: skip
+    relay.run(stop)
+    assert (source.server["confirmed"], health.seen) == (100, [])
+
+
 def test_an_error_that_no_retry_helps_ends_the_relay() -> None:
     clock, stop = Clock(), Stop()
 
