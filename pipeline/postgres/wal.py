@@ -132,6 +132,7 @@ class WalSource:
         self._acknowledged = max(self._acknowledged, position)
         if self._storing and store.done():
             self._stored, self._storing = self._storing, 0
+        self._check_store(now)
         if not self._storing and self._acknowledged > self._stored and (final or self._due(now)):
             self._storing, self._stored_at = self._acknowledged, now
             store.begin(Position(self._server.system_id, self._server.timeline, self._storing))
@@ -139,6 +140,7 @@ class WalSource:
             if store.done():
                 self._stored, self._storing = self._storing, 0
             else:
+                self._check_store(self._clock())
                 time.sleep(0.001)
         if self._stored > self._told or self._asked or now - self._told_at >= self._settings.status_every_s or final:
             self._told = max(self._told, self._stored)
@@ -186,6 +188,15 @@ class WalSource:
         self._storing = 0
         self._told = slot.confirmed
         return True
+
+    def _check_store(self, now: float) -> None:
+        """Give up on a write that gets no answer: the slot would hold back WAL, and nobody be told."""
+        if self._storing and now - self._stored_at > self._settings.liveness_s:
+            raise SourceError(
+                f"PostgreSQL: the relay's position was not stored within {self._settings.liveness_s:.0f} s",
+                remedy="is the connection cut?",
+                retryable=True,
+            )
 
     def _due(self, now: float) -> bool:
         """Tell whether to store now: at once after rows, seldom while idle."""
