@@ -85,6 +85,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         *(f"- {name}: {value}" for name, value in result["scaled"].items()),
         "",
+        _TAIL,
     ]
     if result["violations"]:
         words += ["## What was broken\n", *(f"- {line}" for line in result["violations"]), ""]
@@ -126,4 +127,23 @@ machine. `make test` has a short run with a fixed seed.
 
 A topic that is deleted takes its records with it: nothing can bring those back. So that fault reads and counts them
 first, once all of them are handled; what is committed while the topic is missing has to come when it is there again.
+"""  # noqa: E501 — a table of Markdown
+
+_TAIL = """\
+## What campaigns found
+
+| found | mended |
+|---|---|
+| a worker told to end while its group rebalanced: its last commit was refused, and what it had done since the one before was done again | it takes part in the rebalance, then commits |
+| an acknowledgement that came after its topic was deleted ended the relay, or counted for a later record | counted where it belongs |
+| a standby that took over said at once that nothing had been acknowledged for ten seconds | time counts while something is owed |
+| a connection that a firewall forgot kept the relay from ever storing its position, and from ending at SIGTERM | a write without an answer is a lost connection |
+
+## What is known
+
+- A topic that is deleted and made again **while its consumers run** ends their worker: the group's old offsets, which the
+  worker commits again, lie beyond the new topic's end. Stop the topic's consumers first, as the campaign does.
+- Where an event waits in place for its next attempt, what was handled behind it on its partition is handled again when
+  the partition moves or the worker ends. So the faults that drain workers let no event fail meanwhile.
+- At a rebalance between live workers a few records can be handled twice: the group refuses commits until it is over.
 """  # noqa: E501 — a table of Markdown
