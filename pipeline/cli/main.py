@@ -20,6 +20,7 @@ _COMMANDS = {
     "down": "local",
     "status": "local",
     "demo": "demo",
+    "dev": "dev",
     "db": "db",
     "schema": "schema",
     "topics": "topics",
