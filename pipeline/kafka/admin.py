@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -16,6 +17,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from pipeline.errors import BrokerError
 from pipeline.kafka.errors import translate
 from pipeline.topics import TopicSpec
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Topics"]
 
 _TIMEOUT_S = 30.0
+_PAUSE_S = 0.05
 
 
 class Topics:
@@ -73,6 +76,7 @@ class Topics:
         futures = self._admin.create_partitions([NewPartitions(name, total)], operation_timeout=_TIMEOUT_S)
         for future in futures.values():
             _await(future, f"partitions of {name}")
+        _until(lambda: self.partitions().get(name, 0) >= total, f"partitions of {name}")
 
     def configure(self, name: str, config: Mapping[str, str]) -> None:
         """Set the named settings of a topic and leave the others as they are."""
@@ -82,6 +86,20 @@ class Topics:
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
         for future in self._admin.incremental_alter_configs([resource], request_timeout=_TIMEOUT_S).values():
             _await(future, f"settings of {name}")
+        _until(lambda: config.items() <= self.configs([name])[name].items(), f"settings of {name}")
+
+
+def _until(seen: Callable[[], bool], what: str) -> None:
+    """Wait until the broker shows a change that its controller has accepted: it applies it a moment later."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not seen():
+        if time.monotonic() > deadline:
+            raise BrokerError(
+                f"Kafka: {what}: accepted, but not applied within {_TIMEOUT_S:.0f} s",
+                remedy="look at the broker's log, then ask again",
+                retryable=True,
+            )
+        time.sleep(_PAUSE_S)
 
 
 def _await(future: Future[Any], what: str, ignore: int | None = None) -> Any:  # as the client's futures are typed

