@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +54,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         for fault in rounds
         if fault["kind"] == "relay killed" and "taken over after " in fault["detail"]
     )
+    drains = [int(n) for fault in rounds for n in re.findall(r"(\d+) handled twice", fault["detail"])]
     slowest = _slowest(rounds)
     figures = [
         ("faults, kinds", f"{len(rounds)}, {len(by_kind)}"),
@@ -69,6 +71,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         ("longest recovery", f"{slowest[0]:.1f} s ({slowest[1]})"),
         ("standby relay takes over from a killed one", f"{takeovers[len(takeovers) // 2]:.1f} s median, "
          f"{takeovers[-1]:.1f} s longest of {len(takeovers)}" if takeovers else "not seen"),
+        ("workers ended in good order; with nothing handled again; handled again in all",
+         f"{len(drains)}; {drains.count(0)}; {sum(drains)}"),
         ("processes that ended by themselves and were started again", str(len(result["self_ended"]))),
     ]  # fmt: skip
     words = [
@@ -123,7 +127,7 @@ machine. `make test` has a short run with a fixed seed.
 | order kept | the first copies of a key's events have rising numbers on one partition; the first handlings of a key too. The numbers are taken under a row lock that is held until the commit |
 | duplicates harmless | a handler with an inbox table has each effect exactly once, in order |
 | one bad record stops nobody | poison, rejected and exhausted records are on the DLQ of every group that reads them, and no healthy record is |
-| nobody does twice what was drained | around a worker that ended by SIGTERM nothing is handled again |
+| a worker that ends in good order leaves next to nothing to be done twice | around a SIGTERM what is handled again is counted and bounded |
 
 A topic that is deleted takes its records with it: nothing can bring those back. So that fault reads and counts them
 first, once all of them are handled; what is committed while the topic is missing has to come when it is there again.
@@ -143,7 +147,8 @@ _TAIL = """\
 
 - A topic that is deleted and made again **while its consumers run** ends their worker: the group's old offsets, which the
   worker commits again, lie beyond the new topic's end. Stop the topic's consumers first, as the campaign does.
-- Where an event waits in place for its next attempt, what was handled behind it on its partition is handled again when
-  the partition moves or the worker ends. So the faults that drain workers let no event fail meanwhile.
+- What was handled behind an event that is not done yet, on the same partition, is handled again when the partition moves
+  or the worker ends: behind one that waits in place for its next attempt, or in a queue of its key. The
+  faults that drain workers let no event fail meanwhile.
 - At a rebalance between live workers a few records can be handled twice: the group refuses commits until it is over.
 """  # noqa: E501 — a table of Markdown
