@@ -81,7 +81,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "| | |\n|---|---|",
         *(f"| {name} | {value} |" for name, value in figures),
         "",
-        "Recovery is from the end of a fault until an event that was committed after it was handled by two groups.",
+        "Recovery is from the end of a fault until all groups have handled fresh messages of every partition.",
         "",
         *table,
         "",
