@@ -83,6 +83,7 @@ class GroupConsumer:
         self._group = group
         self._listener: Listener | None = None
         self._starts: dict[str, Start] = {}
+        self._closing = False
         classic = options.get("group.protocol", "classic") == "classic"
         if classic and options.get("partition.assignment.strategy", "cooperative-sticky") != "cooperative-sticky":
             raise ConfigError(
@@ -160,6 +161,7 @@ class GroupConsumer:
 
     def close(self) -> None:
         """Leave the group."""
+        self._closing = True
         try:
             self._consumer.close()
         except KafkaException as raised:
@@ -252,6 +254,8 @@ class GroupConsumer:
     # ── called by the client ───────────────────────────────────────────────────────────────────────────────────
 
     def _assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._closing:
+            return  # on its way out the client answers no questions, and nothing is begun any more
         stored = self._stored(partitions) if partitions else []
         without = [p for p in stored if p.offset < 0]
         starts = {(p.topic, p.partition): p.offset for p in stored if p.offset >= 0}

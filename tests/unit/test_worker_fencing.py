@@ -313,6 +313,24 @@ def test_what_a_rebalance_takes_during_a_drain_is_committed_once_and_not_by_the_
     assert waited == [{(TOPIC, 0), (TOPIC, 1)}, {(TOPIC, 1)}]
 
 
+def test_a_key_that_was_held_back_is_free_when_its_partition_comes_back(benches: Callable[..., Bench]) -> None:
+    begun: list[int] = []
+
+    def bill(event: Placed, ctx: Context) -> None:
+        begun.append(event.n)
+        raise ValueError
+
+    bench = benches(bill, retry=RetryPolicy(attempts=5, first_s=300, cap_s=300))
+    bench.put(0)
+    until(lambda: begun == [0])
+    source = bench.source
+    until(lambda: bench.worker._timers)
+    source.do(lambda: source.listener.revoked([(TOPIC, 0)]))
+    source.do(lambda: source.listener.assigned({(TOPIC, 0): 0}))
+    bench.put(0)
+    until(lambda: begun == [0, 0])
+
+
 def test_records_of_a_partition_that_is_not_ours_are_dropped(benches: Callable[..., Bench]) -> None:
     gate = Gate()
     gate.open.set()
