@@ -16,7 +16,8 @@ from pipeline.definition import DEFAULT_PARTITIONS, Group, Handler, Order, Queue
 from pipeline.endpoints import postgres_dsn
 from pipeline.errors import ConfigError
 from pipeline.event import Event, Job, Message
-from pipeline.job import EnqueueOptions, Options, Wanted, store_jobs
+from pipeline.flow import Flow
+from pipeline.job import EnqueueOptions, Options, Wanted, replace_payload, store_jobs
 from pipeline.outbox import Envelope, Outbox, SchemaIds, Steps, adrive, drive, uuid7
 from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
 from pipeline.schedule import Missed, Overlap, Schedule, tick_handler, tick_model
@@ -27,6 +28,7 @@ from pipeline.writers import AsyncConnection, Connection, async_executor, execut
 __all__ = ["Pipeline"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
 Headers = Mapping[str, str]
 
 
@@ -293,6 +295,31 @@ class Pipeline:
     ) -> list[UUID]:
         """Do what ``enqueue_many`` does, on an async connection."""
         return await adrive(self._store_jobs(jobs, options), async_executor(conn))
+
+    def enqueue_flow(self, conn: Connection, flow: Flow, **options: Unpack[EnqueueOptions]) -> UUID:
+        """Store a flow, children first and then their parent with their results; return the id of its last job.
+
+        Options are those of ``enqueue``, for all its jobs, without delay and unique. Raises ConfigError for a cycle.
+        """
+        return self.run(conn, self._store_flow(flow, options))
+
+    def edit(self, job_id: UUID | str, job: Job) -> Steps[None]:
+        """Give a delayed job other arguments: ``app.run(conn, app.edit(job_id, job))``. Raises JobError if it left."""
+        return replace_payload(job_id, self._wanted(job, Options()), self._schema_ids)
+
+    def run(self, conn: Connection, steps: Steps[R]) -> R:
+        """Do what ``pipeline.jobs`` has, in the caller's transaction: ``app.run(conn, jobs.cancel(job_id))``."""
+        return drive(steps, executor(conn))
+
+    async def arun(self, conn: AsyncConnection, steps: Steps[R]) -> R:
+        """Do what ``run`` does, on an async connection."""
+        return await adrive(steps, async_executor(conn))
+
+    def _store_flow(self, flow: Flow, given: EnqueueOptions) -> Steps[UUID]:
+        options = Options(**given)
+        wanted = flow.wanted(lambda job: self._wanted(job, options))
+        ids = yield from store_jobs(wanted, self.outbox, self._schema_ids)
+        return ids[-1]
 
     def _store_jobs(self, jobs: Iterable[Job], given: EnqueueOptions) -> Steps[list[UUID]]:
         options = Options(**given)

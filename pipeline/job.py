@@ -21,7 +21,17 @@ from pipeline.outbox import Envelope, Outbox, SchemaIds, Statement, Steps
 from pipeline.row import COLUMNS, placeholders
 from pipeline.topics import PRIORITIES, Priority, priority_topic
 
-__all__ = ["FINISHED", "EnqueueOptions", "OnFailure", "Options", "State", "Unique", "Wanted", "store_jobs"]
+__all__ = [
+    "FINISHED",
+    "EnqueueOptions",
+    "OnFailure",
+    "Options",
+    "State",
+    "Unique",
+    "Wanted",
+    "replace_payload",
+    "store_jobs",
+]
 
 State = Literal["blocked", "delayed", "waiting", "running", "retrying", "done", "dead", "cancelled"]
 OnFailure = Literal["fail", "ignore", "continue"]
@@ -134,13 +144,17 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One job to be stored. ``queue`` is the full name. Children of a flow have ``parent``, parents ``children``."""
+    """One job to be stored. ``queue`` is the full name.
+
+    Children of a flow have ``parent`` and ``place`` (among its children), parents ``children`` (how many).
+    """
 
     id: UUID
     job: Job
     queue: str
     options: Options
     parent: UUID | None = None
+    place: int = 0
     on_failure: OnFailure | None = None
     children: int = 0
 
@@ -173,6 +187,18 @@ def store_jobs(orders: Sequence[Wanted], outbox: Outbox, schema_ids: SchemaIds) 
     return [holders.get(order.id, order.id) for order in orders]
 
 
+def replace_payload(job_id: UUID | str, order: Wanted, schema_ids: SchemaIds) -> Steps[None]:
+    """Give a job that has not left other arguments. Raises JobError where it left, or is of another type."""
+    schema_id = yield from schema_ids.find(order.queue, type(order.job))
+    row = _WAITING_ROOM.row(UUID(str(job_id)), Envelope(order.job, order.queue), schema_id)
+    values = dict(zip(COLUMNS, row, strict=True))
+    given = (values["payload"], values["aggregateid"], str(job_id), order.job.message_type.name)
+    if not (yield Statement(_EDIT, [given], returns=True)):
+        raise JobError(
+            f"job {job_id}: no delayed {order.job.message_type.name} with this id", remedy="pipeline jobs show ID"
+        )
+
+
 def _later(order: Wanted) -> bool:
     return bool(order.children or order.options.delay_s or order.options.run_at is not None)
 
@@ -203,6 +229,7 @@ def _told(order: Wanted, key: str | None) -> dict[str, Any]:
         "run_at": options.run_at.isoformat() if options.run_at is not None else None,
         "unique_key": key,
         "parent": str(order.parent) if order.parent else None,
+        "place": order.place,
         "on_failure": order.on_failure,
         "children": order.children,
     }
@@ -266,13 +293,19 @@ _DUE_VALUES = placeholders(COLUMNS, 0, "bytes").removesuffix(")") + (
 )
 _DUE = f"INSERT INTO pipeline.due ({', '.join(COLUMNS)}, due_at) VALUES {_DUE_VALUES}"  # noqa: S608 — fixed names
 
+_EDIT = """
+UPDATE pipeline.due SET payload = %s, aggregateid = %s WHERE id = CAST(%s AS uuid) AND type = %s RETURNING id
+"""
+
 _TRACK = """
-INSERT INTO pipeline.job (id, queue, type, state, priority, tags, due_at, unique_key, parent, on_failure, children)
+INSERT INTO pipeline.job (id, queue, type, state, priority, tags, due_at, unique_key, parent, place, on_failure,
+                          children)
 SELECT x.id, x.queue, x.type, x.state, x.priority, x.tags,
        coalesce(x.run_at, clock_timestamp() + make_interval(secs => x.delay_s)),
-       x.unique_key, x.parent, x.on_failure, x.children
+       x.unique_key, x.parent, x.place, x.on_failure, x.children
 FROM json_to_recordset(CAST(%s AS json)) AS x(id uuid, queue text, type text, state text, priority text, tags text[],
-     delay_s float8, run_at timestamptz, unique_key text, parent uuid, on_failure text, children integer)
+     delay_s float8, run_at timestamptz, unique_key text, parent uuid, place integer, on_failure text,
+     children integer)
 """
 
 _CLAIM = """

@@ -27,6 +27,7 @@ _COMMANDS = {
     "connector": "connector",
     "consumer": "consumer",
     "scheduler": "scheduler",
+    "jobs": "jobs",
     "outbox": "outbox",
     "dlq": "dlq",
 }

@@ -61,7 +61,7 @@ class JobRows:
         return 0 if found is None else int(found[0])
 
     def children(self, job_id: str) -> Sequence[Child]:
-        """Return the finished children of a flow, in the order of their ids, which is that of the flow."""
+        """Return the finished children of a flow, in the order in which they were given."""
         with self._open() as conn:
             rows = conn.execute(_CHILDREN, (job_id,)).fetchall()
         return [Child(*row) for row in rows]
@@ -102,5 +102,5 @@ RETURNING least(CAST(%(n)s AS integer), floor(f.tokens))
 
 _CHILDREN = """
 SELECT CAST(id AS text), type, state, result FROM pipeline.job
-WHERE parent = %s AND finished_at IS NOT NULL ORDER BY id
+WHERE parent = %s AND finished_at IS NOT NULL ORDER BY place
 """

@@ -99,7 +99,7 @@ class Desk:
             for worker in workers:
                 worker.stop()
             for thread in threads:
-                thread.join(20)
+                thread.join(60)
             rows.close()
         assert errors == []
 

@@ -22,6 +22,7 @@ CREATE TABLE pipeline.job (
     error       text,                                          -- class only: messages can quote payload
     unique_key  text,
     parent      uuid,                                          -- of a flow's child
+    place       integer     NOT NULL DEFAULT 0,                -- among its parent's children
     on_failure  text,                                          -- what its failure means to the parent
     told        boolean     NOT NULL DEFAULT false,            -- whether the parent has counted it
     children    integer     NOT NULL DEFAULT 0,                -- those that a blocked one still waits for

@@ -97,6 +97,7 @@ DO $$
 DECLARE role record;
 BEGIN
     FOR role IN VALUES ('pipeline_relay', 'LOGIN REPLICATION'), ('pipeline_writer', 'NOLOGIN'),
+                       ('pipeline_worker', 'NOLOGIN'), ('pipeline_scheduler', 'NOLOGIN'),
                        ('pipeline_pruner', 'NOLOGIN'), ('pipeline_operator', 'NOLOGIN') LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role.column1) THEN
             EXECUTE format('CREATE ROLE %I %s', role.column1, role.column2);
@@ -111,6 +112,18 @@ GRANT SELECT, INSERT, UPDATE ON pipeline.relay_position TO pipeline_relay;
 GRANT USAGE ON SCHEMA pipeline TO pipeline_writer;
 GRANT INSERT ON pipeline.outbox TO pipeline_writer;
 GRANT SELECT ON pipeline.schema_id TO pipeline_writer;
+GRANT SELECT, INSERT, UPDATE, DELETE ON pipeline.job, pipeline.job_key, pipeline.due TO pipeline_writer;
+
+GRANT USAGE ON SCHEMA pipeline TO pipeline_worker;
+GRANT SELECT, UPDATE ON pipeline.job TO pipeline_worker;
+GRANT SELECT, UPDATE, DELETE ON pipeline.job_key, pipeline.due TO pipeline_worker;
+GRANT SELECT, INSERT, UPDATE ON pipeline.rate TO pipeline_worker;
+GRANT SELECT ON pipeline.control TO pipeline_worker;
+
+GRANT USAGE ON SCHEMA pipeline TO pipeline_scheduler;
+GRANT INSERT ON pipeline.outbox TO pipeline_scheduler;
+GRANT SELECT, INSERT, UPDATE, DELETE ON pipeline.due, pipeline.job, pipeline.job_key, pipeline.job_count,
+    pipeline.job_delta, pipeline.schedule, pipeline.tick TO pipeline_scheduler;
 
 GRANT USAGE ON SCHEMA pipeline TO pipeline_pruner;
 GRANT SELECT, DELETE ON pipeline.outbox TO pipeline_pruner;
@@ -119,5 +132,8 @@ GRANT SELECT, INSERT, DELETE ON pipeline.prune_point TO pipeline_pruner;
 
 GRANT USAGE ON SCHEMA pipeline TO pipeline_operator;
 GRANT SELECT ON ALL TABLES IN SCHEMA pipeline TO pipeline_operator;
-GRANT INSERT, UPDATE ON pipeline.schema_id, pipeline.dead_letter TO pipeline_operator;
+GRANT INSERT, UPDATE ON pipeline.schema_id, pipeline.dead_letter, pipeline.control TO pipeline_operator;
+GRANT UPDATE ON pipeline.job TO pipeline_operator;
+GRANT UPDATE, DELETE ON pipeline.job_key, pipeline.due TO pipeline_operator;
+GRANT INSERT, DELETE ON pipeline.outbox TO pipeline_operator;
 """

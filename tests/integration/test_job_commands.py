@@ -1,0 +1,230 @@
+"""What people ask and command of jobs: by Python in their own transaction, and by the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from servers import Database
+
+from pipeline import Job, Pipeline, jobs
+from pipeline.errors import ConfigError, JobError
+from pipeline.postgres.tidy import tidy
+
+APP = """
+from pipeline import Context, Job, Pipeline, RetryPolicy
+app = Pipeline("shop", topic_prefix="")
+
+class Mail(Job, queue="email", format="json"):
+    to: str
+    copies: int = 1
+
+@app.job(Mail, retry=RetryPolicy(attempts=4, first_s=5, factor=4, cap_s=60, jitter=0))
+def mail(job: Mail, ctx: Context) -> None: ...
+
+@app.schedule("0 3 * * *", name="nightly", timezone="Europe/Berlin")
+async def nightly(ctx: Context) -> None: ...
+"""
+
+app = Pipeline("shop", topic_prefix="")
+
+
+class Mail(Job, queue="email", format="json"):
+    to: str
+
+
+class Other(Job, queue="other", format="json"):
+    to: str
+
+
+@pytest.fixture
+def conn(database: Database) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(database.dsn) as connection:
+        yield connection
+
+
+def finish(conn: psycopg.Connection[Any], job_id: UUID, state: str) -> None:
+    conn.execute("SELECT pipeline.settle_jobs(%s)", (json.dumps([{"id": str(job_id), "state": state}]),))
+
+
+def states(conn: psycopg.Connection[Any]) -> dict[tuple[str, str], int]:
+    return {(queue, state): n for queue, _, state, n in app.run(conn, jobs.counts())}
+
+
+def test_lists_are_filtered_and_paged_and_counts_agree(conn: psycopg.Connection[Any]) -> None:
+    ids = [app.enqueue(conn, Mail(to=str(n)), tags=["odd"] if n % 2 else []) for n in range(25)]
+    other = app.enqueue(conn, Other(to="x"), delay_s=60)
+    for job_id in ids[:5]:
+        finish(conn, job_id, "done")
+    newest = sorted((*ids, other), reverse=True)
+    assert [row.id for row in app.run(conn, jobs.listing(limit=26))] == newest
+    found: list[UUID] = []
+    while page := app.run(conn, jobs.listing(queue="shop.jobs.email", before=found[-1] if found else None, limit=7)):
+        found += [row.id for row in page]
+    assert found == sorted(ids, reverse=True)
+    assert {row.id for row in app.run(conn, jobs.listing(state="done"))} == set(ids[:5])
+    assert [row.id for row in app.run(conn, jobs.listing(state="delayed", type_name="Other"))] == [other]
+    assert {row.id for row in app.run(conn, jobs.listing(tag="odd", state="waiting"))} == set(ids[5::2])
+    expected = {("shop.jobs.email", "done"): 5, ("shop.jobs.email", "waiting"): 20, ("shop.jobs.other", "delayed"): 1}
+    assert states(conn) == expected
+    conn.commit()
+    conn.autocommit = True
+    tidy(conn, keep_days=7)
+    with conn.transaction():
+        assert states(conn) == expected
+        assert {row.id for row in app.run(conn, jobs.listing(state="done"))} == set(ids[:5])
+
+
+def test_lists_and_counts_read_the_index_and_not_the_table(conn: psycopg.Connection[Any]) -> None:
+    conn.execute(
+        "INSERT INTO pipeline.job (id, queue, type, state) SELECT gen_random_uuid(), 'q' || n % 3, 't' || n % 5,"
+        " CASE WHEN n % 100 = 0 THEN 'dead' ELSE 'done' END FROM generate_series(1, 60000) AS n"
+    )
+    conn.commit()
+    conn.autocommit = True
+    for _ in range(3):
+        tidy(conn, keep_days=7)
+    conn.execute("VACUUM ANALYZE pipeline.job")
+    for steps in (jobs.listing(state="dead"), jobs.listing(queue="q1"), jobs.listing(), jobs.counts()):
+        statement = next(steps)
+        plan = conn.execute(b"EXPLAIN (ANALYZE, FORMAT JSON) " + statement.sql.encode(), statement.rows[0]).fetchone()
+        assert plan is not None
+        assert "Seq Scan on job" not in json.dumps(plan[0]).replace('"Relation Name": "job_', "")
+        assert _rows_read(plan[0][0]["Plan"]) < 3000
+
+
+def _rows_read(plan: dict[str, Any]) -> float:
+    assert not (plan["Node Type"] == "Seq Scan" and plan.get("Relation Name") == "job")
+    own = plan["Actual Rows"] * plan["Actual Loops"] if plan.get("Relation Name") == "job" else 0
+    return float(own + sum(_rows_read(child) for child in plan.get("Plans", ())))
+
+
+def test_a_delayed_job_is_rescheduled_edited_and_then_no_more(conn: psycopg.Connection[Any]) -> None:
+    job_id = app.enqueue(conn, Mail(to="old"), delay_s=60)
+    when = datetime(2031, 1, 1, tzinfo=UTC)
+    assert app.run(conn, jobs.reschedule(job_id, run_at=when)) == when
+    app.run(conn, app.edit(job_id, Mail(to="new")))
+    row = conn.execute("SELECT due_at, payload FROM pipeline.due").fetchone()
+    assert row == (when, b'{"to":"new"}')
+    assert app.run(conn, jobs.find(job_id)).due_at == when
+    with pytest.raises(JobError, match="no delayed Other"):
+        app.run(conn, app.edit(job_id, Other(to="x")))
+    with pytest.raises(ConfigError, match="time zone"):
+        app.run(conn, jobs.reschedule(job_id, run_at=datetime(2031, 1, 1)))  # noqa: DTZ001 — that is what is refused
+    assert app.run(conn, jobs.cancel(job_id)) == "cancelled"
+    with pytest.raises(JobError, match="is cancelled"):
+        app.run(conn, jobs.reschedule(job_id, delay_s=1))
+    with pytest.raises(JobError, match="nothing to cancel"):
+        app.run(conn, jobs.cancel(job_id))
+
+
+def test_a_dead_job_is_sent_again_under_its_own_id_and_its_letter_counts_as_redriven(
+    conn: psycopg.Connection[Any],
+) -> None:
+    job_id = app.enqueue(conn, Mail(to="a"))
+    with pytest.raises(JobError, match="is waiting"):
+        app.run(conn, jobs.retry(job_id))
+    finish(conn, job_id, "dead")
+    conn.execute(
+        'INSERT INTO pipeline.dead_letter (topic, partition, "offset", event_id, fingerprint, error, died_at)'
+        " VALUES ('q.dlq', 0, 0, %s, 'f', 'E', now())",
+        (str(job_id),),
+    )
+    before = conn.execute("SELECT seq FROM pipeline.outbox WHERE id = %s", (job_id,)).fetchone()
+    app.run(conn, jobs.retry(job_id))
+    after = conn.execute("SELECT seq FROM pipeline.outbox WHERE id = %s", (job_id,)).fetchone()
+    assert before is not None
+    assert after is not None
+    assert after[0] > before[0]
+    assert app.run(conn, jobs.find(job_id)).state == "waiting"
+    assert conn.execute("SELECT state FROM pipeline.dead_letter").fetchone() == ("redriven",)
+    finish(conn, job_id, "dead")
+    conn.execute("DELETE FROM pipeline.outbox")
+    with pytest.raises(JobError, match="not there any more"):
+        app.run(conn, jobs.retry(job_id))
+
+
+def test_unknown_ids_are_said_so(conn: psycopg.Connection[Any]) -> None:
+    with pytest.raises(JobError, match="no job"):
+        app.run(conn, jobs.find("01900000-0000-7000-8000-000000000000"))
+    with pytest.raises(ConfigError, match="not a job's id"):
+        app.run(conn, jobs.cancel("seven"))
+
+
+class Shell:
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._folder = folder
+        self._environment = environment
+
+    def __call__(self, *words: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "pipeline", *words]
+        done = subprocess.run(
+            command, cwd=self._folder, env=self._environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture
+def shell(tmp_path: Path, cli_environment: dict[str, str]) -> Shell:
+    (tmp_path / "shop.py").write_text(APP)
+    return Shell(tmp_path, cli_environment)
+
+
+def test_the_command_line_enqueues_shows_cancels_and_lists(shell: Shell, conn: psycopg.Connection[Any]) -> None:
+    arguments = ("jobs", "enqueue", "shop:app", "Mail")
+    first = shell(*arguments, '{"to": "a"}', "--delay", "60", "--tag", "x", "--unique-key", "k").strip()
+    assert shell(*arguments, '{"to": "b"}', "--unique-key", "k").strip() == first
+    shown = json.loads(shell("jobs", "show", first, "-o", "json"))
+    assert (shown["state"], shown["tags"], shown["type"]) == ("delayed", ["x"], "Mail")
+    shell("jobs", "cancel", first)
+    assert json.loads(shell("jobs", "show", first, "--wait", "5", "-o", "json"))["state"] == "cancelled"
+    later = shell(*arguments, '{"to": "c"}', "--run-at", "2031-03-01T03:00:00+01:00").strip()
+    assert [row["id"] for row in json.loads(shell("jobs", "list", "--state", "delayed", "-o", "json"))] == [later]
+    counted = json.loads(shell("jobs", "list", "--counts", "-o", "json"))
+    assert {row["state"]: row["count"] for row in counted} == {"cancelled": 1, "delayed": 1}
+    shell("jobs", "pause", "shop.jobs.email")
+    assert conn.execute("SELECT queue, paused FROM pipeline.control").fetchall() == [("shop.jobs.email", True)]
+    conn.commit()
+    shell("jobs", "resume", "shop.jobs.email")
+    assert conn.execute("SELECT paused FROM pipeline.control").fetchall() == [(False,)]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("enqueue", "shop:app", "Nope", "{}"), "no job 'Nope'.*\n.*jobs are: .*Mail"),
+        (("enqueue", "shop:app", "Mail", '{"to": 1}'), "Mail: to: "),
+        (("enqueue", "shop:app", "Mail", "{"), "Mail: JSON: "),
+        (("enqueue", "shop:app", "Mail", '{"to": "a"}', "--run-at", "2031-01-01T00:00:00"), "no time zone"),
+        (("enqueue", "shop:app", "Mail", '{"to": "a"}', "--run-at", "tomorrow"), "is not a time"),
+        (("show", "x"), "not a job's id"),
+    ],
+)
+def test_bad_input_is_said_and_nothing_is_enqueued(
+    shell: Shell, conn: psycopg.Connection[Any], words: tuple[str, ...], says: str
+) -> None:
+    import re
+
+    assert re.search(says, shell("jobs", *words, code=1))
+    assert conn.execute("SELECT count(*) FROM pipeline.job").fetchone() == (0,)
+
+
+def test_schedules_and_policies_are_explained(shell: Shell) -> None:
+    (row,) = json.loads(shell("jobs", "schedules", "shop:app", "-o", "json"))
+    assert (row["name"], row["cron"], row["last"]) == ("shop.nightly", "0 3 * * *", None)
+    assert "03:00" not in row["next"]  # in UTC
+    rows = json.loads(shell("jobs", "policy", "explain", "shop:app", "Mail", "-o", "json"))
+    assert [row["wait"] for row in rows] == ["0s", "5s", "20s", "60s", ""]
+    assert rows[2]["topic"] == "shop.jobs.email.retry.20s"
+    assert rows[2]["retention"] == "14 d"
+    assert rows[3]["at the latest"] == "1 min 25 s"
+    assert rows[-1]["topic"] == "shop.jobs.email.dlq"
