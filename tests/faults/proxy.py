@@ -124,8 +124,8 @@ class Link:
                 return
             pair.writers.append(onward)
             pair.tasks = [
-                asyncio.create_task(_pump(reader, onward, pair.gates["out"])),
-                asyncio.create_task(_pump(there, writer, pair.gates["back"])),
+                asyncio.create_task(_pump(pair, reader, onward, pair.gates["out"])),
+                asyncio.create_task(_pump(pair, there, writer, pair.gates["back"])),
             ]
             await asyncio.wait(pair.tasks)
         finally:
@@ -165,12 +165,15 @@ class Proxies:
             link.restore()
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
-    with contextlib.suppress(OSError):
+async def _pump(pair: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
+    """Pass bytes on in one direction; an end is passed on as an end, a reset as a reset."""
+    try:
         while data := await reader.read(_CHUNK):
             await gate.wait()
             writer.write(data)
             await writer.drain()
         await gate.wait()
-        if writer.can_write_eof():
-            writer.write_eof()
+        writer.write_eof()
+    except OSError:
+        await gate.wait()
+        pair.abort()
