@@ -15,10 +15,11 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 from servers import Database
-from working import Broker, NoSchemas, wait_until
+from working import Broker, wait_until
 
 from pipeline import Pipeline
-from pipeline.codec import Decoder
+from pipeline.avro import schema_of
+from pipeline.codec import Decoder, subject_of
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.producer import AckProducer
 from pipeline.metrics import SilentMeter
@@ -28,6 +29,16 @@ from pipeline.worker import Limits, Worker
 from pipeline.worker.journal import Control, Journal
 
 __all__ = ["Desk", "wait_until"]
+
+
+class _Schemas:
+    """A registry of the application's own schemas: their place in the list is the id."""
+
+    def __init__(self, app: Pipeline) -> None:
+        self.models = [model for model in app.messages if model.message_type.format == "avro"]
+
+    def text(self, schema_id: int) -> str:
+        return schema_of(self.models[schema_id]).text
 
 
 class Desk:
@@ -40,6 +51,14 @@ class Desk:
         self.conn = psycopg.connect(database.dsn, autocommit=True, row_factory=dict_row)
         self._seq = 0
         broker.create(app)
+        self._schemas = _Schemas(app)
+        for number, model in enumerate(self._schemas.models):
+            schema = schema_of(model)
+            subject = subject_of(app.topic_of(model), schema.name)
+            self.conn.execute(
+                "INSERT INTO pipeline.schema_id (subject, fingerprint, schema_id) VALUES (%s, %s, %s)",
+                (subject, schema.fingerprint, number),
+            )
 
     def put(self, job: Any, **options: Any) -> str:
         with self.conn.transaction():
@@ -84,7 +103,7 @@ class Desk:
             )
             producer = AckProducer(self.broker.options)
             worker = Worker(
-                group, consumer, consumer, producer, Decoder(NoSchemas()),
+                group, consumer, consumer, producer, Decoder(self._schemas),
                 meter=SilentMeter(), health=health, limits=limits, journal=journal,
             )  # fmt: skip
             workers.append(worker)

@@ -1,0 +1,1 @@
+"""Job types that work: declared on an application by one call each."""
