@@ -6,7 +6,6 @@ For tests that roll back: what is looked at is what would be sent if the transac
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any, TypeVar
 from uuid import UUID
@@ -114,20 +113,19 @@ async def _astored(conn: AsyncConnection, model: type[Message]) -> list[Row]:
 
 
 def _look(models: Iterable[type[Message]]) -> Steps[list[Row]]:
+    """Read rows in the order in which they were written, delayed ones last."""
     found = []
     for model in models:
-        name = model.message_type.name
         for sql in (_OUTBOX, _DUE) if issubclass(model, Job) else (_OUTBOX,):
-            rows = yield Statement(sql, [(name,)], returns=True)
-            found += [_row(model, row) for row in rows]
-    return sorted(found, key=lambda row: row.id.int)  # ids are ordered by time
+            rows = yield Statement(sql, [(model.message_type.name,)], returns=True)
+            found += [(row[0], _row(model, row)) for row in rows]
+    return [row for _, row in sorted(found, key=lambda one: one[0])]
 
 
 def _row(model: type[Message], row: tuple[Any, ...]) -> Row:
-    event_id, topic, key, payload, headers, traceparent, due_at = row
+    _, event_id, topic, key, payload, headers, traceparent, due_at = row
     value = bytes(payload)
-    text = json.dumps(headers) if isinstance(headers, dict) else headers
-    return Row(UUID(str(event_id)), own_value(value, model), topic, key, value, text, traceparent, due_at)
+    return Row(UUID(str(event_id)), own_value(value, model), topic, key, value, headers, traceparent, due_at)
 
 
 def _matching(rows: list[Row], model: type[M], times: int | None, fields: dict[str, Any]) -> list[M]:
@@ -155,13 +153,13 @@ INSERT INTO pipeline.schema_id (subject, fingerprint, schema_id) VALUES (%s, %s,
 """
 
 _OUTBOX = """
-SELECT id, topic, aggregateid, payload, headers, traceparent, NULL
+SELECT seq, id, topic, aggregateid, payload, CAST(headers AS text), traceparent, NULL
 FROM pipeline.outbox WHERE type = %s AND xid = pg_current_xact_id() ORDER BY seq
 """
 
 # rows of savepoints carry later numbers than that of their transaction
 _DUE = """
-SELECT id, topic, aggregateid, payload, headers, traceparent, due_at
+SELECT 9223372036854775807, id, topic, aggregateid, payload, CAST(headers AS text), traceparent, due_at
 FROM pipeline.due WHERE type = %s AND CAST(CAST(xmin AS text) AS bigint)
     >= mod(CAST(CAST(pg_current_xact_id() AS text) AS bigint), 4294967296)
 ORDER BY due_at

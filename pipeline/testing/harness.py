@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from random import Random
 from typing import Any, TypeVar, Unpack
 from uuid import UUID
@@ -47,6 +47,7 @@ M = TypeVar("M", bound=Message)
 _LIMIT_S = 30 * 86_400.0
 _SOON_S = 0.25  # what has settled is committed within this
 _QUIET_TURNS = 6
+_MOST_TURNS = 300_000  # some ten seconds: what circulates for ever must end before its time does
 _OUTAGE_S = 5.0
 _NONE = Faults()
 _LIMITS = Limits(concurrency=8, records=200, backlog=20, drain_s=5)
@@ -131,11 +132,15 @@ class Harness:
     def take(self, conn: Connection) -> int:
         """Take what a real connection's open transaction has published, as if it committed; return how many it was.
 
-        What was taken before is not taken again.
+        What was taken before is not taken again. A delayed job keeps its delay, by this clock.
         """
-        known = {row.id for row in self.published}
+        known, ahead = {row.id for row in self.published}, self.clock.now - datetime.now(UTC)
         fresh = [
-            replace(row, payload=self._schemas.reframed(self.app, row.message, row.payload))
+            replace(
+                row,
+                payload=self._schemas.reframed(self.app, row.message, row.payload),
+                due_at=None if row.due_at is None else row.due_at + ahead,
+            )
             for row in rows_of(self.app, conn)
             if row.id not in known
         ]
@@ -221,21 +226,20 @@ class Harness:
     # ── the run ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self, until_s: float, *, idle: bool) -> Generator[Any, Outcome, None]:
-        quiet = 0
+        quiet = turns = 0
         while True:
+            turns += 1
             self._strike()
             moved = self._move_due()
             moved = (yield from self._fleet.step()) or moved
+            left_s = until_s - self.clock.passed_s
+            if idle and (left_s <= 0 or turns > _MOST_TURNS) and self.open:
+                raise NotIdle(f"not settled: {self.open}; not ready: {self.not_ready or 'nothing'}")
             if moved:
                 quiet = 0
                 continue
             quiet += 1
-            if idle and not self.open:
-                return
-            left_s = until_s - self.clock.passed_s
-            if left_s <= 0:
-                if idle:
-                    raise NotIdle(f"not settled: {self.open}; not ready: {self.not_ready or 'nothing'}")
+            if left_s <= 0 or (idle and not self.open):
                 return
             self.clock.advance(min(self._wait_s(quiet), left_s))
 

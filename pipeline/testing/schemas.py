@@ -27,7 +27,7 @@ class Schemas:
     def find(self, app: Pipeline, subject: str, fingerprint: bytes) -> list[int]:
         """Return the id of a schema; nothing where no class of this process has it."""
         if (subject, fingerprint) not in self._ids:
-            for model in _classes():
+            for model in (*app.messages, *_classes()):
                 if model.message_type.format != "avro" or not subject.endswith(f"-{model.message_type.name}"):
                     continue
                 schema = schema_of(model)
@@ -35,6 +35,7 @@ class Schemas:
                     schema_id = self._ids[subject, fingerprint] = _FIRST + len(self._ids)
                     self._texts[schema_id] = schema.text
                     self._models[schema.name] = model
+                    break
         return [self._ids[subject, fingerprint]] if (subject, fingerprint) in self._ids else []
 
     def model(self, app: Pipeline, name: str | None, payload: bytes) -> type[Message]:

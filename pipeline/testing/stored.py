@@ -108,7 +108,7 @@ class Tables:
             has.get("topic") or self._app.topic_of(model),
             has["aggregateid"],
             payload,
-            has.get("headers"),
+            _jsonb(has.get("headers")),
             has.get("traceparent"),
             due_at,
         )
@@ -131,6 +131,14 @@ class Tables:
         self.rows = [row for row in self.rows if row.id not in ids]
         self.cancelled |= ids
         return len(ids)
+
+
+def _jsonb(text: str | None) -> str | None:
+    """Return an object as PostgreSQL's jsonb writes it: short names first."""
+    if text is None:
+        return None
+    data = sorted(json.loads(text).items(), key=lambda item: (len(item[0].encode()), item[0].encode()))
+    return json.dumps(dict(data), ensure_ascii=False)
 
 
 def _json(statement: Statement) -> Any:

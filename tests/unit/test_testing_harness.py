@@ -232,6 +232,29 @@ def test_ids_of_tests_are_not_remembered_by_the_application() -> None:
     assert own._schema_ids._known == {}
 
 
+def test_classes_of_one_name_in_several_modules_are_told_apart() -> None:
+    def same() -> tuple[Pipeline, type[Event]]:
+        own = Pipeline("own", topic_prefix="")
+
+        class Moved(Event, aggregate="thing", key="place"):
+            place: str
+
+        @own.consumer(Moved, group="g")
+        def handle(_event: Moved, _ctx: Context) -> None: ...
+
+        own.register(Paid)
+        return own, Moved
+
+    (_, _), (own, moved), (_, _) = same(), same(), same()
+    harness = Harness(own)
+    harness.publish(paid("o-1"))
+    harness.publish(moved(place="here"))
+    harness.publish(paid("o-2"))
+    harness.run_until_idle()
+    assert harness.messages(moved) == [moved(place="here")]
+    assert [type(one.message) for one in harness.handled] == [moved]
+
+
 def test_unique_jobs_are_kept_rejected_and_replaced() -> None:
     harness, unique = Harness(app), Unique(key="one")
     first = harness.enqueue(Mail(address="a@example.org"), unique=unique, delay_s=60)

@@ -135,7 +135,7 @@ class Workers(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "harness"):
             return
-        self.harness.run_until_idle()
+        self.harness.run_until_idle(limit_s=40_000)
         self.what_is_committed_is_safe()
         dead = {(letter.group, letter.event_id) for letter in self.harness.dead_letters}
         died = {group.name: self.ids(group.dlq) for group in self.harness.app.groups.values()}
