@@ -156,7 +156,7 @@ def _moved(
         fails=rng.choice((1, 1, 2)) if dice > 0.97 else 0,
         fate=fate,
         pause_ms=0 if plain else rng.choice((0, 0, 0, 2, 5, 20)),
-        filler="" if plain else "x" * (4000 if 0.1 < dice < 0.104 else rng.randint(0, 60)),
+        filler="" if plain else rng.randbytes(2000 if 0.1 < dice < 0.104 else rng.randint(0, 30)).hex(),
     )
     return _note(conn, str(app.publish(conn, event)), "moved", key, event.n, fate)
 
