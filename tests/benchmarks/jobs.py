@@ -1,0 +1,261 @@
+"""Jobs: enqueueing, draining tracked ones, the scheduler's lateness, and what waiting rows cost.
+
+    python -m tests.benchmarks.jobs [--jobs 20000] [--waiting 1000000] [--rounds 3]
+
+Servers as PIPELINE_POSTGRES__DSN and PIPELINE_KAFKA__BOOTSTRAP_SERVERS say; a database of its own is made and dropped.
+Medians of rounds, the parts taking turns. Plain inserts are the same outbox rows by one multi-row INSERT each, without
+anything of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+from psycopg.conninfo import make_conninfo
+
+from pipeline import Context, Job, Outbox, Pipeline
+from pipeline.codec import Decoder
+from pipeline.kafka.consumer import GroupConsumer
+from pipeline.kafka.producer import AckProducer
+from pipeline.metrics import SilentMeter
+from pipeline.outbox import uuid7
+from pipeline.postgres.due import DueStore
+from pipeline.postgres.jobs import JobRows
+from pipeline.postgres.migrations import migrate
+from pipeline.probes import Readiness
+from pipeline.scheduler import Moved, Scheduler
+from pipeline.worker import Limits, Worker
+from pipeline.worker.journal import Control, Journal
+
+BULK = 1_000
+SINGLE = 500
+DUE_A_SECOND = 1_000
+DUE_S = 8
+
+
+class Tracked(Job, queue="tracked", format="json"):
+    order_id: str
+    note: str = "please leave it with the neighbours if nobody is at home"
+
+
+class Loose(Job, queue="loose", format="json", track=False):
+    order_id: str
+    note: str = "please leave it with the neighbours if nobody is at home"
+
+
+@contextmanager
+def database(dsn: str) -> Iterator[str]:
+    name = f"bench_{secrets.token_hex(4)}"
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(f"CREATE DATABASE {name}".encode())
+    own = make_conninfo(dsn, dbname=name)
+    with psycopg.connect(own, autocommit=True) as conn:
+        migrate(conn)
+    try:
+        yield own
+    finally:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def rate(count: int, work: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - begun)
+
+
+def plain(conn: psycopg.Connection[Any], count: int) -> None:
+    row = (
+        "loose",
+        "k",
+        "Loose",
+        b'{"order_id":"7","note":"please leave it with the neighbours if nobody is at home"}',
+        "t",
+    )
+    sql = "INSERT INTO pipeline.outbox (id, aggregatetype, aggregateid, type, payload, topic) VALUES "
+    values = ", ".join(["(%s, %s, %s, %s, %s, %s)"] * count)
+    conn.execute((sql + values).encode(), [value for _ in range(count) for value in (uuid7(), *row)])
+
+
+def enqueueing(dsn: str, jobs: int, rounds: int) -> None:
+    app = Pipeline("bench", topic_prefix="")
+    found: dict[str, list[float]] = {}
+    with psycopg.connect(dsn) as conn:
+
+        def bulk(store: Callable[[], object]) -> Callable[[], None]:
+            def work() -> None:
+                for _ in range(jobs // BULK):
+                    store()
+                    conn.commit()
+
+            return work
+
+        def single(store: Callable[[], object]) -> Callable[[], None]:
+            def work() -> None:
+                for _ in range(SINGLE):
+                    store()
+                    conn.commit()
+
+            return work
+
+        parts: dict[str, tuple[int, Callable[[], None]]] = {
+            "bulk: plain INSERT": (jobs, bulk(lambda: plain(conn, BULK))),
+            "bulk: untracked": (jobs, bulk(lambda: app.enqueue_many(conn, [Loose(order_id="7")] * BULK))),
+            "bulk: tracked": (jobs, bulk(lambda: app.enqueue_many(conn, [Tracked(order_id="7")] * BULK))),
+            "bulk: delayed": (jobs, bulk(lambda: app.enqueue_many(conn, [Tracked(order_id="7")] * BULK, delay_s=9e6))),
+            "single: plain INSERT": (SINGLE, single(lambda: plain(conn, 1))),
+            "single: untracked": (SINGLE, single(lambda: app.enqueue(conn, Loose(order_id="7")))),
+            "single: tracked": (SINGLE, single(lambda: app.enqueue(conn, Tracked(order_id="7")))),
+        }
+        for _ in range(rounds):
+            for name, (count, work) in parts.items():
+                found.setdefault(name, []).append(rate(count, work))
+        conn.execute("TRUNCATE pipeline.outbox, pipeline.due, pipeline.job")
+    for name, rates in found.items():
+        print(f"enqueue, {name:<22} {statistics.median(rates):>10,.0f} jobs/s")
+
+
+def moving(dsn: str, waiting: int) -> None:
+    """Lateness at a steady rate, with few and with many rows that wait behind."""
+    app = Pipeline("bench", topic_prefix="")
+    for behind in (10_000, waiting):
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute("TRUNCATE pipeline.outbox, pipeline.due, pipeline.job, pipeline.job_delta")
+            conn.execute(
+                "INSERT INTO pipeline.due (id, due_at, aggregatetype, aggregateid, type, payload, topic)"
+                " SELECT gen_random_uuid(), now() + make_interval(secs => 3600 + 1e7 * random()),"
+                " 'q', 'k', 'T', 'x', 't'"
+                " FROM generate_series(1, %s)",
+                (behind,),
+            )
+            conn.execute("VACUUM ANALYZE pipeline.due")
+        late: list[float] = []
+
+        def moved(late_s: list[float], now: Any, late: list[float] = late) -> Moved:
+            late.extend(late_s)
+            return Moved(late_s, now)
+
+        store = DueStore(dsn, Outbox(), moved)
+        until = threading.Event()
+        scheduler = Scheduler(store, (), tidy=store.tidy, meter=SilentMeter(), health=Readiness("scheduler"))
+        thread = threading.Thread(target=scheduler.run, args=(until,))
+        with psycopg.connect(dsn) as conn:
+            for step in range(DUE_S * 20):
+                delay_s = 2 + step / 20
+                app.enqueue_many(conn, [Tracked(order_id="7")] * (DUE_A_SECOND // 20), delay_s=delay_s)
+            conn.commit()
+        thread.start()
+        while len(late) < DUE_S * DUE_A_SECOND:
+            time.sleep(0.1)
+        until.set()
+        thread.join()
+        store.close()
+        late.sort()
+        p50, p99 = late[len(late) // 2] * 1000, late[len(late) * 99 // 100] * 1000
+        print(f"lateness at {DUE_A_SECOND}/s, {behind:>10,} waiting: p50 {p50:5.0f} ms, p99 {p99:5.0f} ms")
+        cost(dsn, behind)
+
+
+def cost(dsn: str, behind: int, rows: int = 20_000) -> None:
+    """Time per due row when many are due at once."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "INSERT INTO pipeline.due (id, due_at, aggregatetype, aggregateid, type, payload, topic)"
+            " SELECT gen_random_uuid(), now(), 'q', 'k', 'T', 'x', 't' FROM generate_series(1, %s)",
+            (rows,),
+        )
+    store = DueStore(dsn, Outbox(), Moved)
+    begun = time.perf_counter()
+    while len(store.move(500).late_s) == 500:
+        pass
+    took = time.perf_counter() - begun
+    store.close()
+    print(f"moving due rows,  {behind:>10,} waiting: {took / rows * 1e6:5.0f} µs a row")
+
+
+def draining(dsn: str, bootstrap: str, jobs: int) -> None:
+    """No-op jobs by one worker in this process: tracked ones with their rows updated, and untracked ones."""
+    for model in (Tracked, Loose):
+        app = Pipeline(f"bench{secrets.token_hex(3)}", topic_prefix="")
+        done = [0]
+
+        @app.job(model)
+        def work(job: Job, ctx: Context, done: list[int] = done) -> None:
+            done[0] += 1
+
+        with psycopg.connect(dsn) as conn:
+            conn.execute("TRUNCATE pipeline.outbox, pipeline.job, pipeline.job_delta")
+            for _ in range(jobs // BULK):
+                app.enqueue_many(conn, [model(order_id="7")] * BULK)
+            conn.commit()
+            rows = conn.execute("SELECT id, type, payload, topic FROM pipeline.outbox").fetchall()
+        admin = AdminClient({"bootstrap.servers": bootstrap})
+        new = [NewTopic(spec.name, spec.partitions, 1, config=spec.config) for spec in app.topics()]
+        for created in admin.create_topics(new, operation_timeout=10).values():
+            created.result(15)
+        producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20})
+        for event_id, type_name, payload, topic in rows:
+            producer.produce(topic, payload, str(event_id), headers=[("id", str(event_id)), ("type", type_name)])
+            producer.poll(0)
+        producer.flush(60)
+        (group,) = app.groups.values()
+        health, store, limits = Readiness("worker"), JobRows(dsn, Control), Limits()
+        consumer = GroupConsumer({"bootstrap.servers": bootstrap}, group.name)
+        journal = Journal(store, app.queue_of(group.name), worker="bench", health=health, concurrency=16)
+        worker = Worker(
+            group, consumer, consumer, AckProducer({"bootstrap.servers": bootstrap}), Decoder(_NoSchemas()),
+            meter=SilentMeter(), health=health, limits=limits, journal=journal if model is Tracked else None,
+        )  # fmt: skip
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        while not done[0]:
+            time.sleep(0.001)
+        begun, first = time.perf_counter(), done[0]
+        while not _drained(dsn, model, done, jobs):
+            time.sleep(0.02)
+        took = time.perf_counter() - begun
+        worker.stop()
+        thread.join()
+        store.close()
+        admin.delete_topics([spec.name for spec in app.topics()])
+        print(f"drained, {model.__name__.lower():<10} {(jobs - first) / took:>10,.0f} jobs/s")
+
+
+def _drained(dsn: str, model: type[Job], done: list[int], jobs: int) -> bool:
+    if done[0] < jobs or model is Loose:
+        return done[0] >= jobs
+    with psycopg.connect(dsn) as conn:
+        return conn.execute("SELECT 1 FROM pipeline.job WHERE state <> 'done' LIMIT 1").fetchone() is None
+
+
+class _NoSchemas:
+    def text(self, schema_id: int) -> str:
+        raise AssertionError(schema_id)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=20_000)
+    parser.add_argument("--waiting", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    bootstrap = os.environ["PIPELINE_KAFKA__BOOTSTRAP_SERVERS"]
+    with database(os.environ["PIPELINE_POSTGRES__DSN"]) as dsn:
+        enqueueing(dsn, given.jobs, given.rounds)
+        moving(dsn, given.waiting)
+        draining(dsn, bootstrap, given.jobs)
+
+
+if __name__ == "__main__":
+    main()
