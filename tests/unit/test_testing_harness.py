@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -416,3 +417,24 @@ harness.enqueue(Task(number=1))
 harness.run_until_idle()
 print(len(harness.handled))
 """
+
+
+def test_fixtures_are_there_for_who_names_the_plugin(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(
+        'import pytest\npytest_plugins = ["pipeline.testing.plugin"]\n'
+        "@pytest.fixture\ndef pipeline_app():\n    from small import app\n    return app\n"
+    )
+    small = _SMALL.partition("harness =")[0]
+    (tmp_path / "small.py").write_text(small)
+    (tmp_path / "test_small.py").write_text(
+        "from small import Task, app\n"
+        "def test_run(harness, fake_connection, run_enqueued):\n"
+        "    app.enqueue(fake_connection, Task(number=1))\n"
+        "    assert run_enqueued(fake_connection) is harness\n"
+        "    assert [one.message.number for one in harness.handled] == [1]\n"
+        "def test_fresh(harness, afake_connection):\n"
+        "    assert harness.handled == []\n"
+    )
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "-c", "/dev/null"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
