@@ -40,6 +40,7 @@ from pipeline.worker.journal import Control, Journal
 
 BULK = 1_000
 SINGLE = 500
+PART = 10_000  # rows
 DUE_A_SECOND = 1_000
 DUE_S = 8
 
@@ -132,13 +133,14 @@ def moving(dsn: str, waiting: int) -> None:
     for behind in (10_000, waiting):
         with psycopg.connect(dsn, autocommit=True) as conn:
             conn.execute("TRUNCATE pipeline.outbox, pipeline.due, pipeline.job, pipeline.job_delta")
-            conn.execute(
-                "INSERT INTO pipeline.due (id, due_at, aggregatetype, aggregateid, type, payload, topic)"
-                " SELECT gen_random_uuid(), now() + make_interval(secs => 3600 + 1e7 * random()),"
-                " 'q', 'k', 'T', 'x', 't'"
-                " FROM generate_series(1, %s)",
-                (behind,),
-            )
+            for _ in range(behind // PART):  # in parts: a long transaction holds up whoever makes a slot
+                conn.execute(
+                    "INSERT INTO pipeline.due (id, due_at, aggregatetype, aggregateid, type, payload, topic)"
+                    " SELECT gen_random_uuid(), now() + make_interval(secs => 3600 + 1e7 * random()),"
+                    " 'q', 'k', 'T', 'x', 't'"
+                    " FROM generate_series(1, %s)",
+                    (PART,),
+                )
             conn.execute("VACUUM ANALYZE pipeline.due")
         late: list[float] = []
 
