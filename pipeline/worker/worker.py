@@ -484,8 +484,7 @@ class Worker:
                 break
             if unsettled:
                 self._producer.flush(0.01)
-            else:
-                self._sleep(0.002)
+            self._sleep(0.002)  # what was refused for now is not in the producer, and flushing it waits for nothing
         self._commit_last(taken, self._clock() + patience_s)
         for assigned in taken:
             assigned.lost = True
