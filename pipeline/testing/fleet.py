@@ -161,9 +161,15 @@ class Fleet:
             self.start(members[0].group)
         elif members:
             leaving = self._chance.choice(members)
-            self._members.remove(leaving)
-            leaving.worker.drain()
-            leaving.worker.close()
+            try:
+                leaving.worker.drain()
+                leaving.worker.close()
+            except PipelineError:
+                self._crash(leaving)
+                if not self._misfortune.possible:
+                    raise
+            else:
+                self._members.remove(leaving)
 
     def expel(self, group: str) -> None:
         """Let a group take one of its workers for dead, as after a stop that was too long."""
