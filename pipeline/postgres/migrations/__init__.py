@@ -135,5 +135,4 @@ GRANT SELECT ON ALL TABLES IN SCHEMA pipeline TO pipeline_operator;
 GRANT INSERT, UPDATE ON pipeline.schema_id, pipeline.dead_letter, pipeline.control TO pipeline_operator;
 GRANT UPDATE ON pipeline.job TO pipeline_operator;
 GRANT UPDATE, DELETE ON pipeline.job_key, pipeline.due TO pipeline_operator;
-GRANT INSERT, DELETE ON pipeline.outbox TO pipeline_operator;
 """
