@@ -25,7 +25,8 @@ class Batch:
 
     ``position`` is the LSN that may be confirmed once this and all earlier batches are acknowledged in full; None
     where no transaction ended. ``lsn`` is where the batch begins, ``size`` its bytes. ``dead`` has, by their index,
-    the records that cannot be routed: why, and the LSN of each. ``more`` says that the source has more at once.
+    the records that cannot be routed: why, and the LSN of each. ``more`` says that the source has more at once,
+    ``open`` that it ends inside a transaction, whose end is already certain to come.
     """
 
     records: list[Routed] = field(default_factory=list)
@@ -34,6 +35,7 @@ class Batch:
     size: int = 0
     dead: dict[int, tuple[Unroutable, int]] = field(default_factory=dict)
     more: bool = False
+    open: bool = False
 
 
 class Unroutable(PoisonError):

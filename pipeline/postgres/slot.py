@@ -182,8 +182,25 @@ class ReplicationConnection:
             raise self._lost("write") from error
         self._confirmed = lsn
 
+    def end(self, wait_s: float = 2.0) -> None:
+        """End the stream in good order, so that the server has read the last position.
+
+        Closing while data is unread resets the connection, and what the server has not read yet is lost with it.
+        """
+        until = self._clock() + wait_s
+        try:
+            self._pg.put_copy_end()
+            self._pg.flush()
+            while (left := until - self._clock()) > 0:
+                if self._pg.get_copy_data(1)[0] == -1:  # the server has ended it too
+                    return
+                if self._poll.poll(left * 1000):
+                    self._pg.consume_input()
+        except Exception as error:
+            raise self._lost("end") from error
+
     def close(self) -> None:
-        """End the stream and the connection."""
+        """End the connection."""
         self._pg.finish()
 
     _confirmed = 0

@@ -115,6 +115,7 @@ class WalSource:
         if size or batch.position:
             conn.heard()
         batch.size = size
+        batch.open = self._changes.within
         if batch.position:
             self._handed_out = batch.position
         return batch
@@ -122,7 +123,8 @@ class WalSource:
     def confirm(self, position: int, *, final: bool = False) -> None:
         """Take note that all up to ``position`` is acknowledged (0: nothing new), and answer the server.
 
-        To be called at least every second. ``final`` waits until the position is stored and sent.
+        To be called at least every second. ``final`` waits until the position is stored and the server has it, and
+        ends the stream.
         Raises SourceError.
         """
         now = self._clock()
@@ -130,23 +132,17 @@ class WalSource:
         if store is None or self._server is None:
             return
         self._acknowledged = max(self._acknowledged, position)
-        if self._storing and store.done():
-            self._stored, self._storing = self._storing, 0
-        self._check_store(now)
-        if not self._storing and self._acknowledged > self._stored and (final or self._due(now)):
-            self._storing, self._stored_at = self._acknowledged, now
-            store.begin(Position(self._server.system_id, self._server.timeline, self._storing))
-        while final and self._storing:
-            if store.done():
-                self._stored, self._storing = self._storing, 0
-            else:
-                self._check_store(self._clock())
-                time.sleep(0.001)
+        self._write(store, self._server, now, final=final)
+        while final and self._storing:  # this one, and then a newer one
+            time.sleep(0.001)
+            self._write(store, self._server, now, final=True)
         if self._stored > self._told or self._asked or now - self._told_at >= self._settings.status_every_s or final:
             self._told = max(self._told, self._stored)
             conn.confirm(self._told)
             self._told_at = now
             self._asked = False
+        if final:
+            conn.end()
 
     def close(self) -> None:
         """End the stream and all connections."""
@@ -197,6 +193,14 @@ class WalSource:
                 remedy="is the connection cut?",
                 retryable=True,
             )
+
+    def _write(self, store: PositionStore, server: Identity, now: float, *, final: bool) -> None:
+        """See whether a position was written, and begin with the next one when it is time, or at once if ``final``."""
+        if self._storing and store.done():
+            self._stored, self._storing = self._storing, 0
+        if not self._storing and self._acknowledged > self._stored and (final or self._due(now)):
+            self._storing, self._stored_at = self._acknowledged, now
+            store.begin(Position(server.system_id, server.timeline, self._storing))
 
     def _due(self, now: float) -> bool:
         """Tell whether to store now: at once after rows, seldom while idle."""

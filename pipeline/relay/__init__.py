@@ -80,6 +80,8 @@ class Relay:
         self._drain_s = drain_s
         self._clock = clock
         self._sleep = sleep
+        self._reading = False
+        self._open = False  # what was read last ends inside a transaction
 
     def run(self, stop: Stop, *, at_once: Stop | None = None) -> None:
         """Work until ``stop``, then drain, unless ``at_once``. Raises PipelineError where nothing but help helps."""
@@ -87,7 +89,9 @@ class Relay:
         try:
             while not stop.is_set():
                 try:
-                    if self._source.start():
+                    self._open = False
+                    self._reading = self._source.start()
+                    if self._reading:
                         failures = 0
                         self._active(1)
                         self._stream(stop)
@@ -95,6 +99,7 @@ class Relay:
                         self._stand_by()
                         self._wait(_STANDBY_S, stop)
                 except SourceError as error:
+                    self._reading = False
                     if not error.retryable:
                         raise
                     self._health.not_ready("source", error.what)
@@ -112,10 +117,14 @@ class Relay:
             batch = None
             if delivery.size < self._limit_bytes:
                 batch = self._source.read(_BUSY_S if delivery.under_way else _IDLE_S)
-                if batch.records or batch.position:
-                    delivery.take(batch)
+                self._take(batch)
             delivery.serve(_FULL_S if batch is None else 0, hurry=batch is None or not batch.more)
             self._source.confirm(delivery.position)
+
+    def _take(self, batch: Batch) -> None:
+        self._open = batch.open
+        if batch.records or batch.position:
+            self._delivery.take(batch)
 
     def _active(self, active: int) -> None:
         self._meter.set("pipeline_relay_active", active, connector=self._name)
@@ -137,11 +146,21 @@ class Relay:
                 self._sleep(min(left, 0.1))
 
     def _drain(self, at_once: Stop | None) -> None:
+        """Finish what is under way, and the transaction that is half read; where nothing is read nothing is owed."""
         until = self._clock() + self._drain_s
         log.info("draining", extra={"action": "relay.drain", "connector": self._name})
-        while self._delivery.under_way and self._clock() < until and not (at_once and at_once.is_set()):
-            self._delivery.serve(0.02, hurry=True)
+        if not self._reading:
+            return
         try:
+            while (
+                (self._open or self._delivery.under_way)
+                and self._clock() < until
+                and not (at_once and at_once.is_set())
+            ):
+                if self._open and self._delivery.size < self._limit_bytes:
+                    self._take(self._source.read(_FULL_S))
+                self._delivery.serve(_FULL_S, hurry=True)
+                self._source.confirm(self._delivery.position)
             self._source.confirm(self._delivery.position, final=True)
         except SourceError as error:
             log.warning(

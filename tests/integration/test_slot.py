@@ -86,6 +86,7 @@ def test_what_was_not_confirmed_comes_again_and_what_was_does_not(
         insert(conn, "t", "a")
         (first,), position = rows(source, 1)
         source.confirm(position, final=True)
+        until(source.start, "the slot is free")
         insert(conn, "t", "b")
         (second,), _ = rows(source, 1)
         source.close()
@@ -94,6 +95,27 @@ def test_what_was_not_confirmed_comes_again_and_what_was_does_not(
         assert rows(again, 1)[0] == [second]
         again.close()
     assert first != second
+
+
+def test_the_final_position_is_stored_though_an_older_one_is_being_written(
+    source: WalSource, database: Database, wal: WalSettings, prefix: str
+) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        insert(conn, "t", "a")
+        _, older = rows(source, 1)
+        insert(conn, "t", "b")
+        _, newer = rows(source, 1)
+        with psycopg.connect(database.dsn) as blocker:  # so that the first write is surely under way
+            blocker.execute("LOCK TABLE pipeline.relay_position IN ACCESS EXCLUSIVE MODE")
+            source.confirm(older)
+            release = threading.Timer(0.3, blocker.rollback)
+            release.start()
+            source.confirm(newer, final=True)
+            release.join()
+        stored = conn.execute("SELECT lsn - '0/0' FROM pipeline.relay_position WHERE slot = %s", (prefix,)).fetchone()
+        assert stored == (newer,)
+        confirmed = "SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = %s"
+        assert conn.execute(confirmed, (prefix,)).fetchone() == (newer,)
 
 
 def test_after_a_lost_connection_the_stream_goes_on_behind_the_last_batch(

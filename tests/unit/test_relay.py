@@ -201,6 +201,7 @@ class FakeSource:
                 batch.position = end
                 number, row = number + 1, 0
         self.at = (number, row)
+        batch.open = row > 0
         if batch.position:
             self.handed_out = batch.position
         if not batch.records and batch.position is None:
@@ -459,3 +460,24 @@ def test_what_is_in_flight_is_bounded_by_bytes() -> None:
     relay.run(stop)
     assert len(broker.values()) == 300
     assert most <= 26
+
+
+def test_told_to_stop_inside_a_transaction_the_relay_reads_it_to_its_end() -> None:
+    clock, stop = Clock(), Stop()
+    broker = Broker()
+
+    class Halfway(FakeSource):
+        def read(self, wait_s: float) -> Batch:
+            batch = super().read(wait_s)
+            self.stop.set = True  # SIGTERM, whatever was read
+            return batch
+
+    source = Halfway(history([5, 5]), {"confirmed": 0}, broker, lambda n: 0, clock, stop, faults=True)
+    source.choose = lambda n: min(n - 1, 1)  # no fault; two steps a batch: never a whole transaction
+    relay = Relay(
+        "outbox", source, lambda: FakeProducer(broker, lambda n: 0, clock, False), meter=SilentMeter(),
+        health=Health(), clock=clock, now=clock, sleep=clock.sleep,
+    )  # fmt: skip
+    relay.run(stop)
+    assert sorted(v for v in broker.values() if v) == [b"v%d" % n for n in range(5)]
+    assert source.server["confirmed"] == 100  # all that was published, and no row of the next transaction
