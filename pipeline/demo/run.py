@@ -150,9 +150,7 @@ def _stop(servers: LocalStack, *, keep: bool, failed: bool) -> None:
 def _break_things_and_redrive(
     conn: psycopg.Connection[Any], kafka: dict[str, str], commands: _Commands, orders: int, show: Show
 ) -> _Ids:
-    show.step(
-        f"placing {orders} orders: some rolled back, some handlers fail once or always, one record is poison"
-    )
+    show.step(f"placing {orders} orders: some rolled back, some handlers fail once or always, one record is poison")
     conn.execute("INSERT INTO bank VALUES (%s)", (_CLOSED,))
     counts = Counts()
     ids = _place(conn, orders, counts, show)
