@@ -339,6 +339,8 @@ class Worker:
 
     def _decide(self, delivery: Delivery, decision: object) -> None:
         if isinstance(decision, HandBack) or delivery.assigned.lost:
+            if isinstance(decision, Again | Wait):
+                self._engine.release(delivery)  # its key is held back for a next attempt that will not be made here
             self._let_go(delivery)
             self._count_out(delivery)
             return
