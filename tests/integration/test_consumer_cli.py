@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import environment
 from working import Broker, wait_until
 
 from pipeline.local import Endpoints
@@ -47,14 +46,14 @@ Cli = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def cli(endpoints: Endpoints, prefix: str, tmp_path: Path) -> Cli:
+def cli(cli_environment: dict[str, str], prefix: str, tmp_path: Path) -> Cli:
     (tmp_path / "shopcli.py").write_text(APP.replace("PREFIX", prefix))
 
     def start(*words: str, **env: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline", *words],
             cwd=tmp_path,
-            env=environment(endpoints) | env,
+            env=cli_environment | env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
