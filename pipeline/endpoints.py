@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from pipeline.config import Settings
@@ -46,7 +47,15 @@ def resolve(settings: Settings) -> Resolved:
 def postgres_dsn(settings: Settings) -> str:
     """Return the database's DSN. Raises ConfigError when there is none."""
     if settings.postgres.dsn:
-        return settings.postgres.dsn.get_secret_value()
+        dsn = settings.postgres.dsn.get_secret_value()
+        try:
+            conninfo_to_dict(dsn)
+        except psycopg.ProgrammingError:  # its text quotes the DSN, password included
+            raise ConfigError(
+                "PIPELINE_POSTGRES__DSN cannot be read as a DSN",
+                remedy="postgresql://USER:PASSWORD@HOST:PORT/DATABASE, special characters percent-encoded",
+            ) from None
+        return dsn
     return _local(settings, "PIPELINE_POSTGRES__DSN").postgres_dsn
 
 

@@ -7,13 +7,17 @@ interrupted.
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import import_module
+from pathlib import Path
 
 import click
 
 from pipeline.errors import ConfigError, PipelineError
 
 __all__ = ["cli", "main"]
+
+_PACKAGE = Path(__file__).parents[1]
 
 _COMMANDS = {
     "up": "local",
@@ -80,4 +84,21 @@ def main() -> None:
         code = 1
     except BrokenPipeError:
         code = 0  # who reads has enough: head, less
+    except Exception as error:  # noqa: BLE001 — the last resort
+        click.echo(_unexpected(error), err=True)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unexpected(error: Exception) -> str:
+    """Tell where in the user's own code an error came from; all of it where it is our code's alone."""
+    theirs = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((str(_PACKAGE), "<")) and "site-packages" not in frame.filename
+        and not frame.filename.endswith(("/importlib/__init__.py", "/bin/pipeline"))
+    ]  # fmt: skip
+    if not theirs and not isinstance(error, SyntaxError):
+        return "".join(traceback.format_exception(error))
+    last = "".join(traceback.format_exception_only(error)).strip()
+    return f"{''.join(traceback.format_list(theirs))}error: {last}"

@@ -79,6 +79,8 @@ def _load(path: Path) -> tuple[str, dict[str, str]]:
         raise ConfigError(
             f"{path}: line {error.lineno}, column {error.colno}: {error.msg}", remedy="correct the JSON"
         ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{path}: {error}", remedy="correct the JSON") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply", remedy="correct the JSON") from error
     name, config = path.stem, loaded
@@ -178,7 +180,7 @@ class _Config:
             elif not key.startswith(self._prefix) and _found(key, NOT_YET):
                 raise ConfigError(
                     f"{self._path}: {key}: is known, but the native relay does not honour it yet",
-                    remedy="remove it, or run this file on Kafka Connect: pipeline connector deploy",
+                    remedy="remove it, or run this file on Kafka Connect",
                 )
             else:
                 self._unknown(key)
@@ -206,7 +208,7 @@ class _Config:
     def _refusal(self, key: str, value: str, accepted: tuple[str, ...]) -> ConfigError:
         return ConfigError(
             f"{self._path}: {key}: {value!r} is not honoured by the native relay",
-            remedy=f"use {' | '.join(accepted)}, or run this file on Kafka Connect: pipeline connector deploy",
+            remedy=f"use {' | '.join(accepted)}, or run this file on Kafka Connect",
         )
 
     def _get(self, key: str) -> str:

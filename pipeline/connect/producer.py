@@ -20,7 +20,7 @@ _STORES = {  # Java's key → (librdkafka's for PEM text, for a PEM file, for a 
     "ssl.keystore.key": ("ssl.key.pem", ""),
     "ssl.keystore.password": ("ssl.keystore.password", "ssl.keystore.password"),
 }
-_JAAS = re.compile(r'(username|password)\s*=\s*(?:"([^"]*)"|(\S+?))\s*(?=;|\s|$)')
+_JAAS = re.compile(r'(username|password)\s*=\s*(?:"([^"]*)"|([^\s";]+))\s*(?=;|\s|$)')
 
 
 def translate(settings: Mapping[str, str], path: Path, notice: Callable[[str], None]) -> dict[str, str]:

@@ -6,6 +6,7 @@ that offsets that went missing are an error and not a silent skip. Only committe
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -20,6 +21,8 @@ from pipeline.kafka.errors import translate
 from pipeline.record import Record
 
 __all__ = ["GroupConsumer"]
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 10.0
 _PATIENCE_S = 60.0  # a coordinator that starts or moves answers with errors that pass
@@ -99,6 +102,7 @@ class GroupConsumer:
                     "group.id": group,
                     "error_cb": self._reported,
                     "on_commit": self._committed,
+                    "logger": log,
                 }
             )
         except (KafkaException, ValueError, TypeError) as raised:

@@ -33,6 +33,10 @@ __all__ = ["Endpoints", "LocalStack", "ServerName"]
 ServerName = Literal["postgres", "kafka", "registry", "connect"]
 
 
+_OURS = frozenset({"lock", "stack.json", "postgres", "kafka", "registry", "connect"})
+"""What a folder may hold that was begun and not finished."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoints:
     """Where the servers are, with what a client needs to get in."""
@@ -87,6 +91,8 @@ class LocalStack:
         """Stop all servers, clients before those they need. ``delete`` removes the data folder too."""
         if not self._home.data.is_dir():
             return
+        if delete:
+            self._check_ours()
         with self._changing():
             for layer in ((self.connect, self.registry), (self.kafka, self.postgres)):
                 with ThreadPoolExecutor(len(layer)) as pool:
@@ -95,6 +101,15 @@ class LocalStack:
             if delete:
                 self.postgres.delete_data()
                 shutil.rmtree(self._home.data)
+
+    def _check_ours(self) -> None:
+        """Refuse to delete a folder in which no stack was ever begun."""
+        others = {entry.name for entry in self._home.data.iterdir()} - _OURS
+        if others and not self._home.exists:
+            raise LocalStackError(
+                f"{self._home.data} is not a folder of the local stack: it holds {', '.join(sorted(others)[:3])}",
+                remedy="nothing was deleted; give the folder that pipeline up was given, or an empty one",
+            )
 
     def status(self) -> list[ServerStatus]:
         """Look at each server with a real request."""

@@ -19,6 +19,7 @@ from pipeline.connect.file import ConnectorFile, read
 from pipeline.connect.router import Router
 from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn
 from pipeline.errors import BrokerError, ConfigError, SourceError
+from pipeline.kafka.admin import Topics
 from pipeline.kafka.producer import RecordProducer
 from pipeline.metrics import Meter, PrometheusMeter
 from pipeline.postgres.changes import Binding
@@ -27,6 +28,7 @@ from pipeline.postgres.pgoutput import Relation
 from pipeline.postgres.statistics import measure
 from pipeline.postgres.wal import WalSettings, WalSource
 from pipeline.relay import Relay
+from pipeline.topics import TopicSpec, dead_letters
 
 __all__ = ["binding", "read_connector", "run_relay", "wal_settings"]
 
@@ -85,8 +87,8 @@ def run_relay(
         health=readiness,
     )
     done = threading.Event()
-    watch = threading.Thread(target=_watch, args=(dsn, file, meter, done), name="slot-statistics", daemon=True)
-    watch.start()
+    for task, args in ((_watch, (dsn, file, meter, readiness, done)), (_make_dlq, (file, kafka, done))):
+        threading.Thread(target=task, args=args, name=task.__name__, daemon=True).start()
     gc.collect()
     gc.freeze()  # what is here now stays; and records in flight are plain tuples, which need no collector
     gc.set_threshold(100_000, 50, 1000)
@@ -139,9 +141,32 @@ def _environment(settings: Settings, env: Mapping[str, str]) -> dict[str, str]:
     return {**found, **env}
 
 
-def _watch(dsn: str, file: ConnectorFile, meter: Meter, done: threading.Event) -> None:
+def _make_dlq(file: ConnectorFile, kafka: Mapping[str, str], done: threading.Event) -> None:
+    """Create the connector's DLQ where it is missing: a row that must go there may be the first to tell."""
+    topic = dead_letters(file.name)
+    spec = TopicSpec(topic, 1, {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"})
+    options = {
+        key: value for key, value in kafka.items() if key.startswith(("bootstrap.", "security.", "sasl.", "ssl."))
+    }
+    while not done.is_set():
+        try:
+            topics = Topics(options)
+            if topic not in topics.partitions():
+                topics.create([spec])
+            return
+        except BrokerError as error:
+            if not error.retryable:
+                log.warning(
+                    f"{error.what}: create {topic} by hand", extra={"action": "relay.no_dlq", "connector": file.name}
+                )
+                return
+        done.wait(_MEASURE_EVERY_S)
+
+
+def _watch(dsn: str, file: ConnectorFile, meter: Meter, readiness: probes.Readiness, done: threading.Event) -> None:
     """Measure the slot now and then. A database that is away is the relay's to report."""
     while not done.is_set():
+        meter.set("pipeline_ready", 1 if readiness.state()["ready"] else 0, role="relay")
         try:
             found = measure(dsn, file.slot)
         except SourceError as error:
