@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.faults.campaign import FAULTS, Plan, run
-from tests.faults.report import lines, markdown
+from tests.faults.report import lines, markdown, merged
 
 
 def main() -> int:
@@ -27,12 +27,16 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name all kinds and end")
     parser.add_argument("--keep", action="store_true", help="keep logs when all is well, too")
     parser.add_argument("--report", type=Path, help="write a Markdown report there")
+    parser.add_argument("--merge", type=Path, nargs="+", help="only make the report, of these results")
     parser.add_argument("--json", type=Path, help="write the result there too")
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     given = parser.parse_args()
     if given.list:
         for kind, fault in FAULTS.items():
             print(f"{kind}: {(fault.__doc__ or '').splitlines()[0]}")
+        return 0
+    if given.merge:
+        print(markdown(merged([json.loads(path.read_text()) for path in given.merge])))
         return 0
     kinds = tuple(kind for kind in FAULTS if not given.only or any(word in kind for word in given.only))
     if not kinds:

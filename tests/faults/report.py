@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["lines", "markdown"]
+__all__ = ["lines", "markdown", "merged"]
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
@@ -33,6 +33,19 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     text += [f"VIOLATION  {line}" for line in result["violations"]]
     text.append("lost: 0, invented: 0, order kept" if not result["violations"] else "FAILED")
     return text
+
+
+def merged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return several campaigns as one."""
+    found = dict(results[0])
+    for other in results[1:]:
+        found["plan"] = {**found["plan"], "seed": f"{found['plan']['seed']}, {other['plan']['seed']}"}
+        for name in ("rounds", "self_ended", "violations"):
+            found[name] = [*found[name], *other[name]]
+        for name in ("seconds", "transactions"):
+            found[name] += other[name]
+        found["verdict"] = {name: value + other["verdict"][name] for name, value in found["verdict"].items()}
+    return found
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -77,7 +90,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     words = [
         _HEAD,
-        "## The last long campaign\n",
+        "## The last long campaigns\n",
         "| | |\n|---|---|",
         *(f"| {name} | {value} |" for name, value in figures),
         "",
