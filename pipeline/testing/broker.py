@@ -34,13 +34,14 @@ class Broker:
     """Topics, their records, and groups. ``wall`` gives seconds since 1970.
 
     ``down`` lets every request wait or fail as a broker does that is away. ``refusals`` has, by topic, the error that
-    a record meets there.
+    a record meets there. ``hashed`` gives what stands for a key when its partition is chosen.
     """
 
-    def __init__(self, wall: Callable[[], float]) -> None:
+    def __init__(self, wall: Callable[[], float], hashed: Callable[[bytes], bytes] = lambda key: key) -> None:
         self.down = False
         self.refusals: dict[str, BrokerError] = {}
         self._wall = wall
+        self._hashed = hashed
         self._specs: dict[str, TopicSpec] = {}
         self._logs: dict[str, list[_Log]] = {}
         self._groups: dict[str, Coordinator] = {}
@@ -87,7 +88,7 @@ class Broker:
         if logs is None or partition >= len(logs):
             raise BrokerError(f"Kafka: no such topic or partition: {topic}", remedy="create it", retryable=True)
         if partition < 0:
-            partition = partition_of(key, len(logs)) if key is not None else self._spread(len(logs))
+            partition = partition_of(self._hashed(key), len(logs)) if key is not None else self._spread(len(logs))
         stamped = self._specs[topic].config.get("message.timestamp.type") == "LogAppendTime" or not timestamp_ms
         own: list[Header] = [(name, text.encode() if isinstance(text, str) else text) for name, text in headers]
         log = logs[partition]

@@ -77,7 +77,8 @@ class Harness:
     ) -> None:
         self.app = app
         self.clock = Clock(start) if start else Clock()
-        self.broker = Broker(self.clock.wall)
+        self._numbers: dict[bytes, bytes] = {}
+        self.broker = Broker(self.clock.wall, lambda key: self._numbers.get(key, key))
         self.handled: list[Handled] = []
         self.retries: list[Retry] = []
         self.published: list[Row] = []
@@ -276,6 +277,8 @@ class Harness:
     def _arrive(self, rows: Iterable[Row]) -> None:
         for row in rows:
             self.published.append(row)
+            if row.message.message_type.key is None:  # keyed by its id, which is random: so would be its partition
+                self._numbers.setdefault(row.key.encode(), str(len(self.published)).encode())
             if row.due_at is None:
                 self._append(row)
                 if self._misfortune.strikes("duplicate"):

@@ -312,6 +312,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
         harness = Harness(app, seed=seed, faults=Faults(crash=0.1, rebalance=0.1, duplicate=0.2, slow=0.3), workers=2)
         for number in range(20):
             harness.publish(paid(f"o-{number}"))
+            harness.enqueue(Mail(address=f"{'busy' if number % 3 else 'a'}-{number}@example.org"))
         harness.run_until_idle()
         return [harness.faults, harness.clock.passed_s, [(h.message, h.attempt, h.at) for h in harness.handled]]
 
