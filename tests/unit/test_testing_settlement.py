@@ -37,7 +37,7 @@ faults = st.builds(
     rebalance=st.sampled_from([0, 0.05]),
     expel=st.sampled_from([0, 0.05]),
     duplicate=st.sampled_from([0, 0.1]),
-    refuse=st.sampled_from([0, 0.1]),
+    refuse=st.sampled_from([0, 0.4]),
     outage=st.sampled_from([0, 0.03]),
     slow=st.sampled_from([0, 0.3]),
 )
@@ -200,3 +200,24 @@ def test_a_refusing_dlq_stops_the_worker_and_commits_nothing_past_it() -> None:
     harness.broker.refusals.clear()
     harness.run_until_idle()
     assert len(harness.dead_letters) == 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_failure_that_ends_after_its_partition_was_lost_holds_no_key_back(seed: int) -> None:
+    app = Pipeline("e", topic_prefix="", partitions=1)
+
+    class Entry(Event, aggregate="account", key="account", format="json"):
+        account: str
+        number: int
+
+    @app.consumer(Entry, group="ledger", retry=RetryPolicy(attempts=3, first_s=1))
+    def handle(_entry: Entry, ctx: Context) -> None:
+        if ctx.attempt == 1:
+            raise ValueError("not yet")
+
+    harness = Harness(app, seed=seed, faults=Faults(expel=0.2, slow=0.5))
+    for number in range(10):
+        harness.publish(Entry(account="a", number=number))
+    harness.run_until_idle(limit_s=10_000)
+    assert {one.message for one in harness.handled} == {Entry(account="a", number=number) for number in range(10)}
+    assert harness.faults["expel"] > 0
