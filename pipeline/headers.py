@@ -295,14 +295,14 @@ def _history(value: bytes | None) -> tuple[Try, ...]:
         return ()
     try:
         return tuple(Try(int(attempt), int(at_ms), str(kind)) for attempt, at_ms, kind in _json(value, list))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ArithmeticError):
         raise PoisonError(f"header {_RETRY}history: not a list of attempts") from None
 
 
 def _json(value: bytes, kind: type[J]) -> J:
     try:
         data = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     if not isinstance(data, kind):
         raise PoisonError(f"header of {_RETRY}: not the JSON it should be")

@@ -22,7 +22,10 @@ _STORE = b"""
 INSERT INTO pipeline.relay_position (slot, system_id, timeline, lsn) VALUES ($1, $2, $3::integer, $4::pg_lsn)
 ON CONFLICT (slot) DO UPDATE
 SET system_id = excluded.system_id, timeline = excluded.timeline, lsn = excluded.lsn, updated_at = now()
+WHERE relay_position.system_id <> excluded.system_id OR relay_position.timeline < excluded.timeline
+   OR (relay_position.timeline = excluded.timeline AND relay_position.lsn <= excluded.lsn)
 """
+"""One that was frozen while another took over writes late: it does not move the position back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,13 @@ class ReplicationConnection:
         ]
 
     def slot(self, name: str) -> Slot | None:
-        """Look at a slot; None where it does not exist."""
+        """Look at a slot; None where it does not exist. Raises SourceError, retryable while the server recovers."""
+        if self.rows("SELECT pg_is_in_recovery()")[0][0] == "t":
+            raise SourceError(
+                "PostgreSQL: the server is in recovery: a standby that is not promoted, or not yet",
+                remedy="promote it, or let database.hostname name the primary",
+                retryable=True,
+            )
         found = self.rows(
             "SELECT active, coalesce(confirmed_flush_lsn, '0/0'), coalesce(wal_status, ''), "
             "coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint, plugin, database "

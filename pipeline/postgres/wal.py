@@ -158,13 +158,16 @@ class WalSource:
         server = conn.identify()
         slot = conn.slot(settings.slot)
         if slot and slot.active:
-            return False
+            return self._begin_anew()
         self._store = PositionStore(self._dsn, settings.slot)
         stored = self._store.load()
         slot = slot or self._create(conn, stored)
         self._check(slot, conn)
         after, warning = resume_at(stored, slot, server, trust_slot=settings.trust_slot)
-        if self._server and (server.system_id, server.timeline) == (self._server.system_id, self._server.timeline):
+        if self._server and (server.system_id, server.timeline) != (self._server.system_id, self._server.timeline):
+            self._server = None  # LSNs of another WAL: what is under way is dropped, and all begins from what is stored
+            return self._begin_anew()
+        if self._server:
             after, warning = max(after, self._handed_out), ""
         else:
             self._acknowledged = after
@@ -172,7 +175,7 @@ class WalSource:
         try:
             conn.start(settings.slot, settings.publication, after, _STREAM)
         except SlotBusy:
-            return False
+            return self._begin_anew()
         if warning:
             log.warning(warning, extra={"action": "slot.position", "slot": settings.slot})
         log.info(
@@ -180,10 +183,16 @@ class WalSource:
         )
         self._server = server
         self._changes = Changes(self._bind)
-        self._stored = stored.lsn if stored else 0
+        same_wal = stored is not None and (stored.system_id, stored.timeline) == (server.system_id, server.timeline)
+        self._stored = stored.lsn if stored and same_wal else after if stored else 0
         self._storing = 0
         self._told = slot.confirmed
         return True
+
+    def _begin_anew(self) -> bool:
+        """Forget what was handed out: the caller drops what of it was not acknowledged. Returns False."""
+        self._handed_out = 0
+        return False
 
     def _check_store(self, now: float) -> None:
         """Give up on a write that gets no answer: the slot would hold back WAL, and nobody be told."""
@@ -198,6 +207,7 @@ class WalSource:
         """See whether a position was written, and begin with the next one when it is time, or at once if ``final``."""
         if self._storing and store.done():
             self._stored, self._storing = self._storing, 0
+        self._check_store(self._clock())
         if not self._storing and self._acknowledged > self._stored and (final or self._due(now)):
             self._storing, self._stored_at = self._acknowledged, now
             store.begin(Position(server.system_id, server.timeline, self._storing))

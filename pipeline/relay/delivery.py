@@ -145,6 +145,7 @@ class Delivery:
             self.size = 0
             self._suspects.clear()
             self._rewind()
+        self.position = 0  # it may be of another server's WAL
 
     def close(self) -> None:
         """Drop what was not acknowledged, and the producer."""

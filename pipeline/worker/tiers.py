@@ -76,7 +76,7 @@ class Tiers:
 
     def next_ms(self) -> int | None:
         """When to look again; None while nothing waits."""
-        times = [room.until_ms for room in self._rooms.values() if room.paused]
+        times = [room.until_ms for room in self._rooms.values() if room.paused and not room.full]
         if self._waiting:
             times.append(self._waiting[0][0])
         return min(times, default=None)

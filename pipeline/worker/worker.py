@@ -247,6 +247,8 @@ class Worker:
             if assigned.tier_s is not None:
                 self._receive_retried(assigned, record, headers, now_ms, due)
                 continue
+            if value is not None:
+                size += len(value)
             route = routes.get((topic, headers.get(TYPE)))  # type: ignore[arg-type]  # None is no key, and that is right
             order_by: Hashable
             if route is not None:
@@ -258,8 +260,6 @@ class Worker:
             else:
                 order_by = key
             fresh.append(Delivery(assigned, record, headers, route, order_by, None))
-            if value is not None:
-                size += len(value)
             if held and order_by in held:
                 self._hold_more(assigned, order_by)
         if assigned is not None:
@@ -416,7 +416,10 @@ class Worker:
         if delivery in self._waiting:
             self._waiting.discard(delivery)
             self._ready_if_none_waits()
-        if self._held.pop(delivery.key, 0) >= self._limits.backlog:
+        self._release_key(delivery.key)
+
+    def _release_key(self, key: Hashable) -> None:
+        if self._held.pop(key, 0) >= self._limits.backlog:
             self._unpause([a for a in self._assigned.values() if "backlog" in a.paused], "backlog")
 
     def _ready_if_none_waits(self) -> None:
@@ -436,7 +439,6 @@ class Worker:
         tiers = self._group.retry_topics
         for (topic, partition), start in starts.items():
             self._assigned[topic, partition] = Assigned(topic, partition, start, tiers.get(topic))
-        self._full_since = None
         self._next_commit = 0.0
         self._health.ready(self._group.name)
         log.info(
@@ -521,7 +523,7 @@ class Worker:
         for entry in self._timers:
             delivery = entry[2]
             if delivery.assigned.closed:
-                self._held.pop(delivery.key, None)
+                self._release_key(delivery.key)
                 self._waiting.discard(delivery)
                 self._engine.release(delivery)
                 self._count_out(delivery)

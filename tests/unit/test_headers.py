@@ -136,3 +136,11 @@ def test_unreadable_headers_still_make_a_letter_that_can_be_looked_at() -> None:
         ("__dlq.errors.topic", b"\xff"),
     ]
     assert DeadLetter.of(RECORD._replace(headers=headers)).origin.partition == -1
+
+
+@pytest.mark.parametrize("history", [b'[[1e999, 0, "x"]]', b"[" * 100_000])
+def test_a_history_of_nonsense_is_poison_and_ends_no_worker(history: bytes) -> None:
+    state = RetryState.of(RECORD).failed(FAILURE, 1)
+    headers = [(n, history if n == "__pipeline.history" else v) for n, v in state.headers(RECORD)]
+    with pytest.raises(PoisonError):
+        RetryState.of(RECORD._replace(headers=headers))
