@@ -97,6 +97,10 @@ class Entry:
             raise ConfigError(
                 f"ctx.result: not a JSON value: {error}", remedy="dict, list, str, number, bool or None"
             ) from None
+        if "\\u0000" in text:
+            raise ConfigError(
+                "ctx.result: holds the character U+0000, which PostgreSQL cannot store", remedy="leave it out"
+            )
         if len(text) > RESULT_BYTES:
             raise ConfigError(
                 f"ctx.result: {len(text)} bytes, the limit is {RESULT_BYTES}",

@@ -7,6 +7,7 @@ behind that tells of something else for ever. What people command comes back the
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -29,6 +30,7 @@ __all__ = ["Control", "JobStore", "Journal"]
 
 log = logging.getLogger("pipeline.worker")
 
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _BATCH = 2_000
 _BREATHE_S = 0.01
 _LOOK_S = 0.1
@@ -108,10 +110,10 @@ class Journal:
         return self
 
     def entry(self, delivery: Delivery, route: Route) -> Entry | None:
-        """Open what an attempt tells; None for a job that is not tracked."""
-        if not route.handler.model.message_type.track:
-            return None
+        """Open what an attempt tells; None for a job that is not tracked, or whose id no row can have."""
         job_id = (delivery.headers.get(EVENT_ID) or b"").decode(errors="replace")
+        if not route.handler.model.message_type.track or not _UUID.fullmatch(job_id):
+            return None
         attempt = 1 if delivery.state is None else delivery.state.attempt
         children = self._store.children
         return Entry(job_id, attempt, self._wall(), job_id in self._cancelled, lambda: children(job_id))

@@ -462,12 +462,14 @@ class Worker:
 
     def trouble(self, error: BrokerError) -> None:
         """Say what the client reports, until the broker answers again."""
-        self._in_trouble = True
+        first, self._in_trouble = not self._in_trouble, True
         self._gauges.broker_error()
         self._health.not_ready(f"{self._group.name} broker", error.what)
         for assigned in self._assigned.values():
             assigned.committed = -1
-        log.warning("broker trouble", extra={"action": "worker.trouble", "group": self._group.name, "why": error.what})
+        if first:  # the client says it again with every try
+            extra = {"action": "worker.trouble", "group": self._group.name, "why": error.what}
+            log.warning("broker trouble", extra=extra)
 
     def _hand_over(self, taken: list[Assigned], *, patience_s: float = 0) -> bool:
         """Let running handlers end for a bounded time, commit, and fence; tell whether all had ended.

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from servers import environment
 
 from pipeline.local import Endpoints, LocalStack
 
@@ -156,6 +155,7 @@ class Load:
 def test_kills_of_workers_and_broker_lose_nothing_and_keep_the_order_of_keys(
     private_stack: LocalStack,
     private_endpoints: Endpoints,
+    private_cli_environment: dict[str, str],
     prefix: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -164,7 +164,7 @@ def test_kills_of_workers_and_broker_lose_nothing_and_keep_the_order_of_keys(
     (tmp_path / "crashing.py").write_text(APP)
     journal = tmp_path / "handled.log"
     journal.touch()
-    workers = Workers(tmp_path, {**environment(private_endpoints), "PREFIX": prefix, "LOG": str(journal)})
+    workers = Workers(tmp_path, {**private_cli_environment, "PREFIX": prefix, "LOG": str(journal)})
     workers.cli("topics", "apply", "crashing:app")
     events, jobs = f"{prefix}.outbox.event.order", f"{prefix}.crash.jobs.email"
     billing = f"{prefix}.crash.billing"

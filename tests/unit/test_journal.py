@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline import Job, RetryPolicy
+from pipeline.definition import Handler, Queue
+from pipeline.errors import ConfigError
+from pipeline.probes import Readiness
+from pipeline.record import Record
+from pipeline.report import Entry
+from pipeline.worker.delivery import Assigned, Delivery, Route
+from pipeline.worker.journal import Journal
+
+
+class Mail(Job, queue="email", format="json"):
+    n: int
+
+
+class NoStore:
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: pytest.fail(f"{name}: nothing is asked of the store")
+
+
+@pytest.mark.parametrize(
+    "event_id", [b"m15", b"", None, b"\xff", b"0190a1b2-0000-7000-8000-00000000000", b"{" + b"0" * 36]
+)
+def test_a_job_whose_id_no_row_can_have_is_not_told_of(event_id: bytes | None) -> None:
+    journal = Journal(NoStore(), Queue("shop.jobs.email"), worker="w", health=Readiness("w"), concurrency=1)
+    route = Route(Handler("h", print, Mail, "q", "g", "none", RetryPolicy()), print)
+    record = Record("q", 0, 0, None, b"", [("id", event_id)], 0)
+    delivery = Delivery(Assigned("q", 0, 0, None), record, dict(record.headers), route, None, None)
+    assert journal.entry(delivery, route) is None
+    told = journal.entry(
+        Delivery(delivery.assigned, record, {"id": b"0190a1b2-0000-7000-8000-000000000001"}, route, None, None), route
+    )
+    assert told is not None
+
+
+def test_a_result_that_the_database_cannot_store_fails_its_attempt_and_not_the_worker() -> None:
+    entry = Entry("id", 1, 0.0, False, lambda: [])
+    with pytest.raises(ConfigError, match="U\\+0000"):
+        entry.keep_result({"text": "a\0b"})
+    assert entry.result is None
