@@ -221,3 +221,24 @@ def test_a_failure_that_ends_after_its_partition_was_lost_holds_no_key_back(seed
     harness.run_until_idle(limit_s=10_000)
     assert {one.message for one in harness.handled} == {Entry(account="a", number=number) for number in range(10)}
     assert harness.faults["expel"] > 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_retry_topic_refuses_for_now_is_sent_again_without_a_restart(seed: int) -> None:
+    app = Pipeline("e", topic_prefix="")
+
+    class Task(Job, queue="work", format="json"):
+        number: int
+
+    @app.job(Task)
+    def second_time(_task: Task, ctx: Context) -> None:
+        if ctx.attempt == 1:
+            raise ValueError("not yet")
+
+    harness = Harness(app, seed=seed, faults=Faults(refuse=0.5))
+    for number in range(8):
+        harness.enqueue(Task(number=number))
+    harness.run_until_idle(limit_s=10_000)
+    assert sorted(one.message.number for one in harness.handled if isinstance(one.message, Task)) == list(range(8))
+    assert harness.faults["refuse"] > 0
+    assert harness.faults["crash"] == 0
