@@ -39,7 +39,7 @@ def test_a_job_whose_id_no_row_can_have_is_not_told_of(event_id: bytes | None) -
 
 
 def test_a_result_that_the_database_cannot_store_fails_its_attempt_and_not_the_worker() -> None:
-    entry = Entry("id", 1, 0.0, False, lambda: [])
+    entry = Entry("id", 1, 0.0, False, list)
     with pytest.raises(ConfigError, match="U\\+0000"):
         entry.keep_result({"text": "a\0b"})
     assert entry.result is None
