@@ -230,7 +230,7 @@ def lines(journal: Path) -> int:
     return journal.read_bytes().count(b"\n")
 
 
-def until(what: Callable[[], bool], why: str, deadline_s: float = 40) -> None:
+def until(what: Callable[[], bool], why: str, deadline_s: float = 120) -> None:
     end = time.monotonic() + deadline_s
     while not what():
         assert time.monotonic() < end, f"not within {deadline_s} s: {why}"

@@ -131,7 +131,10 @@ def test_an_interrupted_up_stops_what_it_started_and_a_killed_one_is_taken_up_by
     private_stack.down()
     code = "import sys, pathlib, pipeline.local as local; local.LocalStack(pathlib.Path(sys.argv[1])).up()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(private_stack.data)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(private_stack.data)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
     ) as up:
         pid_file = private_stack.data / "kafka" / "pid"
         while not (pid_file.exists() and pid_file.read_text()):
