@@ -49,10 +49,11 @@ class Attempts:
         decoder: Decoder,
         clock: Callable[[], float],
         wall: Callable[[], float],
-        entry: Callable[[Delivery, Route], Entry | None] = lambda _delivery, _route: None,
+        entry: Callable[[Delivery, Route], Entry | None] | None = None,
     ) -> None:
         self._entry = entry
         self._group = group
+        self._name = group.name
         self._routes = routes
         self._decoder = decoder
         self._clock = clock
@@ -102,8 +103,10 @@ class Attempts:
             if route is None:
                 return None
         message = self._decoder.decode(record.value, route.handler.model)
+        if self._entry is None:
+            return route, message, Context(record, delivery.headers, route.type_name, self._name, delivery.state)
         entry = delivery.entry = self._entry(delivery, route)
-        context = Context(record, delivery.headers, route.type_name, self._group.name, delivery.state, entry)
+        context = Context(record, delivery.headers, route.type_name, self._name, delivery.state, entry)
         context.raise_if_cancelled()
         return route, message, context
 
@@ -129,7 +132,7 @@ class Attempts:
         route.seconds.append(self._clock() - begun)
         state = delivery.state
         inserted_ms = delivery.record.timestamp_ms if state is None else state.origin.timestamp_ms
-        route.ages_s.append(self._wall() - inserted_ms / 1000)
+        route.ages_s.append(self._wall() - inserted_ms * 0.001)
 
     def _failed(self, delivery: Delivery, error: BaseException, prepared: _Prepared | None) -> Outcome:
         """Settle what was raised, and write it into the delivery's state."""

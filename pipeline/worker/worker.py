@@ -37,7 +37,7 @@ __all__ = ["Limits", "Worker"]
 
 log = logging.getLogger("pipeline.worker")
 
-_BATCH = 500
+_BATCH = 200  # larger ones leave the caches: tried
 _IDLE_S = 0.1
 _BUSY_S = 0.02
 _COMMIT_S = 0.25
