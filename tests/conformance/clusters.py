@@ -74,7 +74,7 @@ class Kafka:
         producer.init_transactions(20)
         producer.begin_transaction()
         producer.produce(topic, b"aborted", partition=partition)
-        assert producer.flush(60) == 0  # an abort drops what was not sent
+        producer.flush(60)  # an abort drops what was not sent
         producer.abort_transaction(20)
 
     def expire(self, topic: str, partition: int, before: int) -> None:

@@ -255,7 +255,10 @@ def test_offsets_have_holes_and_only_grow(cluster: Cluster, unique: str, topic: 
     send(producer, topic, b"b", partition=0)
     member = Member(cluster.consumer(f"{unique}.g"), {topic: "earliest"})
     poll_until(lambda: len(member.records) == 2, member)
-    assert [(record.offset, record.value) for record in member.records] == [(0, b"a"), (3, b"b")]
+    assert [record.value for record in member.records] == [b"a", b"b"]
+    first, second = (record.offset for record in member.records)
+    assert first == 0
+    assert second > 1, "what was aborted, its marker, or both, took offsets"
 
 
 def test_ends_tell_the_next_offset(cluster: Cluster, unique: str, topic: str) -> None:
