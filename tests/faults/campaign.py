@@ -100,7 +100,7 @@ def _rounds(plan: Plan, world: World, result: Result, began: float, say: Callabl
     names = list(plan.kinds or FAULTS)
     bag: list[str] = []
     while time.monotonic() - began < plan.seconds and not (plan.faults and len(result.rounds) >= plan.faults):
-        if len(bag) < 2:
+        while len(bag) < 2:
             fresh = [name for name in names for _ in range(FAULTS[name].often if len(names) == len(FAULTS) else 1)]
             rng.shuffle(fresh)
             bag += fresh

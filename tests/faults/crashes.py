@@ -199,6 +199,21 @@ class WorkerTerminated(_Drained):
         return self.end(self.rng.choice(world.workers))
 
 
+class WorkersTerminated(_Drained):
+    """All workers are told to end, each in the rebalance that the end of the one before began."""
+
+    kind, part, hold_s = "all workers terminated (SIGTERM)", "worker", (0.1, 0.5)
+    often = 1
+
+    def inject(self, world: World) -> str:
+        self.begin(world)
+        told = []
+        for worker in world.workers:
+            told.append(self.end(worker))
+            time.sleep(self.rng.uniform(0, 1.2))  # into the midst of it
+        return ", ".join(told)
+
+
 class WorkersRolled(_Drained):
     """All workers are replaced one after the other, as in a deployment."""
 

@@ -127,6 +127,8 @@ class Member:
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # faulthandler writes where its threads are
+            time.sleep(0.5)
             process.kill()
             process.wait(10)
         self._process = None

@@ -249,7 +249,12 @@ class World:
         return self._member(name, words, environment(ends), ends.postgres_dsn)
 
     def _member(self, name: str, words: list[str], env: dict[str, str], dsn: str) -> Member:
-        more = {"FAULTS_FOLDER": str(self.folder), "FAULTS_DSN": dsn, "FAULTS_PYTHON": sys.executable}
+        more = {
+            "FAULTS_FOLDER": str(self.folder),
+            "FAULTS_DSN": dsn,
+            "FAULTS_PYTHON": sys.executable,
+            "PYTHONFAULTHANDLER": "1",
+        }
         return Member(name, words, {**env, **more}, self.folder, _ROOT)
 
     def _command(self, *words: str) -> None:
