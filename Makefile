@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/pipeline demo
 
+# Side by side, as tests mostly wait for servers; a file's tests in one process, the slow files (acceptance) first.
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 test-unit: .venv/installed
 	$(BIN)/pytest tests/unit

@@ -3,17 +3,20 @@
 ``--servers=local`` (default) starts a stack of its own and removes it at the end; with ``--stack-dir DIR`` it uses,
 and leaves running, the stack in that folder. ``--servers=external`` takes the servers that PIPELINE_POSTGRES__DSN,
 PIPELINE_KAFKA__BOOTSTRAP_SERVERS and PIPELINE_REGISTRY__URL name. A test that needs a server that it cannot get
-fails; none is skipped.
+fails; none is skipped. Several processes (pytest-xdist) share one stack.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
@@ -37,6 +40,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 _EXTERNAL = pytest.StashKey[Endpoints]()
+_SHARED = pytest.StashKey[Path]()  # where the stack is that several test processes share
+_FOLDER = "shared_stack"
 _ENDPOINTS = pytest.StashKey[Endpoints]()  # of the shared servers, once a test has asked for them
 
 
@@ -51,9 +56,29 @@ def pytest_configure(config: pytest.Config) -> None:
             config.stash[_EXTERNAL] = external_endpoints()
         except ValueError as error:
             raise pytest.UsageError(str(error)) from None
+    if hasattr(config, "workerinput"):
+        if shared := config.workerinput[_FOLDER]:
+            config.stash[_SHARED] = Path(shared)
+    elif config.getoption("numprocesses", 0):
+        if servers == "local" and not config.getoption("--stack-dir"):
+            config.stash[_SHARED] = Path(tempfile.mkdtemp(prefix="pipeline-stack-"))
+            config.stash[_SHARED].chmod(0o711)  # as root: PostgreSQL's user has to pass
+        return  # it runs no test itself; those who do take its environment
     # What the developer has set must not change what a test finds.
     for name in [name for name in os.environ if name.startswith("PIPELINE_")]:
         del os.environ[name]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:  # xdist's: it has no types
+    node.workerinput[_FOLDER] = str(node.config.stash.get(_SHARED, ""))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shared = config.stash.get(_SHARED, None)
+    if shared is not None and not hasattr(config, "workerinput"):
+        LocalStack(shared / "data", progress=_Lines(config)).down(delete=True)
+        shutil.rmtree(shared)
 
 
 class _Lines:
@@ -86,15 +111,27 @@ def own_stack(config: pytest.Config) -> Iterator[LocalStack]:
             running.down(delete=True)
 
 
+@contextmanager
+def starting(shared: Path | None) -> Iterator[None]:
+    """Let one test process after the other begin: the first starts the servers, the others find them."""
+    with ExitStack() as stack:
+        if shared is not None:
+            lock = stack.enter_context((shared / "lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def stack(pytestconfig: pytest.Config) -> Iterator[LocalStack]:
     """The shared local stack, running. Do not stop its servers: see private_stack."""
     if pytestconfig.getoption("--servers") != "local":
         pytest.fail("this test needs servers of the local stack: run it with --servers=local")
-    lasting = pytestconfig.getoption("--stack-dir")
+    shared = pytestconfig.stash.get(_SHARED, None)
+    lasting = shared / "data" if shared else pytestconfig.getoption("--stack-dir")
     if lasting:
         running = LocalStack(lasting, progress=_Lines(pytestconfig))
-        running.up()
+        with starting(shared):
+            running.up()
         yield running
         return
     with own_stack(pytestconfig) as running:
@@ -115,7 +152,9 @@ def connect_url(request: pytest.FixtureRequest, endpoints: Endpoints) -> str:
     """Kafka Connect with Debezium, started when the first test asks for it."""
     url = endpoints.connect
     if url is None and request.config.getoption("--servers") == "local":
-        url = request.getfixturevalue("stack").up(connect=True).connect
+        stack = request.getfixturevalue("stack")
+        with starting(request.config.stash.get(_SHARED, None)):
+            url = stack.up(connect=True).connect
     if url is None:
         pytest.fail("this test needs Kafka Connect: set PIPELINE_CONNECT__URL")
     return url
