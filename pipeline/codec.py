@@ -28,6 +28,7 @@ __all__ = ["Decoder", "WriterSchemas", "encode", "frame", "subject_of", "unframe
 
 M = TypeVar("M", bound=Message)
 _HEADER = 5
+_TYPE_CHARS = 200
 _MAGIC = b"\0"
 _WRONG = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
 """What fastavro raises for a value that does not fit."""
@@ -75,7 +76,7 @@ def encode(message: Message, schema_id: int | None) -> bytes:
         _write(model)(buffer, _parsed(model), schema_of(model).convert(message))
     except _WRONG as error:
         raise SchemaError(
-            f"{kind.name}: a value does not fit its schema{_field_at_fault(message)}: {type(error).__name__}",
+            f"{kind.name}: a value does not fit its schema{_field_at_fault(message)} ({type(error).__name__})",
             remedy="nothing was written; make the message by its constructor, which checks it",
         ) from None
     return buffer.getvalue()
@@ -163,15 +164,18 @@ def _json(message: Message) -> bytes:
 
 
 def _field_at_fault(message: Message) -> str:
-    """Name the first field that does not encode by itself, for the error's text. Never its value."""
+    """Name the first field that does not encode by itself, and the Avro type it has. Never its value."""
     for name in type(message).model_fields:
         shape = field_shape(type(message), name, Scope(""))  # with all its names: it stands alone
+        schema = alone(name, shape)
         try:
             value = message.__dict__[name]
-            value = shape.to_avro(value) if shape.to_avro else value
-            _write(type(message))(io.BytesIO(), fastavro.parse_schema(alone(name, shape)), {name: value})
+            encoded = shape.to_avro(value) if shape.to_avro else value
+            _write(type(message))(io.BytesIO(), fastavro.parse_schema(schema), {name: encoded})
         except _WRONG:
-            return f" in field {name!r}"
+            wanted = json.dumps(schema["fields"][0]["type"])
+            found = type(message.__dict__.get(name)).__name__
+            return f" in field {name!r}: a {found}, the schema has {wanted[:_TYPE_CHARS]}"
     return ""
 
 

@@ -142,6 +142,11 @@ class Letter:
         return Place(self.record.topic, self.record.partition, self.record.offset)
 
     @property
+    def captured(self) -> bool:
+        """Tell whether the capture side wrote it: no group has read its record yet."""
+        return bool(self.story.lsn)
+
+    @property
     def written(self) -> list[Header]:
         """The headers that the record was first written with."""
         spring = not any(name.startswith(_OURS) for name, _ in self.record.headers)
@@ -186,6 +191,8 @@ def _flaws(record: Record, story: DeadLetter) -> list[str]:
         return ["it has no headers of a dead letter"]
     if not story.origin.topic:
         found.append("its original topic is not known")
+    if story.lsn:
+        return found + ([f"its value of {story.value_bytes} bytes is not here"] if story.value_bytes else [])
     if story.origin.partition < 0 or story.origin.offset < 0:
         found.append("its original partition or offset is missing or not a number")
     if not story.group:

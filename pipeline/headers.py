@@ -19,6 +19,7 @@ from pipeline.record import Header, Record
 __all__ = [
     "EVENT_ID",
     "FORMAT_VERSION",
+    "ORIGINAL_TIME",
     "TRACEPARENT",
     "TYPE",
     "DeadLetter",
@@ -35,6 +36,8 @@ TRACEPARENT = "traceparent"
 
 FORMAT_VERSION = 1
 _RETRY = "__pipeline."
+ORIGINAL_TIME = f"{_RETRY}origin.timestamp.ms"
+"""When a record was first written, where it had to be stamped anew."""
 _DLQ = "__dlq.errors."
 _SPRING = "kafka_dlt-"
 _SPRING_WORDS = {
@@ -166,7 +169,11 @@ class RetryState:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """What a dead letter says of itself: where from, which group, how often tried, why, and when it died."""
+    """What a dead letter says of itself: where from, which group, how often tried, why, and when it died.
+
+    One of the capture side has no group and no offset, but ``lsn``, where in the WAL its row stands; ``value_bytes`` is
+    the length of a value that no topic took, 0 where the value is there.
+    """
 
     origin: Origin
     group: str = ""
@@ -177,6 +184,8 @@ class DeadLetter:
     died_ms: int = 0
     generation: int = 0
     history: tuple[Try, ...] = ()
+    lsn: str = ""
+    value_bytes: int = 0
 
     def headers(self, record: Record, *, traces: bool = True) -> list[Header]:
         """Return the record's own headers and this story's, for the DLQ. ``traces`` False makes it small."""
@@ -237,6 +246,8 @@ class DeadLetter:
             died_ms=number("time", record.timestamp_ms),
             generation=number("generation", 0),
             history=history,
+            lsn=_lenient(found.get("lsn")),
+            value_bytes=number("value.bytes", 0),
         )
 
 

@@ -1,4 +1,4 @@
-"""Dead letters in, their records back on their group's retry topic out.
+"""Dead letters in, their records out: on their group's retry topic, or, of the capture side, on their own topic.
 
 At least once: a letter counts as redriven only after the broker has acknowledged its record. A crash between sends it
 again, never loses it; two redrives at once do not send the same letter twice. Key, value and the headers that the
@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 from pipeline.deadletter import Count, Letter, Place, Selection, State
 from pipeline.errors import BrokerError
-from pipeline.headers import RetryState
+from pipeline.headers import ORIGINAL_TIME, RetryState
 from pipeline.record import Record
-from pipeline.topics import retry_tier
+from pipeline.topics import is_topic, retry_tier
 
-__all__ = ["Archive", "Outcome", "Plan", "Producer", "Redrive", "States", "discard", "plan"]
+__all__ = ["Archive", "Destinations", "Outcome", "Plan", "Producer", "Redrive", "States", "discard", "plan"]
 
 _PAGE = 500
+_EXAMINED = 10_000  # a plan looks at so many letters
+_GONE = "its record is no longer on the topic"
 _STALLED_S = 60.0
 
 
@@ -65,11 +67,16 @@ class Producer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a redrive or discard would do. ``letters`` counts those that it would take, ``limit`` applied."""
+    """What a redrive or discard would do. ``letters`` counts those that it would take, ``limit`` applied.
+
+    ``targets`` (topic → letters) and ``kept`` (reason → letters that stay dead) are of the oldest ``examined`` letters.
+    """
 
     counts: list[Count]
-    targets: Mapping[str, str | None]
     letters: int
+    targets: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+    examined: int = 0
 
 
 @dataclass(slots=True)
@@ -81,15 +88,67 @@ class Outcome:
     kept: Counter[str] = field(default_factory=Counter)
 
 
-def plan(selection: Selection, states: States, groups: Mapping[str, str | None], limit: int | None) -> Plan:
-    """Count what is selected, by what it died of. ``groups`` maps DLQ topic → group, None: its letters name it."""
+class Destinations:
+    """Where letters go. ``groups`` maps DLQ topic → group, None: its letters name it; ``topics`` are all there are."""
+
+    def __init__(self, groups: Mapping[str, str | None], topics: frozenset[str]) -> None:
+        self._groups = groups
+        self._topics = topics
+
+    def of(self, letter: Letter) -> tuple[str, str]:
+        """Return the topic that a letter goes to; where it cannot go anywhere, nothing and the reason."""
+        target, reason = self._captured(letter) if letter.captured else self._handled(letter)
+        if not reason and target not in self._topics:
+            reason = f"topic {target} does not exist (pipeline topics apply)"
+        return ("", reason) if reason else (target, "")
+
+    def _captured(self, letter: Letter) -> tuple[str, str]:
+        """Its own topic: no group has read it there."""
+        story = letter.story
+        if story.value_bytes:
+            return "", "its value was too large for the DLQ: correct its outbox row, and publish it anew"
+        if not is_topic(story.origin.topic):
+            return "", "its row names no possible topic: correct the row, and publish it anew"
+        return story.origin.topic, ""
+
+    def _handled(self, letter: Letter) -> tuple[str, str]:
+        """Its group alone, by the topic that only this group reads."""
+        group = letter.story.group or self._groups.get(letter.place.topic)
+        origin = letter.story.origin
+        if not group:
+            return "", "its group is not known (--group names it)"
+        if not origin.topic or origin.partition < 0 or origin.offset < 0:
+            return "", "its headers do not say where it came from"
+        return retry_tier(group, 0), ""
+
+
+def plan(
+    selection: Selection,
+    states: States,
+    limit: int | None,
+    *,
+    archive: Archive | None = None,
+    destinations: Destinations | None = None,
+) -> Plan:
+    """Count what is selected, by what it died of; and where the letters would go, with ``archive`` to look at them."""
     counts = states.counts(selection)
     total = sum(count.letters for count in counts)
-    targets = {
-        topic: retry_tier(group, 0) if (group := groups.get(topic)) else None
-        for topic in sorted({count.topic for count in counts})
-    }
-    return Plan(counts, targets, total if limit is None else min(total, limit))
+    made = Plan(counts, total if limit is None else min(total, limit))
+    if archive is None or destinations is None:
+        return made
+    taken, after = 0, None
+    while taken < (wanted := min(made.letters, _EXAMINED)):
+        with states.claim(selection, after, min(_PAGE, wanted - taken)) as places:
+            found = [destinations.of(Letter.of(record)) for record in archive.fetch(places)]
+        if not places:
+            break
+        made.targets.update(topic for topic, reason in found if not reason)
+        made.kept.update(reason for _, reason in found if reason)
+        if gone := len(places) - len(found):
+            made.kept[_GONE] += gone
+        taken += len(places)
+        after = places[-1]
+    return replace(made, examined=taken)
 
 
 class Redrive:
@@ -112,8 +171,7 @@ class Redrive:
         self._states = states
         self._archive = archive
         self._producer = producer
-        self._groups = groups
-        self._topics = topics
+        self._destinations = Destinations(groups, topics)
         self._rate = rate
         self._clock = clock
         self._now_ms = now_ms
@@ -159,15 +217,17 @@ class Redrive:
             for record in self._archive.fetch(places):
                 letter = Letter.of(record)
                 found.add(letter.place)
-                target = self._target(letter)
-                if target is not None:
+                target, reason = self._destinations.of(letter)
+                if reason:
+                    self.outcome.kept[reason] += 1
+                else:
                     self._producer.send(target, record.key, record.value, self._headers(letter), 0, letter.place)
                     waiting.add(letter.place)
                     self.outcome.targets[target] += 1
         except BrokerError as error:
             failed = error  # what was sent before is waited for all the same
         if failed is None and (gone := len(places) - len(found)):
-            self.outcome.kept["its record is no longer on the topic"] += gone
+            self.outcome.kept[_GONE] += gone
         heard = self._clock()
         while waiting and self._clock() < heard + _STALLED_S:
             for token, refused in self._producer.poll(0.1):
@@ -186,25 +246,14 @@ class Redrive:
             )
         return stored, failed
 
-    def _target(self, letter: Letter) -> str | None:
-        """Return where a letter goes; None, and a reason counted, where it cannot go anywhere."""
-        group = letter.story.group or self._groups.get(letter.place.topic)
-        origin = letter.story.origin
-        reason = ""
-        if not group:
-            reason = "its group is not known (--group names it)"
-        elif not origin.topic or origin.partition < 0 or origin.offset < 0:
-            reason = "its headers do not say where it came from"
-        elif retry_tier(group, 0) not in self._topics:
-            reason = f"topic {retry_tier(group, 0)} does not exist (pipeline topics apply)"
-        if reason or not group:
-            self.outcome.kept[reason] += 1
-            return None
-        return retry_tier(group, 0)
-
     def _headers(self, letter: Letter) -> list[tuple[str, str | bytes | None]]:
-        """Return the headers it was written with, and the state of a record at its first attempt."""
+        """Return the headers it was written with, and the state of a record at its first attempt.
+
+        A record of the capture side is at no attempt yet; its first time stands in a header, as it is stamped now.
+        """
         story = letter.story
+        if letter.captured:
+            return [*letter.written, (ORIGINAL_TIME, str(story.origin.timestamp_ms))]
         state = RetryState(story.origin, attempt=1, due_ms=self._now_ms(), generation=story.generation)
         return list(state.headers(letter.record._replace(headers=letter.written)))
 

@@ -21,6 +21,7 @@ __all__ = [
     "check_name",
     "dead_letters",
     "delay_label",
+    "is_topic",
     "priority_topic",
     "retry_tier",
 ]
@@ -31,6 +32,7 @@ PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 DAY_MS = 86_400_000
 _NAME = re.compile(r"[a-z0-9-]{1,60}")
 _LONGEST = 249
+_TOPIC = re.compile(rf"[a-zA-Z0-9._-]{{1,{_LONGEST}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,11 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"name {name!r} is not allowed", remedy="1 to 60 of a-z, 0-9 and -")
     return name
+
+
+def is_topic(name: str) -> bool:
+    """Tell whether Kafka takes ``name`` for a topic."""
+    return _TOPIC.fullmatch(name) is not None and name not in {".", ".."}
 
 
 def priority_topic(queue: str, priority: Priority) -> str:

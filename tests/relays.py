@@ -20,6 +20,8 @@ from typing import Self, TypeVar
 import psycopg
 from confluent_kafka import Consumer, Message, TopicPartition
 
+from pipeline.kafka.extent import extent
+
 T = TypeVar("T")
 CONNECTOR = Path(__file__).parents[1] / "connectors" / "outbox.json"
 
@@ -89,6 +91,11 @@ class RelayProcess:
         assert self.process.poll() is None, self.log
         return self
 
+    def peak_memory_bytes(self) -> int:
+        """The most memory that it held at once."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
     def kill(self) -> None:
         """As a crash does."""
         self.process.kill()
@@ -140,7 +147,7 @@ def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
     )  # fmt: skip
     try:
         partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in partitions}
+        ends = {p: extent(consumer, topic, p, 10)[1] for p in partitions}
         consumer.assign([TopicPartition(topic, p, 0) for p in ends])
         left = {p for p, end in ends.items() if end}
         found: dict[int, list[Message]] = defaultdict(list)

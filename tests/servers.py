@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import psycopg
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 from psycopg import conninfo, sql
 
 from pipeline.config import Settings
@@ -52,6 +52,19 @@ class Topics:
     def names(self, prefix: str = "") -> list[str]:
         """List the topics that begin with ``prefix``."""
         return sorted(name for name in self.admin.list_topics(timeout=10).topics if name.startswith(prefix))
+
+    def config(self, name: str, setting: str) -> str | None:
+        """Return a topic's setting."""
+        (asked,) = self.admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, name)]).values()
+        value = asked.result(15)[setting].value
+        return None if value is None else str(value)
+
+    def set_config(self, name: str, setting: str, value: str) -> None:
+        """Change a topic's setting."""
+        entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
+        wanted = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[entry])
+        for done in self.admin.incremental_alter_configs([wanted]).values():
+            done.result(15)
 
     def delete(self, names: Iterable[str], timeout_s: float = 15) -> None:
         """Delete topics; it is no error when somebody did before."""

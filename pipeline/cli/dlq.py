@@ -159,6 +159,8 @@ def redrive(
 ) -> None:
     """Send dead letters back to their group alone, by its topic <group>.retry.0s, at their first attempt.
 
+    What the capture side could not publish (<connector>.dlq) goes to its own topic: no group has read it yet.
+
     Prints the plan; --execute does it. A letter is redriven once its record is acknowledged; one that was redriven or
     discarded is left alone unless --again. Exits with 2 when letters had to be left: the reasons are printed.
 
@@ -169,12 +171,13 @@ def redrive(
     """
     with _letters(app, group, topic, no_database) as (letters, topics):
         selection = _selection(topics, STATES if again else ("open",), **choice)
-        plan = letters.plan(selection, limit)
+        plan = letters.plan(selection, limit, destinations=True)
         if not execute or output == "table":
             _print_plan(plan, output)
         if not execute:
+            _say_destinations(plan)
             say(_closing("redrive", plan))
-            context.exit(0)
+            context.exit(2 if plan.kept else 0)
         with _progress(plan.letters) as advance:
             outcome = letters.redrive(selection, limit, rate, advance)
     done = {"redriven": outcome.redriven, "targets": dict(outcome.targets), "kept": dict(outcome.kept)}
@@ -268,7 +271,6 @@ def _print_plan(plan: Plan, output: str) -> None:
             "error": count.error,
             "type": count.type,
             "from": count.topic,
-            "to": plan.targets[count.topic] or "by its headers",
             "fingerprint": count.fingerprint,
         }
         for count in plan.counts
@@ -276,11 +278,22 @@ def _print_plan(plan: Plan, output: str) -> None:
     if output == "table":
         print_rows(rows, output, empty="no such letters")
     elif output:
-        print_object({"letters": plan.letters, "plan": rows}, output)
+        ways = {"targets": dict(plan.targets), "kept": dict(plan.kept), "examined": plan.examined}
+        print_object({"letters": plan.letters, "plan": rows, **ways}, output)
+
+
+def _say_destinations(plan: Plan) -> None:
+    if plan.examined < plan.letters:
+        say(f"of the oldest {plan.examined} letters:")
+    for topic, letters in plan.targets.most_common():
+        say(f"to {topic}: {letters}")
+    for reason, letters in plan.kept.most_common():
+        say(f"would be left dead: {letters}: {reason}")
 
 
 def _closing(verb: str, plan: Plan) -> str:
-    return f"would {verb} {plan.letters} letters: add --execute" if plan.letters else "nothing to do"
+    movable = plan.letters - plan.kept.total()
+    return f"would {verb} {movable} letters: add --execute" if movable else "nothing to do"
 
 
 @contextmanager
@@ -316,6 +329,8 @@ def _details(shown: stage.Shown, *, reveal: bool) -> dict[str, object]:
         "type": letter.type or shown.payload.name,
         "group": story.group or None,
         "origin": str(Place(*origin[:3])) if origin[0] and min(origin[1:3]) >= 0 else None,
+        "topic": origin[0] if letter.captured else None,
+        "lsn": story.lsn or None,
         "origin_time": utc(origin[3]) if origin[3] else None,
         "died_at": letter.died_at.isoformat(timespec="milliseconds"),
         "attempts": story.attempts,
@@ -327,7 +342,7 @@ def _details(shown: stage.Shown, *, reveal: bool) -> dict[str, object]:
         "flaws": list(letter.flaws),
         "key": "•••" if hidden else key,
         "key_bytes": None if record.key is None else len(record.key),
-        "value_bytes": None if record.value is None else len(record.value),
+        "value_bytes": story.value_bytes or (None if record.value is None else len(record.value)),
         "schema_id": shown.payload.schema_id,
         "payload": shown.payload.data,
         "payload_masked": shown.payload.masked,

@@ -15,10 +15,10 @@ from typing import Literal, Protocol
 from pipeline.capture import Routed, Unroutable
 from pipeline.connect.columns import ColumnType, column_type
 from pipeline.errors import ConfigError
+from pipeline.topics import is_topic
 
 __all__ = ["Layout", "Placement", "Router", "RouterOptions"]
 
-_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _CACHED_TOPICS = 10_000
 _LATEST_US = 8_000_000_000_000_000_000  # beyond any date; PostgreSQL's infinity lies above
 
@@ -173,7 +173,7 @@ class _Generator:
         name = by.decode(errors="replace") if isinstance(by, bytes) else by
         topic = self._topic(name) if name is not None else ""
         named: Routed = (topic, *record[1:])
-        if not _TOPIC.fullmatch(topic) or topic in {".", ".."}:
+        if not is_topic(topic):
             wrong = "is empty" if not topic else "is not one that Kafka allows"
             raise Unroutable(f"the topic name made of column {self._options.route_by!r} {wrong}", named)
         if record[5] < -1:

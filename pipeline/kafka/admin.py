@@ -18,7 +18,7 @@ from confluent_kafka.admin import (
 )
 
 from pipeline.errors import BrokerError
-from pipeline.kafka.errors import translate
+from pipeline.kafka.errors import misconfigured, translate
 from pipeline.topics import TopicSpec
 
 if TYPE_CHECKING:
@@ -27,22 +27,27 @@ if TYPE_CHECKING:
 __all__ = ["Topics"]
 
 _TIMEOUT_S = 30.0
+_CONTACT_S = 8.0  # a broker that is down is told early
 _PAUSE_S = 0.05
 
 
 class Topics:
-    """The broker's topics. ``options`` are librdkafka settings; every call raises BrokerError."""
+    """The broker's topics. ``options`` are librdkafka settings; every call raises BrokerError.
 
-    def __init__(self, options: Mapping[str, str]) -> None:
+    ``contact_s`` is how long a broker may take to tell which topics there are.
+    """
+
+    def __init__(self, options: Mapping[str, str], *, contact_s: float = _CONTACT_S) -> None:
+        self._contact_s = contact_s
         try:
             self._admin = AdminClient({"client.id": "pipeline-topics", **options, "log_level": 0})
-        except KafkaException as error:
-            raise translate(error.args[0], "settings") from error
+        except (KafkaException, ValueError, TypeError) as error:
+            raise misconfigured(error, "client") from error
 
     def partitions(self) -> dict[str, int]:
         """Return topic → number of partitions, of all topics."""
         try:
-            found = self._admin.list_topics(timeout=_TIMEOUT_S)
+            found = self._admin.list_topics(timeout=self._contact_s)
         except KafkaException as error:
             raise translate(error.args[0], "list topics") from error
         return {name: len(topic.partitions) for name, topic in found.topics.items()}

@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from pipeline.definition import Start
 from pipeline.errors import BrokerError, ConfigError
-from pipeline.kafka.errors import translate
+from pipeline.kafka.errors import misconfigured, translate
 from pipeline.record import Record
 
 __all__ = ["GroupConsumer"]
@@ -106,7 +106,7 @@ class GroupConsumer:
                 }
             )
         except (KafkaException, ValueError, TypeError) as raised:
-            raise BrokerError(f"Kafka: {raised}", remedy="correct the consumer's settings") from raised
+            raise misconfigured(raised, "consumer") from raised
 
     def open(self, topics: Mapping[str, Start], listener: Listener) -> None:
         """Join the group. Raises BrokerError where the broker does not answer or a topic is missing."""

@@ -5,11 +5,11 @@ A code that is not in the table may pass by itself: librdkafka and brokers grow 
 
 from __future__ import annotations
 
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.errors import BrokerError
 
-__all__ = ["refuses_record", "translate"]
+__all__ = ["misconfigured", "refuses_record", "translate"]
 
 # The record itself is wrong: no broker state makes a later try succeed.
 _REFUSALS = frozenset(
@@ -58,3 +58,10 @@ def translate(error: KafkaError, where: str) -> BrokerError:
     """Return the BrokerError for a vendor error; ``where`` is the topic, group or server that it is about."""
     retryable, remedy = _TABLE.get(error.code(), (error.code() not in _REFUSALS, ""))
     return BrokerError(f"Kafka: {where}: {error.str()} ({error.name()})", remedy=remedy, retryable=retryable)
+
+
+def misconfigured(error: Exception, client: str) -> BrokerError:
+    """Return the BrokerError for a client that could not be made of its settings."""
+    found = error.args[0] if isinstance(error, KafkaException) and error.args else None
+    text = found.str() if isinstance(found, KafkaError) else str(error)
+    return BrokerError(f"Kafka: {client}: {text}", remedy="correct PIPELINE_KAFKA__…, -X or the connector file")

@@ -10,7 +10,8 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaExcepti
 from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import BrokerError
-from pipeline.kafka.errors import translate
+from pipeline.kafka.errors import misconfigured, translate
+from pipeline.kafka.extent import extent
 
 __all__ = ["Lag", "Lags"]
 
@@ -49,7 +50,7 @@ class Lags:
                 }
             )
         except (KafkaException, ValueError, TypeError) as error:
-            raise BrokerError(f"Kafka: {error}", remedy="correct the settings") from error
+            raise misconfigured(error, "consumer") from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -78,7 +79,7 @@ class Lags:
             for (topic, number), offset in sorted(committed.items()):
                 if topic not in known or number not in known[topic].partitions:
                     continue
-                low, end = self._consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_TIMEOUT_S)
+                low, end = extent(self._consumer, topic, number, _TIMEOUT_S)
                 begin = low if offset is None else max(low, offset)
                 rows.append((topic, number, offset, begin, end))
             ages = self._ages({(topic, number): begin for topic, number, _, begin, end in rows if begin < end}, now_s)

@@ -18,7 +18,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, murmu
 
 from pipeline.capture import Headers, Refused, Routed, identity
 from pipeline.errors import BrokerError
-from pipeline.kafka.errors import refuses_record, translate
+from pipeline.kafka.errors import misconfigured, refuses_record, translate
 
 __all__ = ["AckProducer", "Mark", "RecordProducer"]
 
@@ -341,7 +341,7 @@ def _connect(options: dict[str, object]) -> Producer:
     try:
         return Producer({**_BASE, **options, **guarantee, "logger": log})
     except (KafkaException, ValueError, TypeError) as raised:
-        raise BrokerError(f"Kafka: {raised}", remedy="correct the producer's settings") from raised
+        raise misconfigured(raised, "producer") from raised
 
 
 def _bytes(value: str | bytes | None) -> bytes | None:

@@ -15,7 +15,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Delivered
 
 from pipeline.errors import BrokerError
-from pipeline.kafka.errors import translate
+from pipeline.kafka.errors import misconfigured, translate
+from pipeline.kafka.extent import extent
 from pipeline.record import Record
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TopicReader"]
 
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 8.0
 _STALLED_S = 30.0
 _GAP = 1000  # offsets: reading on over fewer than these is quicker than asking anew
 
@@ -44,7 +45,7 @@ class TopicReader:
         try:
             self._consumer = Consumer({"isolation.level": "read_committed", **options, **fixed})
         except (KafkaException, ValueError, TypeError) as error:
-            raise BrokerError(f"Kafka: {error}", remedy="correct the consumer's settings") from error
+            raise misconfigured(error, "reader") from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -63,7 +64,7 @@ class TopicReader:
             found = self._consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
             if found.error is not None:
                 raise translate(found.error, f"topic {topic}")
-            return {number: self._ends(topic, number) for number in found.partitions}
+            return {number: extent(self._consumer, topic, number, _TIMEOUT_S) for number in found.partitions}
         except KafkaException as error:
             raise translate(error.args[0], f"topic {topic}") from error
 
@@ -112,10 +113,6 @@ class TopicReader:
                 for record in self.read(topic, partition, run[0], run[-1] + 1):
                     if record.offset in chosen:
                         yield record
-
-    def _ends(self, topic: str, partition: int) -> tuple[int, int]:
-        low, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_TIMEOUT_S)
-        return int(low), int(high)
 
 
 def _runs(offsets: list[int]) -> Iterator[list[int]]:

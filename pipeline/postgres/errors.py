@@ -17,6 +17,7 @@ _REMEDIES: dict[type[psycopg.Error], str] = {
     errors.InvalidPassword: "correct user or password in PIPELINE_POSTGRES__DSN",
     errors.InvalidCatalogName: "create the database, or correct its name in PIPELINE_POSTGRES__DSN",
     errors.InFailedSqlTransaction: "an earlier statement of this transaction failed: roll it back first",
+    errors.ReadOnlySqlTransaction: "write on the primary, in a transaction that is not READ ONLY",
     errors.UniqueViolation: "an event with this id is there already",
     errors.TooManyConnections: "raise max_connections or use a pool",
 }

@@ -157,6 +157,7 @@ class WalSource:
         conn = self._conn = ReplicationConnection(self._dsn, liveness_s=settings.liveness_s, clock=self._clock)
         server = conn.identify()
         slot = conn.slot(settings.slot)
+        self._check_publication(conn)  # before a slot is made, and by a standby too
         if slot and slot.active:
             return self._begin_anew()
         self._store = PositionStore(self._dsn, settings.slot)
@@ -254,7 +255,6 @@ class WalSource:
         return made
 
     def _check(self, slot: Slot, conn: ReplicationConnection) -> None:
-        settings = self._settings
         if slot.wal_status == "lost":
             raise SourceError(
                 f"slot {slot.name} is lost: the server removed WAL that it needed (max_slot_wal_keep_size)",
@@ -271,6 +271,9 @@ class WalSource:
                 f"slot {slot.name} is for database {slot.database}, not {here}",
                 remedy="correct database.dbname, or use another slot.name",
             )
+
+    def _check_publication(self, conn: ReplicationConnection) -> None:
+        settings = self._settings
         listed = "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = "
         tables = [(str(schema), str(table)) for schema, table in conn.rows(listed + quoted(settings.publication))]
         there = "SELECT 1 FROM pg_publication WHERE pubname = "

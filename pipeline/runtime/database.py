@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -53,14 +54,22 @@ def outbox_status(settings: Settings) -> dict[str, object]:
     with connect(settings) as conn, conn.cursor(row_factory=dict_row) as cursor:
         table = cursor.execute(_TABLE).fetchone() or {}
         slots = cursor.execute(_SLOTS).fetchall()
-    return {**table, "slots": slots}
+    return {**_utc(table), "slots": [_utc(slot) for slot in slots]}
+
+
+def _utc(row: Mapping[str, object]) -> dict[str, object]:
+    """Return a row with its times as ISO 8601, in UTC."""
+    return {
+        name: value.astimezone(UTC).isoformat(timespec="milliseconds") if isinstance(value, datetime) else value
+        for name, value in row.items()
+    }
 
 
 _TABLE = """
 SELECT greatest(c.reltuples, 0)::bigint AS rows_estimated,
        pg_total_relation_size(c.oid) AS table_bytes,
-       (SELECT created_at FROM pipeline.outbox ORDER BY seq LIMIT 1) AS oldest_row,
-       (SELECT created_at FROM pipeline.outbox ORDER BY seq DESC LIMIT 1) AS newest_row,
+       (SELECT created_at AT TIME ZONE 'UTC' FROM pipeline.outbox ORDER BY seq LIMIT 1) AS oldest_row,
+       (SELECT created_at AT TIME ZONE 'UTC' FROM pipeline.outbox ORDER BY seq DESC LIMIT 1) AS newest_row,
        extract(epoch FROM clock_timestamp() - (SELECT min(xact_start) FROM pg_stat_activity
            WHERE backend_xid IS NOT NULL AND datname = current_database()))::float8 AS oldest_write_transaction_s
 FROM pg_class c WHERE c.oid = 'pipeline.outbox'::regclass

@@ -82,9 +82,12 @@ class Letters:
         """Return letters, the newest of a partition first, from after ``after``."""
         return self._states.page(selection, after, limit)
 
-    def plan(self, selection: Selection, limit: int | None) -> redrive.Plan:
-        """Say what a redrive or discard would take."""
-        return redrive.plan(selection, self._states, self._groups, limit)
+    def plan(self, selection: Selection, limit: int | None, *, destinations: bool = False) -> redrive.Plan:
+        """Say what a redrive or discard would take, and with ``destinations`` where it would go."""
+        if not destinations:
+            return redrive.plan(selection, self._states, limit)
+        found = redrive.Destinations(self._groups, self._reader.topics())
+        return redrive.plan(selection, self._states, limit, archive=self._reader, destinations=found)
 
     def redrive(
         self, selection: Selection, limit: int | None, rate: float | None, progress: Callable[[int], None]

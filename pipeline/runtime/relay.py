@@ -35,6 +35,7 @@ __all__ = ["binding", "read_connector", "run_relay", "wal_settings"]
 log = logging.getLogger(__name__)
 
 _MEASURE_EVERY_S = 10.0
+_ASIDE_S = 2.0  # how long what runs beside the relay may take to end
 
 
 def read_connector(
@@ -87,8 +88,12 @@ def run_relay(
         health=readiness,
     )
     done = threading.Event()
-    for task, args in ((_watch, (dsn, file, meter, readiness, done)), (_make_dlq, (file, kafka, done))):
-        threading.Thread(target=task, args=args, name=task.__name__, daemon=True).start()
+    aside = [
+        threading.Thread(target=_watch, args=(dsn, file, meter, readiness, done), name="watch", daemon=True),
+        threading.Thread(target=_make_dlq, args=(file, kafka, done), name="make-dlq", daemon=True),
+    ]
+    for thread in aside:
+        thread.start()
     gc.collect()
     gc.freeze()  # what is here now stays; and records in flight are plain tuples, which need no collector
     gc.set_threshold(100_000, 50, 1000)
@@ -96,6 +101,8 @@ def run_relay(
         relay.run(until, at_once=at_once)
     finally:
         done.set()
+        for thread in aside:  # one that is within librdkafka when the interpreter ends can end the process by a signal
+            thread.join(_ASIDE_S)
 
 
 def wal_settings(file: ConnectorFile) -> WalSettings:
@@ -150,7 +157,7 @@ def _make_dlq(file: ConnectorFile, kafka: Mapping[str, str], done: threading.Eve
     }
     while not done.is_set():
         try:
-            topics = Topics(options)
+            topics = Topics(options, contact_s=_ASIDE_S / 2)
             if topic not in topics.partitions():
                 topics.create([spec])
             return

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from pipeline.kafka.extent import extent
 from pipeline.local import Endpoints, LocalStack
 
 SEED = 20_240_506
@@ -242,7 +243,7 @@ def lag(bootstrap: str, group: str, topic: str) -> int:
     try:
         numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
         parts = [TopicPartition(topic, number) for number in numbers]
-        ends = sum(consumer.get_watermark_offsets(part, timeout=10)[1] for part in parts)
+        ends = sum(extent(consumer, part.topic, part.partition, 10)[1] for part in parts)
         return ends - sum(max(0, part.offset) for part in consumer.committed(parts, timeout=10))
     finally:
         consumer.close()
@@ -252,7 +253,7 @@ def ids(bootstrap: str, topic: str) -> list[str]:
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "audit", "enable.auto.commit": False})
     try:
         numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        bounds = {n: consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10) for n in numbers}
+        bounds = {n: extent(consumer, topic, n, 10) for n in numbers}
         consumer.assign([TopicPartition(topic, n, low) for n, (low, high) in bounds.items() if high > low])
         wanted = sum(high - low for low, high in bounds.values())
         found: list[str] = []

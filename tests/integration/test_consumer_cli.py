@@ -127,7 +127,7 @@ def test_a_drain_that_does_not_end_in_time_is_exit_code_2(cli: Cli, endpoints: E
     [
         (("--group", "nobody"), {}, "no handlers for"),
         (("-X", "nonsense"), {}, "KEY=VALUE"),
-        (("-X", "no.such.setting=1"), {}, "no.such.setting"),
+        (("-X", "no.such.setting=1"), {}, 'Kafka: consumer: No such configuration property: "no.such.setting"'),
         (("-X", "enable.auto.commit=true"), {}, "enable.auto.commit"),
         ((), {}, "pipeline topics apply"),
         ((), {"PIPELINE_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:9"}, "is the broker up"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -61,6 +61,16 @@ def relay_is_here(conn: psycopg.Connection, slot: str) -> None:
         "ON CONFLICT (slot) DO UPDATE SET lsn = excluded.lsn",
         (slot,),
     )
+
+
+def test_the_times_that_status_tells_are_utc_and_say_so(conn: psycopg.Connection, slot: str) -> None:
+    conn.execute(f"ALTER DATABASE {conn.info.dbname} SET timezone = 'Asia/Tokyo'")
+    publish(conn, "first")
+    relay_is_here(conn, slot)
+    found = json.loads(run("status", "-o", "json").output)
+    times = [found["oldest_row"], *(one["stored_at"] for one in found["slots"] if one["slot"] == slot)]
+    assert [time[-6:] for time in times] == ["+00:00", "+00:00"]
+    assert all(abs(datetime.fromisoformat(time) - datetime.now(UTC)) < timedelta(minutes=1) for time in times)
 
 
 def test_what_every_relay_has_passed_goes_and_the_rest_stays(conn: psycopg.Connection, slot: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import struct
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from commands import runner
 from confluent_kafka import murmur2
 from relays import RelayProcess, connector_file, headers, ids, insert, read_topic, until
 from servers import Database, Topics
@@ -19,7 +22,6 @@ from servers import Database, Topics
 @pytest.fixture
 def topic(prefix: str, topics: Topics) -> str:
     topics.create(f"{prefix}.events", partitions=4)
-    topics.create(f"{prefix}.dlq")
     return f"{prefix}.events"
 
 
@@ -84,8 +86,9 @@ def test_after_a_drain_the_position_is_stored_and_nothing_comes_again(
 
 
 def test_a_row_with_a_bad_topic_goes_to_the_dlq_and_stops_nobody(
-    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str, prefix: str
-) -> None:
+    file: Path, topic: str, topics: Topics, cli_environment: Mapping[str, str], database: Database,
+    bootstrap_servers: str, prefix: str,
+) -> None:  # fmt: skip
     with RelayProcess(file, cli_environment) as relay, psycopg.connect(database.dsn) as conn:
         relay.reading()
         bad = insert(conn, "not a topic!", "k", b"\0\0\0\0\1bad")
@@ -98,6 +101,39 @@ def test_a_row_with_a_bad_topic_goes_to_the_dlq_and_stops_nobody(
     assert found["id"].decode() == bad
     assert found["__dlq.errors.topic"] == b"not a topic!"
     assert b"topic" in found["__dlq.errors.message"]
+    assert topics.config(f"{prefix}.dlq", "message.timestamp.type") == "LogAppendTime"  # the relay has made it
+
+
+def test_a_row_that_was_too_large_goes_to_its_topic_once_that_takes_it(
+    file: Path, topic: str, topics: Topics, cli_environment: dict[str, str], bootstrap_servers: str, prefix: str,
+    database: Database, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    pipeline = runner(capsys, monkeypatch, cli_environment)
+    topics.set_config(topic, "max.message.bytes", "5000")
+    value = b"\0\0\0\0\1" + random.Random(7).randbytes(10_000)
+    with RelayProcess(file, cli_environment, "-X", "compression.type=none") as relay:
+        relay.reading()
+        with psycopg.connect(database.dsn, autocommit=True) as conn:
+            large, bad = insert(conn, topic, "k", value), insert(conn, "not a topic!", "k")
+        dlq = f"{prefix}.dlq"
+        until(lambda: set(ids(read_topic(bootstrap_servers, dlq))) == {large, bad}, "letters")
+    place = next(m for m in read_topic(bootstrap_servers, dlq) if ids([m]) == [large]).offset()
+    shown = json.loads(pipeline("dlq", "show", f"{dlq}[0]@{place}", "-o", "json").stdout)
+    assert (shown["id"], shown["topic"], shown["flaws"], shown["value_bytes"]) == (large, topic, [], len(value))
+    planned = pipeline("dlq", "redrive", "--topic", dlq)
+    assert planned.code == 2
+    assert f"to {topic}: " in planned.stderr
+    assert ": its row names no possible topic" in planned.stderr
+    assert pipeline("dlq", "redrive", "--topic", dlq, "--execute").code == 1  # it is still too large
+    topics.set_config(topic, "max.message.bytes", "1000000")
+    assert pipeline("dlq", "redrive", "--letter", f"{dlq}[0]@{place}", "--topic", dlq, "--execute").code == 0
+    (record,) = read_topic(bootstrap_servers, topic)
+    assert (ids([record]), record.key(), record.value()) == ([large], b"k", value)
+    assert record.partition() == murmur2(b"k", 4)
+    assert not [name for name in headers(record) if name.startswith("__dlq.")]
+    left = json.loads(pipeline("dlq", "list", "--topic", dlq, "-o", "json").stdout)
+    assert bad in [letter["id"] for letter in left]
+    assert f"{dlq}[0]@{place}" not in [letter["letter"] for letter in left]
 
 
 def test_rows_that_the_broker_refuses_are_buried_alone_and_order_is_kept(
@@ -173,6 +209,11 @@ def test_a_standby_takes_over_within_seconds_of_a_kill(
         active.reading()
         with RelayProcess(file, cli_environment) as standby:
             until(lambda: standby.readiness()["role"] == "standby" and standby.readiness()["ready"], "a ready standby")
+            changed = {"slot.name": json.loads(file.read_text())["config"]["slot.name"]}
+            wrong = connector_file(file.parent, "wrong", **changed, **{"publication.name": "nothing_here"})
+            with RelayProcess(wrong, cli_environment) as other:  # not only once it would be active
+                assert other.process.wait(30) == 1
+                assert "publication nothing_here does not exist" in other.log
             first = insert(conn, topic, "k")
             until(lambda: ids(read_topic(bootstrap_servers, topic)) == [first], "the first row")
             active.kill()
@@ -232,6 +273,40 @@ def test_a_huge_row_passes_where_the_topic_takes_it(
     assert record.value() == payload
 
 
+def test_a_large_transaction_passes_in_bounded_memory_without_its_rolled_back_savepoints(
+    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str
+) -> None:
+    """100 MB in one transaction, more than the server decodes in memory; a relay is killed in the middle of it."""
+    with psycopg.connect(database.dsn) as conn:
+        with RelayProcess(file, cli_environment) as relay:
+            relay.reading()
+            conn.execute("SELECT")  # begins the transaction that holds all chunks
+            for chunk in range(100):
+                with conn.transaction(force_rollback=chunk % 10 == 9):
+                    conn.execute(CHUNK, {"topic": topic, "chunk": chunk})
+            assert read_topic(bootstrap_servers, topic) == []  # nothing before it is committed
+            conn.commit()
+            until(lambda: read_topic(bootstrap_servers, topic), "the first records")
+            peaks = [relay.peak_memory_bytes()]
+            relay.kill()
+        with RelayProcess(file, cli_environment) as again:
+            last = insert(conn, topic, "last")
+            conn.commit()
+            until(lambda: last in ids(read_topic(bootstrap_servers, topic)), "the row behind it", 60)
+            peaks.append(again.peak_memory_bytes())
+    keys = [record.key() for record in read_topic(bootstrap_servers, topic)]
+    assert set(keys) == {b"last", *(f"{n}".encode() for n in range(100_000) if n // 1000 % 10 != 9)}
+    print(f"peak memory: {[round(peak / 1e6) for peak in peaks]} MB; duplicates: {len(keys) - 90_001}")
+    assert max(peaks) < 130e6
+
+
+CHUNK = """
+INSERT INTO pipeline.outbox (id, aggregatetype, aggregateid, type, payload, topic)
+SELECT gen_random_uuid(), 'order', n, 'shop.OrderPlaced', decode(repeat(md5(n::text), 64), 'hex'), %(topic)s
+FROM generate_series(%(chunk)s * 1000, %(chunk)s * 1000 + 999) AS n
+"""
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -255,6 +330,9 @@ def test_a_start_that_cannot_work_ends_with_what_where_and_what_to_do(
         assert relay.process.wait(30) == 1
         assert told in relay.log
         assert "→" in relay.log
+    if "publication.name" in changes or "table.include.list" in changes:  # a slot that nobody reads holds back WAL
+        with psycopg.connect(database.dsn) as conn:
+            assert conn.execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", (prefix,)).fetchall() == []
 
 
 def test_a_slot_that_vanished_is_an_error_that_says_what_may_be_missing(

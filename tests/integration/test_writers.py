@@ -376,7 +376,11 @@ def by_other_call(is_async: bool) -> Callable[..., Any]:
     ("event", "error", "message"),
     [
         (NeverPushed(order_id="1"), SchemaError, "NeverPushed: this version of its schema was never pushed"),
-        (Placed.model_construct(order_id="1", number="x"), SchemaError, "does not fit its schema in field 'number'"),
+        (
+            Placed.model_construct(order_id="1", number="x"),
+            SchemaError,
+            "in field 'number': a str, the schema has \"long\"",
+        ),
         (Placed(order_id=""), SchemaError, "its key field is empty"),
         (Placed(order_id="a\0b"), SchemaError, "NUL"),
     ],
@@ -388,6 +392,13 @@ def test_what_cannot_be_stored_stores_nothing(
         way.run(pushed.dsn, writing(is_async, Placed(order_id="good"), event, first=BUSINESS), True)
     assert rows(pushed) == []
     assert rows(pushed, "business") == []
+
+
+def test_a_read_only_transaction_is_said_with_its_remedy(pushed: Database, way: Way, is_async: bool) -> None:
+    first = "SET TRANSACTION READ ONLY"
+    with pytest.raises(SourceError, match="read-only transaction") as raised:
+        way.run(pushed.dsn, writing(is_async, Placed(order_id="good"), first=first), True)
+    assert "primary" in str(raised.value)
 
 
 def test_a_missing_table_is_said_with_its_remedy(database: Database, way: Way, is_async: bool) -> None:

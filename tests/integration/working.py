@@ -21,6 +21,7 @@ from pipeline.codec import Decoder
 from pipeline.definition import Group
 from pipeline.errors import SchemaError
 from pipeline.kafka.consumer import GroupConsumer
+from pipeline.kafka.extent import extent
 from pipeline.kafka.producer import AckProducer
 from pipeline.metrics import CATALOGUE
 from pipeline.probes import Readiness
@@ -137,8 +138,8 @@ class Broker:
         consumer = Consumer({**self.options, "group.id": "counts"})
         try:
             numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-            bounds = [consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10) for n in numbers]
-            return sum(high - low for low, high in bounds)
+            ends = [extent(consumer, topic, n, 10) for n in numbers]
+            return sum(high - low for low, high in ends)
         finally:
             consumer.close()
 
@@ -151,6 +152,20 @@ class Broker:
             return sum(max(0, partition.offset) for partition in found)
         finally:
             consumer.close()
+
+
+class Watched(Readiness):
+    """Remembers that a group was joined: not being ready again can follow at once."""
+
+    def __init__(self, group: str) -> None:
+        super().__init__("worker")
+        self.joined = threading.Event()
+        self._group = group
+
+    def ready(self, part: str = "start", *, role: str | None = None) -> None:
+        super().ready(part, role=role)
+        if part == self._group:
+            self.joined.set()
 
 
 class Running:
@@ -167,7 +182,7 @@ class Running:
         **options: str,
     ) -> None:
         kafka = {**broker.options, **options}
-        self.health = Readiness("worker")
+        self.health = Watched(group.name)
         self.health.ready()
         self.meter = Meter()
         self.consumer = GroupConsumer(kafka, group.name)
@@ -216,7 +231,7 @@ class Running:
 def running(broker: Broker, group: Group, **options: Any) -> Iterator[Running]:
     worker = Running(broker, group, **options)
     try:
-        wait_until(lambda: worker.ready or not worker.alive, why="the worker joins its group")
+        wait_until(lambda: worker.health.joined.is_set() or not worker.alive, why="the worker joins its group")
         yield worker
     finally:
         worker.worker.stop(hurry=True)

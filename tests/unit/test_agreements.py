@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -49,6 +50,21 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         assert inner is not None
         found = inner
     assert re.search(r"Example:\s+pipeline ", found.help or "")
+
+
+def test_the_example_of_the_readme_is_an_application() -> None:
+    readme = (ROOT / "README.md").read_text()
+    code = readme.partition("```python\n")[2].partition("```")[0]
+    found: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), found)
+    assert set(found["app"].groups) == {"shop.billing", "shop.jobs.email"}
+
+
+def test_every_table_stands_in_the_architecture() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    state = text[text.index("## Where state lives") : text.index("## Names of topics")]
+    tables = set(re.findall(r"CREATE TABLE pipeline\.(\w+)", script()))
+    assert {table for table in tables if f"`{table}`" not in state} == set()
 
 
 def test_every_command_of_the_readme_exists() -> None:

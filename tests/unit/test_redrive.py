@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.capture import dead_letter
 from pipeline.deadletter import Count, Letter, Place, Selection, State, Summary
 from pipeline.errors import BrokerError
 from pipeline.failure import Failure
 from pipeline.headers import DeadLetter, Origin, RetryState
 from pipeline.projector import Scan, project
 from pipeline.record import Header, Record
-from pipeline.redrive import Redrive, discard, plan
+from pipeline.redrive import Destinations, Redrive, discard, plan
 
 DLQ, GROUP, TARGET = "shop.billing.dlq", "shop.billing", "shop.billing.retry.0s"
 NOW_MS = 1_700_000_000_000
@@ -251,10 +252,48 @@ def test_the_rate_is_kept() -> None:
     assert clock.waited > 0
 
 
-def test_the_plan_names_causes_targets_and_what_the_limit_leaves() -> None:
-    topic = Topic(letter(n) for n in range(3))
-    made = plan(OPEN, entered(topic), {DLQ: GROUP}, 2)
-    assert (made.letters, made.targets) == (2, {DLQ: TARGET})
+def test_the_plan_names_targets_what_cannot_go_and_what_the_limit_leaves() -> None:
+    topic = Topic([*(letter(n) for n in range(3)), letter(3, group="other"), letter(4)])
+    table = entered(topic)
+    del topic.records[Place(DLQ, 0, 2)]
+    ways = Destinations({DLQ: GROUP}, frozenset([TARGET]))
+    made = plan(OPEN, table, 4, archive=topic, destinations=ways)
+    assert (made.letters, made.examined, made.targets) == (4, 4, {TARGET: 2})
+    assert made.kept == {
+        "topic other.retry.0s does not exist (pipeline topics apply)": 1,
+        "its record is no longer on the topic": 1,
+    }
+    assert plan(OPEN, table, None).letters == 5
+
+
+def captured(offset: int, topic: str, *, with_value: bool = True) -> Record:
+    row = (topic, f"k{offset}".encode(), b"\0raw", [("id", f"e{offset}")], NOW_MS - 1, -1)
+    _, key, value, headers, at_ms, _ = dead_letter(
+        DLQ, row, kind="Unroutable", message="no", lsn=1 << 32, now_ms=NOW_MS, with_value=with_value
+    )
+    sent = [(name, value.encode() if isinstance(value, str) else value) for name, value in headers]
+    return Record(DLQ, 0, offset, key, value, sent, at_ms)
+
+
+def test_what_the_capture_side_could_not_publish_goes_to_its_own_topic_with_its_first_time_in_a_header() -> None:
+    topic, broker = Topic([captured(0, "orders")]), Broker()
+    outcome = redrive(topic, entered(topic), broker, topics=["orders"])[0].run(OPEN)
+    assert (outcome.redriven, dict(outcome.kept)) == (1, {})
+    assert broker.stored == [
+        ("orders", b"k0", b"\0raw", [("id", b"e0"), ("__pipeline.origin.timestamp.ms", str(NOW_MS - 1))], 0)
+    ]
+    assert Letter.of(topic.records[Place(DLQ, 0, 0)]).flaws == ()
+
+
+def test_rows_without_a_possible_topic_or_value_stay_dead_and_say_so() -> None:
+    topic, broker = Topic([captured(0, "not a topic!"), captured(1, "orders", with_value=False)]), Broker()
+    outcome = redrive(topic, entered(topic), broker, topics=["orders"])[0].run(OPEN)
+    assert dict(outcome.kept) == {
+        "its row names no possible topic: correct the row, and publish it anew": 1,
+        "its value was too large for the DLQ: correct its outbox row, and publish it anew": 1,
+    }
+    assert broker.stored == []
+    assert Letter.of(topic.records[Place(DLQ, 0, 1)]).flaws == ("its value of 4 bytes is not here",)
 
 
 def test_discarded_letters_are_not_redriven() -> None:
