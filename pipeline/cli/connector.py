@@ -1,4 +1,4 @@
-"""``pipeline connector``: a connector file in, the native relay or Debezium at work out."""
+"""``pipeline connector``: a connector file in, the native relay or Debezium on Kafka Connect at work out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 import click
 
 from pipeline import log
+from pipeline.cli.connect import COMMANDS
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
+from pipeline.runtime.connect import check
 from pipeline.runtime.relay import read_connector, run_relay
 
 __all__ = ["connector"]
@@ -20,7 +22,11 @@ _FILE = click.Path(path_type=Path)
 
 @click.group()
 def connector() -> None:
-    """Capture: run a connector file with the native relay."""
+    """Capture: run a connector file with the native relay, or deploy it to Kafka Connect."""
+
+
+for _command in COMMANDS:
+    connector.add_command(_command)
 
 
 @connector.command()
@@ -59,12 +65,20 @@ def run(file: Path, metrics_port: int | None, ignore_unknown: bool, options: tup
 @connector.command()
 @click.argument("files", type=_FILE, nargs=-1, required=True)
 @click.option("--ignore-unknown", is_flag=True, help="Warn about unknown keys instead of refusing the file.")
-def validate(files: tuple[Path, ...], ignore_unknown: bool) -> None:
-    """Check connector files without any server: every key, every value, every reference.
+@click.option("--connect", "by_connect", is_flag=True, help="Let Kafka Connect check them, as its plugins see them.")
+def validate(files: tuple[Path, ...], ignore_unknown: bool, by_connect: bool) -> None:
+    """Check connector files for the native relay, without any server: every key, every value, every reference.
 
-    Example: pipeline connector validate connectors/outbox.json
+    \b
+    Example:
+      pipeline connector validate connectors/outbox.json
+      pipeline connector validate --connect connectors/outbox.json
     """
     settings = Settings.load()
+    if by_connect:
+        for one in check(settings, [str(file) for file in files]):
+            click.echo(f"{one.source}: ok: {one.config['connector.class']}")
+        return
     for file in files:
         found = read_connector(file, settings, ignore_unknown=ignore_unknown)
         for notice in found.notices:

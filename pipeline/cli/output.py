@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["output_option", "print_object", "print_rows", "say"]
+__all__ = ["as_yaml", "output_option", "print_object", "print_rows", "say"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,6 +58,11 @@ def say(text: str) -> None:
 def _dump(data: object, output: str) -> str:
     if output == "json":
         return json.dumps(data, indent=2, default=str, ensure_ascii=False)
+    return as_yaml(data)
+
+
+def as_yaml(data: object) -> str:
+    """Return YAML without an end of line."""
     import yaml
 
     return str(yaml.safe_dump(json.loads(json.dumps(data, default=str)), sort_keys=False, allow_unicode=True)).rstrip()

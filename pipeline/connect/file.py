@@ -18,7 +18,7 @@ from pipeline.connect.references import resolve
 from pipeline.connect.router import Placement, RouterOptions, java_regex, java_replacement
 from pipeline.errors import ConfigError
 
-__all__ = ["ConnectorFile", "read"]
+__all__ = ["ConnectorFile", "load", "parse", "read"]
 
 _NAME = re.compile(r"[a-z0-9_]{1,63}")
 _REQUIRED = (
@@ -61,44 +61,55 @@ def read(path: Path, env: Mapping[str, str], *, ignore_unknown: bool = False) ->
 
     Raises ConfigError naming file, key and remedy.
     """
-    name, texts = _load(path)
+    name, texts = load(path)
     config = _Config(path, {key: resolve(text, f"{path}: {key}", env) for key, text in texts.items()}, ignore_unknown)
     return config.checked(name)
 
 
-def _load(path: Path) -> tuple[str, dict[str, str]]:
+def load(path: Path) -> tuple[str, dict[str, str]]:
+    """Read a connector file as it is: its name, which is the file's, and its keys. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", remedy="give the path of a connector file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 at byte {error.start}", remedy="save it as UTF-8") from error
-    try:
-        loaded = json.loads(text, object_pairs_hook=lambda pairs: _unique(path, pairs))
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path}: line {error.lineno}, column {error.colno}: {error.msg}", remedy="correct the JSON"
-        ) from error
-    except ValueError as error:  # a number of thousands of digits
-        raise ConfigError(f"{path}: {error}", remedy="correct the JSON") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: nested too deeply", remedy="correct the JSON") from error
-    name, config = path.stem, loaded
-    if isinstance(loaded, dict) and "config" in loaded:
-        config = loaded["config"]
-        for key in loaded.keys() - {"name", "config"}:
-            raise ConfigError(f"{path}: unknown key {key!r} beside name and config", remedy="move it into config")
-        name = loaded.get("name", name)
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: is not a connector", remedy='write {"name": …, "config": {…}}')
-    if name != path.stem or config.get("name", name) != name:
+    name, config = parse(text, str(path))
+    if name not in {"", path.stem}:
         raise ConfigError(
             f"{path}: name: {name!r} is not the file's name {path.stem!r}", remedy="rename the one or the other"
         )
-    return path.stem, {str(key): _scalar(path, str(key), value) for key, value in config.items()}
+    return path.stem, config
 
 
-def _unique(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object]:
+def parse(text: str, where: str) -> tuple[str, dict[str, str]]:
+    """Read a connector's JSON: its name, empty where it has none, and its keys. Raises ConfigError."""
+    try:
+        loaded = json.loads(text, object_pairs_hook=lambda pairs: _unique(where, pairs))
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{where}: line {error.lineno}, column {error.colno}: {error.msg}", remedy="correct the JSON"
+        ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{where}: {error}", remedy="correct the JSON") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nested too deeply", remedy="correct the JSON") from error
+    config, names = loaded, []
+    if isinstance(loaded, dict) and "config" in loaded:
+        config = loaded["config"]
+        for key in loaded.keys() - {"name", "config"}:
+            raise ConfigError(f"{where}: unknown key {key!r} beside name and config", remedy="move it into config")
+        names = [loaded["name"]] if "name" in loaded else []
+    if not isinstance(config, dict):
+        raise ConfigError(f"{where}: is not a connector", remedy='write {"name": …, "config": {…}}')
+    if "name" in config:
+        names.append(config["name"])
+    if len(set(map(str, names))) > 1:
+        raise ConfigError(f"{where}: name: {names[0]!r} and, in config, {names[1]!r}", remedy="write it once")
+    return str(names[0]) if names else "", {str(key): _scalar(where, str(key), value) for key, value in config.items()}
+
+
+def _unique(path: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
     made: dict[str, object] = {}
     for key, value in pairs:
         if key in made:
@@ -107,7 +118,7 @@ def _unique(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object]:
     return made
 
 
-def _scalar(path: Path, key: str, value: object) -> str:
+def _scalar(path: str, key: str, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int | float):

@@ -1,0 +1,345 @@
+"""The commands of ``pipeline connector`` that speak with Kafka Connect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from pipeline import deployment
+from pipeline.cli.output import as_yaml, output_option, print_object, print_rows, say
+from pipeline.config import Settings
+from pipeline.connector import State
+from pipeline.deployment import Command, Plan
+from pipeline.errors import ConfigError
+from pipeline.runtime import connect as stage
+
+__all__ = ["COMMANDS"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_files = click.argument("paths", metavar="FILE|FOLDER|- …", nargs=-1, required=True)
+_names = click.argument("names", metavar="NAME …", nargs=-1, required=True)
+_timeout = click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0), default=60, show_default=True, help="Seconds to wait."
+)
+
+
+@click.command()
+@_files
+@output_option
+@click.pass_context
+def diff(context: click.Context, paths: tuple[str, ...], output: str) -> None:
+    """Compare connector files with what runs on Kafka Connect. Changes nothing; exits with 2 where they differ.
+
+    \b
+    Example:
+      pipeline connector diff connectors/
+    """
+    with stage.open_connect(Settings.load()) as connect:
+        plans = deployment.plan(stage.read_connectors(paths), connect)
+    _print_plans(plans, output)
+    context.exit(2 if any(one.action != "unchanged" for one in plans) else 0)
+
+
+@click.command()
+@_files
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until connector and tasks run.")
+@_timeout
+@click.option("--dry-run", is_flag=True, help="Print the plan, let Connect check it, and change nothing.")
+@click.option("--keep", is_flag=True, help="Leave a connector that does not come up; else what ran before is put back.")
+@click.option("--allow-plain-secrets", is_flag=True, help="Take secrets that stand in a file as they are.")
+@click.option("--prune", is_flag=True, help="Delete connectors that no file names: those that --confirm lists.")
+@click.option("--confirm", multiple=True, metavar="NAME", help="With --prune: a connector that may go; repeat it.")
+@output_option
+def deploy(
+    paths: tuple[str, ...],
+    wait: bool,
+    timeout_s: float,
+    dry_run: bool,
+    keep: bool,
+    allow_plain_secrets: bool,
+    prune: bool,
+    confirm: tuple[str, ...],
+    output: str,
+) -> None:
+    """Bring connector files to Kafka Connect: check, plan, one PUT for each that differs, wait until all of it runs.
+
+    Secrets must be references that Connect resolves: ${env:NAME}, ${file:path:key}.
+
+    \b
+    Example:
+      pipeline connector deploy connectors/outbox.json --wait
+      pipeline connector render connectors/outbox.json -o json | pipeline connector deploy -
+    """
+    with stage.open_connect(Settings.load()) as connect:
+        plans = deployment.plan(stage.read_connectors(paths, allow_plain_secrets=allow_plain_secrets), connect)
+        unknown = stage.strangers(connect, plans) if prune else []
+        if output == "table":
+            _print_plans(plans, output)
+        if unconfirmed := sorted(set(unknown) ^ set(confirm)) if prune else []:
+            raise ConfigError(
+                f"--prune: no file names {', '.join(unknown) or 'nothing else'}; "
+                f"confirmed: {', '.join(confirm) or 'none'}",
+                remedy=f"list exactly these: {' '.join(f'--confirm {name}' for name in unknown) or 'nothing'}"
+                if unknown or unconfirmed
+                else "",
+            )
+        waiting = stage.waiting_for(timeout_s)
+        if dry_run:
+            deployment.check(plans, connect)
+            say("nothing was changed: leave --dry-run out")
+        else:
+            deployment.deploy(plans, connect, waiting if wait else None, put_back=not keep)
+            for name in unknown:
+                deployment.delete(name, connect, waiting)
+        done = [{"connector": one.connector.name, "action": one.action} for one in plans]
+        done += [{"connector": name, "action": "delete"} for name in unknown]
+    if output != "table":
+        print_rows(done, output)
+    elif not dry_run:
+        say("\n".join(f"{one['connector']}: {one['action']}{', runs' if wait else ''}" for one in done))
+
+
+@click.command("list")
+@output_option
+def list_(output: str) -> None:
+    """List the connectors of Kafka Connect with their states.
+
+    \b
+    Example:
+      pipeline connector list
+    """
+    with stage.open_connect(Settings.load()) as connect:
+        found = stage.states(connect, ())
+    print_rows([_row(state) for state in found], output, empty="no connectors")
+
+
+@click.command()
+@click.argument("names", metavar="[NAME …]", nargs=-1)
+@output_option
+@click.pass_context
+def status(context: click.Context, names: tuple[str, ...], output: str) -> None:
+    """Say what connectors and their tasks do, and why they failed. Exits with 2 where not all run.
+
+    \b
+    Example:
+      pipeline connector status outbox
+    """
+    with stage.open_connect(Settings.load()) as connect:
+        found = stage.states(connect, names)
+    if output != "table":
+        print_rows([_whole(state) for state in found], output)
+    else:
+        print_rows([_row(state) for state in found], output, empty="no connectors")
+        for state in found:
+            for where, trace in _traces(state):
+                click.echo(f"\n{state.name}, {where}\n" + "\n".join(f"  {line}" for line in trace.splitlines()))
+    context.exit(0 if all(state.healthy for state in found) else 2)
+
+
+def _action(name: str, what: Command, text: str) -> click.Command:
+    """Make one of the commands that do something to connectors and wait until it is so."""
+
+    @click.command(name, help=f"{text}\n\n\b\nExample:\n  pipeline connector {name} outbox")
+    @_names
+    @_timeout
+    def run(names: tuple[str, ...], timeout_s: float) -> None:
+        with stage.open_connect(Settings.load()) as connect:
+            for one in names:
+                state = deployment.command(one, what, connect, stage.waiting_for(timeout_s))
+                say(f"{one}: {state.summary}")
+
+    return run
+
+
+@click.command()
+@_names
+@click.option("--only-failed", is_flag=True, help="Only connector and tasks that have failed.")
+@_timeout
+def restart(names: tuple[str, ...], only_failed: bool, timeout_s: float) -> None:
+    """Start connectors and their tasks again, and wait until they run.
+
+    \b
+    Example:
+      pipeline connector restart outbox --only-failed
+    """
+    with stage.open_connect(Settings.load()) as connect:
+        for name in names:
+            what: Command = "restart-failed" if only_failed else "restart"
+            say(f"{name}: {deployment.command(name, what, connect, stage.waiting_for(timeout_s)).summary}")
+
+
+@click.command()
+@_names
+@click.option("--execute", is_flag=True, help="Do it. Without this nothing is done.")
+@_timeout
+def delete(names: tuple[str, ...], execute: bool, timeout_s: float) -> None:
+    """Delete connectors from Kafka Connect, and wait until they are gone. Their slots and offsets stay.
+
+    \b
+    Example:
+      pipeline connector delete outbox --execute
+    """
+    with stage.open_connect(Settings.load()) as connect:
+        for state in stage.states(connect, names):
+            if not execute:
+                say(f"would delete {state.name} ({state.summary}): add --execute")
+                continue
+            deployment.delete(state.name, connect, stage.waiting_for(timeout_s))
+            say(f"{state.name}: deleted; its slot and offsets stay")
+
+
+@click.group()
+def offsets() -> None:
+    """Offsets of a connector: how far it is. They can be changed only while it is stopped.
+
+    \b
+    Example:
+      pipeline connector offsets get outbox
+    """
+
+
+@offsets.command("get")
+@click.argument("name")
+@click.option("-o", "--output", type=click.Choice(["json", "yaml"]), default="json", help="Form of the output.")
+def get(name: str, output: str) -> None:
+    """Print a connector's offsets, as ``set`` takes them.
+
+    \b
+    Example:
+      pipeline connector offsets get outbox > offsets.json
+    """
+    with stage.open_connect(Settings.load()) as connect:
+        print_rows(connect.offsets(name), output)
+
+
+@offsets.command("set")
+@click.argument("name")
+@click.argument("file", type=click.File(encoding="utf-8"))
+@click.option("--execute", is_flag=True, help="Do it. Without this nothing is done.")
+def set_(name: str, file: Any, execute: bool) -> None:
+    """Replace offsets of a stopped connector by those of FILE (or -): a list of {"partition": …, "offset": …}.
+
+    \b
+    Example:
+      pipeline connector offsets set outbox offsets.json --execute
+    """
+    try:
+        wanted = json.load(file)
+    except ValueError as error:
+        raise ConfigError(f"{file.name}: {error}", remedy="write what offsets get prints") from None
+    with stage.open_connect(Settings.load()) as connect:
+        _stopped(stage.states(connect, (name,)))
+        say(f"now: {json.dumps(connect.offsets(name))}\nthen: {json.dumps(wanted)}")
+        say(connect.set_offsets(name, wanted) if execute else "nothing was changed: add --execute")
+
+
+@offsets.command()
+@click.argument("name")
+@click.option("--execute", is_flag=True, help="Do it. Without this nothing is done.")
+def reset(name: str, execute: bool) -> None:
+    """Forget all offsets of a stopped connector: it begins as its snapshot.mode says.
+
+    \b
+    Example:
+      pipeline connector offsets reset outbox --execute
+    """
+    with stage.open_connect(Settings.load()) as connect:
+        _stopped(stage.states(connect, (name,)))
+        say(f"now: {json.dumps(connect.offsets(name))}")
+        say(connect.reset_offsets(name) if execute else "nothing was changed: add --execute")
+
+
+@click.command()
+@_files
+@click.option("-o", "--output", type=click.Choice(["strimzi", "json"]), default="strimzi", show_default=True)
+@click.option("--cluster", default="connect", show_default=True, help="Strimzi: the KafkaConnect that runs it.")
+@click.option(
+    "--secret", default="", metavar="NAMESPACE/NAME", help="Strimzi: the Secret that holds what ${env:…} names."
+)
+def render(paths: tuple[str, ...], output: str, cluster: str, secret: str) -> None:
+    """Print connector files as Strimzi's KafkaConnector manifests, or as JSON for a managed Connect.
+
+    \b
+    Example:
+      pipeline connector render connectors/outbox.json --cluster events --secret shop/postgres | kubectl apply -f -
+      pipeline connector render connectors/outbox.json -o json
+    """
+    found = stage.read_connectors(paths)
+    if output == "strimzi":
+        documents = [stage.kafka_connector(one, cluster=cluster, secret=secret) for one in found]
+        click.echo("\n---\n".join(as_yaml(document) for document in documents))
+    elif len(found) == 1:
+        print_object(stage.plain(found[0]), "json")
+    else:
+        print_rows([stage.plain(one) for one in found], "json")
+
+
+COMMANDS: tuple[click.Command, ...] = (
+    diff,
+    deploy,
+    list_,
+    status,
+    _action("pause", "pause", "Let connectors do nothing, and wait until they do: tasks and slot stay."),
+    _action("resume", "resume", "Let paused or stopped connectors go on, and wait until they run."),
+    _action("stop", "stop", "End the tasks of connectors, and wait until they have ended: offsets and slot stay."),
+    restart,
+    delete,
+    offsets,
+    render,
+)
+
+
+def _stopped(found: Sequence[State]) -> None:
+    for state in found:
+        if state.state != "STOPPED":
+            raise ConfigError(
+                f"connector {state.name}: {state.state}: offsets can be changed only while it is STOPPED",
+                remedy=f"pipeline connector stop {state.name}",
+            )
+
+
+def _row(state: State) -> dict[str, object]:
+    running = sum(task.state == "RUNNING" for task in state.tasks)
+    others = sorted({task.state for task in state.tasks} - {"RUNNING"})
+    return {
+        "connector": state.name,
+        "state": state.state,
+        "tasks": f"{running}/{len(state.tasks)} RUNNING" + "".join(f", {other}" for other in others),
+        "type": state.kind,
+        "worker": state.worker,
+    }
+
+
+def _whole(state: State) -> dict[str, object]:
+    tasks = [{"task": t.number, "state": t.state, "worker": t.worker, "trace": t.trace or None} for t in state.tasks]
+    trace = state.trace or None
+    return {"connector": state.name, "state": state.state, "healthy": state.healthy, "trace": trace, "tasks": tasks}
+
+
+def _traces(state: State) -> list[tuple[str, str]]:
+    found = [("connector", state.trace), *((f"task {task.number}", task.trace) for task in state.tasks)]
+    return [(where, trace) for where, trace in found if trace]
+
+
+def _print_plans(plans: Sequence[Plan], output: str) -> None:
+    if output != "table":
+        rows = [
+            {
+                "connector": one.connector.name,
+                "action": one.action,
+                "differences": [{"key": d.key, "now": d.now, "wanted": d.wanted} for d in one.differences],
+            }
+            for one in plans
+        ]
+        print_object({"connectors": rows}, output)
+        return
+    signs = {"add": "+", "change": "~", "remove": "-"}
+    for one in plans:
+        click.echo(f"{one.connector.name}: {one.action}")
+        for found in one.differences:
+            values = " → ".join(value for value in (found.now, found.wanted) if value is not None)
+            click.echo(f"  {signs[found.kind]} {found.key}: {values}")

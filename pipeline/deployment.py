@@ -1,0 +1,272 @@
+"""Connectors as they should be in, connectors that run out.
+
+A connector is checked before it is changed, and waited for after. One that does not come up is put back to what ran
+before, so that a mistake costs a message and not an outage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pipeline.connector import Connector, Difference, State, differences, is_reference, is_secret
+from pipeline.errors import ConfigError, ConnectError
+
+__all__ = [
+    "Cluster",
+    "Command",
+    "Plan",
+    "Waiting",
+    "check",
+    "command",
+    "delete",
+    "deploy",
+    "healthy",
+    "plain_secrets",
+    "plan",
+]
+
+_POLL_S = 0.25
+_TRACE_LINES = 12
+
+Command = Literal["pause", "resume", "stop", "restart", "restart-failed"]
+
+
+class Cluster(Protocol):
+    """What deploying needs of Connect: ``pipeline.connect.rest.Connect``."""
+
+    def configs(self) -> dict[str, dict[str, str]]:
+        """The configurations of all connectors, by name."""
+
+    def config(self, name: str) -> dict[str, str] | None:
+        """The configuration that runs; None where there is none."""
+
+    def state(self, name: str) -> State | None:
+        """What a connector does."""
+
+    def errors(self, connector: Connector) -> dict[str, list[str]]:
+        """Key → what is wrong with it."""
+
+    def put(self, connector: Connector) -> None:
+        """Create or replace."""
+
+    def task_configs(self, name: str) -> list[dict[str, str]]:
+        """What each task was started with."""
+
+    def delete(self, name: str) -> None:
+        """Delete."""
+
+    def pause(self, name: str) -> None:
+        """Pause."""
+
+    def resume(self, name: str) -> None:
+        """Resume."""
+
+    def stop(self, name: str) -> None:
+        """Stop."""
+
+    def restart(self, name: str, *, only_failed: bool) -> None:
+        """Restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a deployment would change. ``running`` is what Connect has, None for a connector that is not there."""
+
+    connector: Connector
+    running: dict[str, str] | None
+    differences: list[Difference]
+
+    @property
+    def action(self) -> Literal["create", "update", "unchanged"]:
+        """What would be done."""
+        return "create" if self.running is None else "update" if self.differences else "unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How to wait for Connect: ``timeout_s`` in all; ``settle_s`` is how long a connector must be seen running.
+
+    A task counts as RUNNING when it was started, and can fail a moment later.
+    """
+
+    clock: Callable[[], float]
+    pause: Callable[[float], None]
+    timeout_s: float = 60.0
+    settle_s: float = 3.0
+
+    def until(self, condition: Callable[[], bool], *, settle_s: float = 0) -> bool:
+        """Wait until a condition holds, for ``settle_s`` without a break; False where it does not in time."""
+        deadline = self.clock() + self.timeout_s
+        since: float | None = None
+        while True:
+            holds, now = condition(), self.clock()
+            since = (now if since is None else since) if holds else None
+            if since is not None and now - since >= settle_s:
+                return True
+            if now > deadline:
+                return False
+            self.pause(_POLL_S)
+
+
+def plan(connectors: Iterable[Connector], cluster: Cluster) -> list[Plan]:
+    """Compare connectors with what runs. Changes nothing."""
+    found = []
+    for connector in connectors:
+        running = cluster.config(connector.name)
+        found.append(Plan(connector, running, differences(running, connector.config)))
+    return found
+
+
+def plain_secrets(connectors: Iterable[Connector]) -> None:
+    """Refuse a secret that stands in a file as it is. Raises ConfigError naming file and key."""
+    for connector in connectors:
+        for key, value in connector.config.items():
+            if value and is_secret(key) and not is_reference(value):
+                raise ConfigError(
+                    f"{connector.source}: {key}: a secret in plain text, which Connect would keep and show to all",
+                    remedy="refer to it: ${env:NAME} or ${file:path:key}; or --allow-plain-secrets",
+                )
+
+
+def check(plans: Sequence[Plan], cluster: Cluster) -> None:
+    """Let Connect check all connectors. Raises ConfigError naming file and keys; nothing is changed."""
+    for one in plans:
+        _check(one.connector, cluster)
+    _check_prefixes({**cluster.configs(), **{one.connector.name: one.connector.config for one in plans}}, plans)
+
+
+def deploy(plans: Sequence[Plan], cluster: Cluster, waiting: Waiting | None, *, put_back: bool = True) -> None:
+    """Check all connectors, then put each that differs, and wait for it unless ``waiting`` is None.
+
+    Raises ConfigError where Connect refuses a configuration, with nothing changed; ConnectError where a connector does
+    not run: then ``put_back`` restores what ran before, or removes what was new.
+    """
+    check(plans, cluster)
+    for one in plans:
+        if one.action != "unchanged":
+            cluster.put(one.connector)
+        if waiting is None:
+            continue
+        problem = healthy(one.connector, cluster, waiting)
+        if problem is not None:
+            _give_up(one, cluster, problem, waiting, put_back=put_back)
+
+
+def healthy(connector: Connector, cluster: Cluster, waiting: Waiting) -> State | None:
+    """Wait until a connector runs with this configuration and all tasks; return its state where it does not."""
+    state = State(connector.name, "not started", "", "", ())
+
+    def runs() -> bool:
+        nonlocal state
+        found = cluster.state(connector.name)
+        current = found is not None and _is_current(connector, cluster)
+        state = found if found is not None and current else state
+        return current and state.healthy
+
+    ended = waiting.until(lambda: runs() or state.failed, settle_s=waiting.settle_s)
+    return None if ended and not state.failed else state
+
+
+def command(name: str, what: Command, cluster: Cluster, waiting: Waiting) -> State:
+    """Pause, resume, stop or restart a connector, and wait until it is so. Raises ConnectError."""
+    if cluster.state(name) is None:
+        raise _unknown(name)
+    if what == "pause":
+        cluster.pause(name)
+    elif what == "resume":
+        cluster.resume(name)
+    elif what == "stop":
+        cluster.stop(name)
+    else:
+        cluster.restart(name, only_failed=what == "restart-failed")
+    wanted = {"pause": "PAUSED", "stop": "STOPPED"}.get(what, "RUNNING")
+    state = State(name, "unknown", "", "", ())
+
+    def reached() -> bool:
+        nonlocal state
+        state = cluster.state(name) or state
+        tasks = all(task.state == wanted for task in state.tasks) and (wanted != "RUNNING" or bool(state.tasks))
+        return (state.state == wanted and tasks) or (wanted == "RUNNING" and state.failed)
+
+    # what was before is still told for a moment
+    done = waiting.until(reached, settle_s=1.0 if what.startswith("restart") else 0)
+    if not done or (wanted == "RUNNING" and state.failed):
+        raise ConnectError(f"connector {name}: {state.summary}, not {wanted}{_traces(state)}", remedy=_LOOK)
+    return state
+
+
+def delete(name: str, cluster: Cluster, waiting: Waiting) -> None:
+    """Delete a connector and wait until it is gone. Raises ConnectError."""
+    if cluster.config(name) is None:
+        raise _unknown(name)
+    cluster.delete(name)
+    if not waiting.until(lambda: cluster.config(name) is None):
+        raise ConnectError(f"connector {name}: still there after {waiting.timeout_s:.0f} s", remedy=_LOOK)
+
+
+_LOOK = "pipeline connector status NAME -o json has the whole trace; Connect's log says more"
+
+
+def _check(connector: Connector, cluster: Cluster) -> None:
+    errors = cluster.errors(connector)
+    if errors:
+        listed = "; ".join(f"{key}: {' '.join(texts[0].split())}" for key, texts in sorted(errors.items()))
+        raise ConfigError(
+            f"{connector.source or connector.name}: Connect refuses it: {listed}",
+            remedy="correct these keys; nothing was changed",
+        )
+
+
+def _check_prefixes(all_configs: Mapping[str, Mapping[str, str]], plans: Sequence[Plan]) -> None:
+    """Refuse two Debezium connectors with one topic.prefix: the second hangs for a minute for its metrics' name."""
+    for one in plans:
+        prefix = one.connector.config.get("topic.prefix")
+        for name, config in all_configs.items():
+            same = config.get("topic.prefix") == prefix and _class(config) == _class(one.connector.config)
+            if prefix and same and name != one.connector.name:
+                raise ConfigError(
+                    f"{one.connector.source}: topic.prefix: {prefix!r} is that of connector {name} too",
+                    remedy="give each connector one of its own: Debezium names its metrics by it",
+                )
+
+
+def _class(config: Mapping[str, str]) -> str:
+    return config.get("connector.class", "")
+
+
+def _is_current(connector: Connector, cluster: Cluster) -> bool:
+    """Tell whether the tasks have this configuration: states of the ones before are still told for a moment."""
+    tasks = cluster.task_configs(connector.name)
+    wanted = connector.config.items()
+    return cluster.config(connector.name) is not None and all(
+        all(task.get(key, value) == value for key, value in wanted if key != "name") for task in tasks
+    )
+
+
+def _give_up(one: Plan, cluster: Cluster, state: State, waiting: Waiting, *, put_back: bool) -> None:
+    name = one.connector.name
+    what = f"{one.connector.source or name}: connector {name} does not run: {state.summary}{_traces(state)}"
+    if not put_back or one.action == "unchanged":
+        raise ConnectError(what, remedy=_LOOK)
+    if one.running is None:
+        delete(name, cluster, waiting)
+        raise ConnectError(what, remedy="it was removed again (--keep leaves it there); correct the file")
+    cluster.put(Connector(name, one.running))
+    raise ConnectError(what, remedy="what ran before was put back (--keep does not); correct the file")
+
+
+def _traces(state: State) -> str:
+    """Return the cause of each failure: its first line, and what it says it was caused by."""
+    found = [("connector", state.trace)] if state.trace else []
+    found += [(f"task {task.number}", task.trace) for task in state.tasks if task.trace]
+    lines = []
+    for where, trace in found:
+        said = [line.strip() for line in trace.splitlines() if line and not line.startswith(("\tat ", "\t..."))]
+        lines += [f"\n    {where}: {line}" for line in said[:_TRACE_LINES]]
+    return "".join(lines)
+
+
+def _unknown(name: str) -> ConnectError:
+    return ConnectError(f"there is no connector {name}", remedy="pipeline connector list shows what there is")
