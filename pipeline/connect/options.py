@@ -77,6 +77,7 @@ ROUTER: dict[str, tuple[tuple[str, ...], str]] = {
 WITHOUT_MEANING: dict[str, str] = {
     "tasks.max": "one slot is read by one process",
     "topic.prefix": "the router names the topics",
+    "message.prefix.exclude.list": "logical messages are not read",
     "tombstones.on.delete": "the router drops what deletes make",
     "poll.interval.ms": "the relay does not poll",
     "max.batch.size": "batches are bounded by bytes",

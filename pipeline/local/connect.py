@@ -39,6 +39,7 @@ config.storage.replication.factor=1
 offset.storage.topic=pipeline-connect.offsets
 offset.storage.replication.factor=1
 offset.storage.partitions=1
+offset.flush.interval.ms=2000
 status.storage.topic=pipeline-connect.status
 status.storage.replication.factor=1
 status.storage.partitions=1
