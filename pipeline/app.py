@@ -80,9 +80,11 @@ class Pipeline:
         on_exhausted: Literal["dlq", "retry_topic"] = "dlq",
         timeout_s: float | None = None,
         start: Start = "earliest",
+        inbox: bool = False,
     ) -> Callable[[F], F]:
         """Declare a handler ``(event, ctx)`` for an event type, in a group; sync or async.
 
+        ``inbox``: what it does on ``ctx.conn`` happens exactly once per event, however often that is delivered.
         ``start`` says where a group begins that has never run. Raises ConfigError for a definition that cannot work.
         """
         _check_kind(model, Event, "consumer")
@@ -90,7 +92,7 @@ class Pipeline:
         if self._starts.setdefault(name, start) != start:
             raise ConfigError(f"group {group}: two different start=", remedy="one start for the whole group")
         return self._handle(
-            model, self.names.events(model.message_type.stream), name, order, retry, on_exhausted, timeout_s
+            model, self.names.events(model.message_type.stream), name, order, retry, on_exhausted, timeout_s, inbox
         )
 
     def job(
@@ -100,12 +102,16 @@ class Pipeline:
         order: Order = "none",
         retry: RetryPolicy = JOB_POLICY,
         timeout_s: float | None = None,
+        inbox: bool = False,
     ) -> Callable[[F], F]:
-        """Declare the handler ``(job, ctx)`` of a job type; sync or async. Its group is its queue."""
+        """Declare the handler ``(job, ctx)`` of a job type; sync or async. Its group is its queue.
+
+        ``inbox`` as for ``consumer``.
+        """
         _check_kind(model, Job, "job")
         topic = self.names.jobs(model.message_type.stream)
         on_exhausted: Literal["dlq", "retry_topic"] = "dlq"
-        return self._handle(model, topic, topic, order, retry, on_exhausted, timeout_s)
+        return self._handle(model, topic, topic, order, retry, on_exhausted, timeout_s, inbox)
 
     def queue(self, name: str, *, rate: Rate | None = None, priorities: bool = False) -> None:
         """Declare what a queue has beside its jobs.
@@ -158,13 +164,14 @@ class Pipeline:
         retry: RetryPolicy,
         on_exhausted: Literal["dlq", "retry_topic"],
         timeout_s: float | None,
+        inbox: bool = False,
     ) -> Callable[[F], F]:
         if timeout_s is not None and timeout_s <= 0:
             raise ConfigError(f"{model.__name__}: timeout_s={timeout_s}", remedy="more than 0, or None for no limit")
 
         def declare(function: F) -> F:
             name = f"{function.__module__}.{function.__qualname__}"
-            handler = Handler(name, function, model, topic, group, order, retry, on_exhausted, timeout_s)
+            handler = Handler(name, function, model, topic, group, order, retry, on_exhausted, timeout_s, inbox)
             Group(group, (*(h for h in self._handlers if h.group == group), handler))  # raises for a second one
             self._handlers.append(handler)
             self.register(model)

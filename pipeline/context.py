@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any, Self
 
+from pipeline.errors import ConfigError
 from pipeline.headers import EVENT_ID, TRACEPARENT, RetryState
 from pipeline.record import Header, Record
 from pipeline.report import Child, Entry, JobCancelled
@@ -18,7 +20,7 @@ class Context:
     Made for every attempt: it keeps what it is given and works the rest out when asked.
     """
 
-    __slots__ = ("_entry", "_group", "_headers", "_record", "_state", "_type")
+    __slots__ = ("_conn", "_entry", "_group", "_headers", "_record", "_state", "_type")
 
     def __init__(
         self,
@@ -29,6 +31,7 @@ class Context:
         state: RetryState | None,
         entry: Entry | None = None,
     ) -> None:
+        self._conn: Any = None
         self._entry = entry
         self._record = record
         self._headers = headers
@@ -107,6 +110,24 @@ class Context:
     def generation(self) -> int:
         """How many replays with ``--reprocess`` the record went through."""
         return 0 if self._state is None else self._state.generation
+
+    # ── of a handler with inbox=True ───────────────────────────────────────────────────────────────────────────
+
+    @property
+    def conn(self) -> Any:  # psycopg's Connection, or AsyncConnection in a coroutine
+        """The connection of the inbox's transaction: what is done on it is done once, or not at all.
+
+        psycopg 3's; publish and enqueue on it too. It commits when the handler returns. Raises ConfigError where the
+        handler was not declared with ``inbox=True``.
+        """
+        if self._conn is None:
+            raise ConfigError(f"{self._type}: ctx.conn", remedy="declare the handler with inbox=True")
+        return self._conn
+
+    def within(self, conn: Any) -> Self:  # as above
+        """Return the same context, in the transaction of ``conn``: for what runs handlers."""
+        self._conn = conn
+        return self
 
     # ── of a tracked job; of no effect in events and untracked jobs ────────────────────────────────────────────
 

@@ -26,7 +26,8 @@ class Handler:
     """One function for one message type in one group.
 
     ``order="key"``: a failing record is tried again in place and holds back only its key; ``on_exhausted`` says what
-    comes after the last attempt. ``order="none"``: a failing record moves to the retry topics at once.
+    comes after the last attempt. ``order="none"``: a failing record moves to the retry topics at once. ``inbox``: its
+    effects happen once, in the transaction of an inbox row.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Handler:
     retry: RetryPolicy
     on_exhausted: Literal["dlq", "retry_topic"] = "dlq"
     timeout_s: float | None = None
+    inbox: bool = False
 
     @property
     def in_place(self) -> bool:

@@ -63,6 +63,12 @@ CATALOGUE: dict[str, Metric] = {
             ("group", "outcome"),
         ),
         Metric("pipeline_attempts_failed_total", "counter", "Attempts that ended in an error", ("group", "type")),
+        Metric(
+            "pipeline_inbox_repeats_total",
+            "counter",
+            "Deliveries whose effects were in the inbox already",
+            ("group", "type"),
+        ),
         Metric("pipeline_in_flight_records", "gauge", "Records delivered and not yet settled", ("group",)),
         Metric("pipeline_oldest_in_flight_seconds", "gauge", "Age of the oldest attempt in flight", ("group",)),
         Metric("pipeline_held_back_keys", "gauge", "Keys that wait for an attempt in place", ("group",)),

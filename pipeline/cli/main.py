@@ -33,6 +33,7 @@ _COMMANDS = {
     "scheduler": "scheduler",
     "jobs": "jobs",
     "outbox": "outbox",
+    "inbox": "inbox",
     "dlq": "dlq",
 }
 """Command → its module in ``pipeline.cli``. Imported when called: a command needs only its own extra."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import cast
 
 import click
 
+from pipeline.cli.duration import seconds
 from pipeline.cli.output import output_option, print_object, print_rows, say
 from pipeline.config import Settings
 from pipeline.runtime import database
@@ -80,14 +80,16 @@ def tail(app: str | None, last: int, follow: bool, reveal: bool, output: str) ->
 
 
 @outbox.command()
-@click.option("--older-than", default="7d", show_default=True, metavar="TIME", help="Retention: 30m, 12h, 7d …")
+@click.option(
+    "--older-than", default="7d", show_default=True, type=seconds, metavar="TIME", help="Retention: 30m, 12h, 7d …"
+)
 @click.option("--batch", default=1000, show_default=True, type=click.IntRange(1, 100_000), help="Rows a transaction.")
 @click.option(
     "--wait", default=10.0, show_default=True, type=click.FloatRange(0), help="Seconds to wait for the relay."
 )
 @click.option("--execute", is_flag=True, help="Delete. Without it, only say how many rows would go.")
 @output_option
-def prune(older_than: str, batch: int, wait: float, execute: bool, output: str) -> None:
+def prune(older_than: float, batch: int, wait: float, execute: bool, output: str) -> None:
     """Delete rows that are past their retention and proven to be published.
 
     A row goes once every relay's stored position is past a point that was taken after the row's transaction had ended.
@@ -99,16 +101,7 @@ def prune(older_than: str, batch: int, wait: float, execute: bool, output: str) 
       pipeline outbox prune
       pipeline outbox prune --older-than 3d --execute
     """
-    done = stage.prune_outbox(
-        Settings.load(), retention_s=_seconds(older_than), batch=batch, execute=execute, wait_s=wait
-    )
+    done = stage.prune_outbox(Settings.load(), retention_s=older_than, batch=batch, execute=execute, wait_s=wait)
     print_object({"deleted" if execute else "would_delete": done.rows, "slots": ", ".join(done.slots)}, output)
     if not done.passed:
         say("no relay has passed a point of an earlier run yet: run again with --execute once it has caught up")
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
-    if not found:
-        raise click.BadParameter(f"{text!r} is no time", param_hint="--older-than", ctx=click.get_current_context())
-    return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]

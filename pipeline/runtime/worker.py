@@ -10,19 +10,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
 from pipeline.app import Pipeline
 from pipeline.codec import Decoder
 from pipeline.config import Settings
-from pipeline.definition import Group
+from pipeline.definition import Group, Handler
 from pipeline.endpoints import kafka_options, postgres_dsn, registry_address
 from pipeline.errors import ConfigError
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.lag import Lag, Lags
 from pipeline.kafka.producer import AckProducer
 from pipeline.metrics import PrometheusMeter
+from pipeline.postgres.inbox import Inbox
 from pipeline.postgres.jobs import JobRows
 from pipeline.probes import Readiness, serve
 from pipeline.registry.client import RegistrySchemas
@@ -104,8 +106,13 @@ def run_worker(
     kafka = {"client.id": f"pipeline-{app.names.app}", **kafka_options(settings), **(options or {})}
     limits = Limits(concurrency=concurrency, drain_s=drain_timeout_s)
     rows = JobRows(postgres_dsn(settings), Control) if any(_needs_rows(app, group) for group in chosen) else None
+    inbox = _inbox(chosen, settings, meter)
     runs = [
-        _Run(_worker(group, kafka, decoder, meter, readiness, limits, _journal(app, group, rows, readiness, limits)))
+        _Run(
+            _worker(
+                group, kafka, decoder, meter, readiness, limits, _journal(app, group, rows, readiness, limits), inbox
+            )
+        )
         for group in chosen
     ]
     if metrics_port is not None:
@@ -128,6 +135,8 @@ def run_worker(
         schemas.close()
         if rows is not None:
             rows.close()
+        if inbox is not None:
+            inbox.close()
     for run in runs:
         if run.error is not None:
             raise run.error
@@ -142,12 +151,37 @@ def _worker(
     readiness: Readiness,
     limits: Limits,
     journal: Journal | None,
+    inbox: Inbox | None,
 ) -> Worker:
     consumer = GroupConsumer({name: value for name, value in kafka.items() if name not in _PRODUCER_ONLY}, group.name)
     producer = AckProducer({name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY})
+
+    def call_of(handler: Handler) -> Callable[..., Any]:
+        return inbox.around(handler) if inbox is not None and handler.inbox else handler.function
+
     return Worker(
-        group, consumer, consumer, producer, decoder, meter=meter, health=readiness, limits=limits, journal=journal
+        group,
+        consumer,
+        consumer,
+        producer,
+        decoder,
+        meter=meter,
+        health=readiness,
+        limits=limits,
+        journal=journal,
+        call_of=call_of,
     )
+
+
+def _inbox(groups: Sequence[Group], settings: Settings, meter: PrometheusMeter) -> Inbox | None:
+    if not any(handler.inbox for group in groups for handler in group.handlers):
+        return None
+
+    def on_repeat(handler: Handler) -> None:
+        kind = handler.model.message_type.name
+        meter.add("pipeline_inbox_repeats_total", group=handler.group, type=kind)
+
+    return Inbox(postgres_dsn(settings), on_repeat=on_repeat)
 
 
 def _needs_rows(app: Pipeline, group: Group) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from pipeline.codec import Decoder
-from pipeline.definition import Group
+from pipeline.definition import Group, Handler
 from pipeline.errors import PipelineError
 from pipeline.metrics import SilentMeter
 from pipeline.testing.broker import Broker
@@ -64,6 +65,7 @@ class Fleet:
         misfortune: Misfortune,
         limits: Limits,
         ended: Callable[[str, Outcome], None],
+        call_of: Callable[[Handler], Callable[..., Any]],
     ) -> None:
         self.health = Health()
         self._broker = broker
@@ -73,6 +75,7 @@ class Fleet:
         self._misfortune = misfortune
         self._limits = limits
         self._ended = ended
+        self._call_of = call_of
         self._members: list[_Member] = []
         self._absent: list[tuple[float, Group]] = []
 
@@ -113,6 +116,7 @@ class Fleet:
             chance=self._chance.random,
             sleep=self._clock.advance,
             engine=make_engine,
+            call_of=self._call_of,
         )
         worker.open()
         self._members.append(_Member(group, worker, source, producer, engines[0]))

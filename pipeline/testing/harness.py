@@ -28,6 +28,7 @@ from pipeline.testing.clock import Clock
 from pipeline.testing.connection import AsyncFakeConnection, FakeConnection
 from pipeline.testing.faults import Faults, Misfortune
 from pipeline.testing.fleet import Fleet
+from pipeline.testing.inbox import Inbox
 from pipeline.testing.letters import Letters
 from pipeline.testing.loop import adrive, drive
 from pipeline.testing.producer import AckProducer
@@ -90,6 +91,7 @@ class Harness:
         self._later: list[tuple[datetime, int, Row]] = []
         self._groups = _chosen(app, groups)
         self._down_until: float | None = None
+        self.inbox = Inbox(self.connection)
         self._fleet = Fleet(
             self.broker,
             self.clock,
@@ -98,6 +100,7 @@ class Harness:
             misfortune=self._misfortune,
             limits=limits,
             ended=self._ended,
+            call_of=self.inbox.around,
         )
         self.broker.create(app.topics())
         for group in self._groups.values():

@@ -12,6 +12,7 @@ from typing import Literal
 from pipeline.definition import Handler
 from pipeline.errors import PoisonError, SchemaError
 from pipeline.headers import NewerFormat
+from pipeline.inbox import InboxUnavailable
 from pipeline.retry import Reject, RetryLater
 
 __all__ = [
@@ -97,7 +98,9 @@ def settle(error: BaseException, handler: Handler | None, *, attempt: int, waite
         if handler is not None and not handler.in_place and isinstance(error, SchemaError) and not error.retryable:
             return Move(_UNKNOWN_S, counted=False)  # a newer worker can read it; others need not wait behind it
         what = error.what if isinstance(error, SchemaError) else f"decoding failed with {type(error).__name__}"
-        return Wait(min(_WAIT_FIRST_S * 2 ** min(waited, 10), _WAIT_CAP_S), what)
+        return Wait(_waiting_s(waited), what)
+    if isinstance(error, InboxUnavailable):
+        return Wait(_waiting_s(waited), error.what)
     policy = handler.retry
     if isinstance(error, Reject):
         return Dead("rejected")
@@ -117,6 +120,10 @@ def settle(error: BaseException, handler: Handler | None, *, attempt: int, waite
         later = policy.delay_s(attempt - policy.attempts + 1)
         return Move(error.delay_s if isinstance(error, RetryLater) else later, counted=True)
     return Dead("exhausted")
+
+
+def _waiting_s(waited: int) -> float:
+    return min(_WAIT_FIRST_S * 2.0 ** min(waited, 10), _WAIT_CAP_S)
 
 
 def unknown_type(*, queue: bool, retried: bool) -> Decision:

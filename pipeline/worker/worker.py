@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.definition import Group, Handler
 from pipeline.errors import BrokerError, PoisonError
@@ -67,7 +68,8 @@ class Worker:
 
     ``clock`` gives seconds that only grow, ``wall`` seconds since 1970, ``chance`` a number from 0 to 1. ``engine``
     makes another engine than threads or tasks, from what runs an attempt and what takes outcomes. ``journal`` is told
-    of tracked jobs, and says when a queue's jobs may begin.
+    of tracked jobs, and says when a queue's jobs may begin. ``call_of`` gives what is called for a handler, where that
+    is more than its function.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Worker:
         sleep: Callable[[float], None] = time.sleep,
         engine: Callable[[Attempts, Callable[[Outcome], None]], Engine] | None = None,
         journal: Journal | None = None,
+        call_of: Callable[[Handler], Callable[..., Any]] = lambda handler: handler.function,
     ) -> None:
         self._group = group
         self._source = source
@@ -103,7 +106,7 @@ class Worker:
         self._outcomes: deque[Outcome] = deque()
         self._faults: deque[BaseException] = deque()
         self._bridge: LoopThread | None = None
-        routes = {handler: Route(handler, handler.function) for handler in group.handlers}
+        routes = {handler: Route(handler, call_of(handler)) for handler in group.handlers}
         if journal is None:
             attempts, put = Attempts(group, routes, decoder, clock, wall), self._outcomes.append
         else:
@@ -611,5 +614,5 @@ class Worker:
         if coroutines:  # in one group with plain functions: they share its order, so they share its threads
             self._bridge = LoopThread(f"{name}-loop")
             for route in coroutines:
-                route.call = self._bridge.blocking(route.handler.function, route.handler.timeout_s)
+                route.call = self._bridge.blocking(route.call, route.handler.timeout_s)
         return Threads(attempts.run, put, fault, concurrency=many, name=name, clock=self._clock)

@@ -1,19 +1,15 @@
 """The application that a campaign runs: what its events ask of a handler, the handler does, and writes it down.
 
 Every start and every success of a handler is a line in a file that is appended to, so that the log of what happened
-needs no server and outlives a ``kill -9``. One group keeps its effects exactly once with an inbox table of its own.
+needs no server and outlives a ``kill -9``. One group has its effects exactly once, by ``inbox=True``.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import threading
 import time
 from pathlib import Path
-from typing import Any
-
-import psycopg
 
 from pipeline import Context, Event, Job, Pipeline, Reject, RetryPolicy
 
@@ -24,7 +20,6 @@ CREATE SCHEMA faults;
 CREATE TABLE faults.counter (key text PRIMARY KEY, n bigint NOT NULL);
 CREATE TABLE faults.ledger (
     event_id uuid PRIMARY KEY, kind text NOT NULL, key text NOT NULL, n bigint NOT NULL, fate text NOT NULL);
-CREATE TABLE faults.inbox (event_id uuid PRIMARY KEY);
 CREATE TABLE faults.effect (
     pos bigint GENERATED ALWAYS AS IDENTITY, event_id uuid NOT NULL, key text NOT NULL, n bigint NOT NULL);
 """
@@ -71,20 +66,13 @@ def keep_ledger(event: Moved, ctx: Context) -> None:
     _write("done", "ledger", ctx, event.account, event.n)
 
 
-@app.consumer(Moved, group="mirror", retry=RetryPolicy(attempts=4, first_s=0.2, factor=2, uncounted=(psycopg.Error,)))
+@app.consumer(Moved, group="mirror", retry=RetryPolicy(attempts=4, first_s=0.2, factor=2), inbox=True)
 def mirror(event: Moved, ctx: Context) -> None:
-    """Effects exactly once: an inbox row and the effect in one transaction of the handler's own."""
+    """Effects exactly once, in the inbox's transaction."""
     _write("start", "mirror", ctx, event.account, event.n)
-    conn = _connection()
-    with conn.transaction():
-        fresh = conn.execute(
-            "INSERT INTO faults.inbox VALUES (%s) ON CONFLICT DO NOTHING RETURNING 1", (ctx.event_id,)
-        ).fetchone()
-        if fresh:
-            conn.execute(
-                "INSERT INTO faults.effect (event_id, key, n) VALUES (%s, %s, %s)",
-                (ctx.event_id, event.account, event.n),
-            )
+    ctx.conn.execute(
+        "INSERT INTO faults.effect (event_id, key, n) VALUES (%s, %s, %s)", (ctx.event_id, event.account, event.n)
+    )
     _write("done", "mirror", ctx, event.account, event.n)
 
 
@@ -113,9 +101,6 @@ def _obey(fails: int, fate: str, ctx: Context) -> None:
         raise Refusal("told to")
 
 
-_local = threading.local()
-
-
 @functools.cache
 def _file(pid: int) -> int:
     path = Path(os.environ["FAULTS_FOLDER"], f"handled-{pid}-{time.time_ns()}.log")
@@ -125,19 +110,3 @@ def _file(pid: int) -> int:
 def _write(what: str, group: str, ctx: Context, key: str, n: int) -> None:
     line = f"{time.time_ns()} {what} {group} {ctx.event_id} {key} {n} {ctx.attempt} {os.getpid()}\n"
     os.write(_file(os.getpid()), line.encode())
-
-
-def _connection() -> psycopg.Connection[Any]:
-    conn = getattr(_local, "conn", None)
-    if conn is None or conn.closed or conn.broken:
-        _local.conn = conn = psycopg.connect(
-            os.environ["FAULTS_DSN"],
-            autocommit=True,
-            connect_timeout=3,
-            keepalives_idle=2,
-            keepalives_interval=1,
-            keepalives_count=3,
-            tcp_user_timeout=4000,
-            options="-c statement_timeout=10s -c idle_in_transaction_session_timeout=10s",
-        )
-    return conn

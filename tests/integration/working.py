@@ -179,6 +179,7 @@ class Running:
         limits: Limits | None = None,
         schemas: Any = None,
         producer: Any = None,
+        call_of: Any = None,
         **options: str,
     ) -> None:
         kafka = {**broker.options, **options}
@@ -196,6 +197,7 @@ class Running:
             health=self.health,
             limits=limits or Limits(drain_s=10),
             chance=lambda: 0.0,
+            **({"call_of": call_of} if call_of else {}),
         )
         self.clean: bool | None = None
         self.error: BaseException | None = None

@@ -335,6 +335,43 @@ def test_a_crash_repeats_and_loses_nothing() -> None:
     assert len(harness.handled) > max(handled, 9)
 
 
+@pytest.mark.parametrize("awaits", [False, True], ids=["function", "coroutine"])
+def test_a_handler_with_an_inbox_has_its_effects_once_whatever_happens(awaits: bool) -> None:
+    class Billed(Event, aggregate="billed", key="order_id", name=f"Billed{awaits}"):
+        order_id: str
+
+    class Ordered(Event, aggregate="ordered", key="order_id", name=f"Ordered{awaits}"):
+        order_id: str
+
+    shop = Pipeline("till", topic_prefix="")
+    shop.register(Billed)
+    declare = shop.consumer(Ordered, group="billing", inbox=True, retry=RetryPolicy(attempts=9, first_s=1))
+    if awaits:
+
+        async def abill(event: Ordered, ctx: Context) -> None:
+            await shop.apublish(ctx.conn, Billed(order_id=event.order_id))
+            if ctx.attempt == 1:
+                raise TimeoutError
+
+        declare(abill)
+    else:
+
+        def bill(event: Ordered, ctx: Context) -> None:
+            shop.publish(ctx.conn, Billed(order_id=event.order_id))
+            if ctx.attempt == 1:
+                raise TimeoutError
+
+        declare(bill)
+    harness = Harness(shop, seed=3, faults=Faults(crash=0.02, duplicate=0.2, rebalance=0.02))
+    for number in range(50):
+        harness.publish(Ordered(order_id=f"o-{number}"))
+    harness.run_until_idle()
+    billed = [row.message.order_id for row in harness.published if isinstance(row.message, Billed)]
+    assert sorted(billed) == sorted(f"o-{number}" for number in range(50))
+    assert harness.inbox.repeats > 0
+    assert harness.dead_letters == []
+
+
 def test_redrive_sends_back_what_was_asked_for() -> None:
     healed = False
     own = Pipeline("own", topic_prefix="")

@@ -119,6 +119,7 @@ GRANT SELECT, UPDATE ON pipeline.job TO pipeline_worker;
 GRANT SELECT, UPDATE, DELETE ON pipeline.job_key, pipeline.due TO pipeline_worker;
 GRANT SELECT, INSERT, UPDATE ON pipeline.rate TO pipeline_worker;
 GRANT SELECT ON pipeline.control TO pipeline_worker;
+GRANT SELECT, INSERT ON pipeline.inbox TO pipeline_worker;
 
 GRANT USAGE ON SCHEMA pipeline TO pipeline_scheduler;
 GRANT INSERT ON pipeline.outbox TO pipeline_scheduler;
@@ -129,6 +130,7 @@ GRANT USAGE ON SCHEMA pipeline TO pipeline_pruner;
 GRANT SELECT, DELETE ON pipeline.outbox TO pipeline_pruner;
 GRANT SELECT ON pipeline.relay_position TO pipeline_pruner;
 GRANT SELECT, INSERT, DELETE ON pipeline.prune_point TO pipeline_pruner;
+GRANT SELECT, DELETE ON pipeline.inbox TO pipeline_pruner;
 
 GRANT USAGE ON SCHEMA pipeline TO pipeline_operator;
 GRANT SELECT ON ALL TABLES IN SCHEMA pipeline TO pipeline_operator;

@@ -1,0 +1,186 @@
+"""Handlers in, the same handlers within a transaction that holds their inbox row out.
+
+Exactly once in effect: the row and what the handler does on ``ctx.conn`` are committed together, or neither is. A
+second delivery finds the row and does nothing; one that comes at the same moment waits for the first transaction.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from asyncio import AbstractEventLoop, get_running_loop
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from pipeline.context import Context
+from pipeline.definition import Handler
+from pipeline.event import Message
+from pipeline.inbox import InboxKey, InboxUnavailable
+from pipeline.postgres.errors import translated
+
+__all__ = ["Inbox"]
+
+_ENTER = """
+INSERT INTO pipeline.inbox (event_id, group_name, handler, generation) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING
+"""
+_OPTIONS: dict[str, Any] = {
+    "autocommit": True,
+    "connect_timeout": 10,
+    "prepare_threshold": None,  # a pooler may be in the way
+    "application_name": "pipeline-inbox",
+    # half a minute until a connection that is cut is known to be gone
+    "tcp_user_timeout": 30_000,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+
+
+class Inbox:
+    """Connections that are kept for the next handler; as many as handlers ran side by side. Thread-safe.
+
+    ``on_repeat`` hears of each delivery whose effects were there already.
+    """
+
+    def __init__(self, dsn: str, *, on_repeat: Callable[[Handler], None] = lambda _handler: None) -> None:
+        self._dsn = dsn
+        self._on_repeat = on_repeat
+        self._idle: list[psycopg.Connection[Any]] = []
+        self._idle_async: dict[AbstractEventLoop, list[psycopg.AsyncConnection[Any]]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def around(self, handler: Handler) -> Callable[..., Any]:
+        """Return what runs ``handler.function`` in its transaction; a coroutine function where that is one.
+
+        It raises what the handler raises, and InboxUnavailable where the database is at fault.
+        """
+        if inspect.iscoroutinefunction(handler.function):
+
+            async def arun(message: Message, context: Context) -> None:
+                while not await self._ahandle(handler, message, context):
+                    pass
+
+            return arun
+
+        def run(message: Message, context: Context) -> None:
+            while not self._handle(handler, message, context):
+                pass
+
+        return run
+
+    def close(self) -> None:
+        """Close the connections that nobody uses; the others are closed when their handlers end."""
+        with self._lock:
+            self._closed = True
+            idle = [*self._idle, *(conn for conns in self._idle_async.values() for conn in conns)]
+            self._idle.clear()
+            self._idle_async.clear()
+        for conn in idle:
+            conn.pgconn.finish()
+
+    def _handle(self, handler: Handler, message: Message, context: Context) -> bool:
+        """Handle once; False where a kept connection turned out to be gone: to be done again on another."""
+        conn, kept = self._take()
+        entered = failed = False
+        try:
+            with conn.transaction():
+                entered = conn.execute(_ENTER, InboxKey.of(handler, context)).rowcount == 1
+                if entered:
+                    try:
+                        handler.function(message, context.within(conn))
+                    except BaseException:
+                        failed = True
+                        raise
+        except BaseException as error:  # noqa: BLE001 — raised again, or as what it comes to
+            if _gone(error, conn) and kept and not entered:
+                return False
+            _raise(error, conn, failed=failed)
+        finally:
+            self._put(conn)
+        if not entered:
+            self._on_repeat(handler)
+        return True
+
+    async def _ahandle(self, handler: Handler, message: Message, context: Context) -> bool:
+        """Do what ``_handle`` does, on an async connection."""
+        conn, kept = await self._atake()
+        entered = failed = False
+        try:
+            async with conn.transaction():
+                entered = (await conn.execute(_ENTER, InboxKey.of(handler, context))).rowcount == 1
+                if entered:
+                    try:
+                        await handler.function(message, context.within(conn))
+                    except BaseException:
+                        failed = True
+                        raise
+        except BaseException as error:  # noqa: BLE001 — raised again, or as what it comes to
+            if _gone(error, conn) and kept and not entered:
+                return False
+            _raise(error, conn, failed=failed)
+        finally:
+            self._aput(conn)
+        if not entered:
+            self._on_repeat(handler)
+        return True
+
+    def _take(self) -> tuple[psycopg.Connection[Any], bool]:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop(), True
+        try:
+            return psycopg.connect(self._dsn, **_OPTIONS), False
+        except psycopg.Error as error:
+            raise _unavailable(error) from error
+
+    async def _atake(self) -> tuple[psycopg.AsyncConnection[Any], bool]:
+        with self._lock:
+            idle = self._idle_async.setdefault(get_running_loop(), [])
+            if idle:
+                return idle.pop(), True
+        try:
+            return await psycopg.AsyncConnection.connect(self._dsn, **_OPTIONS), False
+        except psycopg.Error as error:
+            raise _unavailable(error) from error
+
+    def _put(self, conn: psycopg.Connection[Any]) -> None:
+        with self._lock:
+            if self._reusable(conn):
+                self._idle.append(conn)
+                return
+        conn.close()
+
+    def _aput(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        with self._lock:
+            if self._reusable(conn):
+                self._idle_async[get_running_loop()].append(conn)
+                return
+        conn.pgconn.finish()
+
+    def _reusable(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+        status = conn.info.transaction_status
+        return not self._closed and not conn.closed and status == psycopg.pq.TransactionStatus.IDLE
+
+
+def _gone(error: BaseException, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    return isinstance(error, psycopg.OperationalError) and conn.closed
+
+
+def _raise(error: BaseException, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], *, failed: bool) -> None:
+    """Raise what it comes to: the handler's own error, or that the database went away under it.
+
+    A commit that is refused (a deferred constraint) is the handler's error too.
+    """
+    own = failed or isinstance(error, psycopg.IntegrityError) or not isinstance(error, psycopg.Error)
+    if own and not (conn.closed and isinstance(error, psycopg.Error)):
+        raise error
+    assert isinstance(error, psycopg.Error)
+    raise _unavailable(error) from error
+
+
+def _unavailable(error: psycopg.Error) -> InboxUnavailable:
+    found = translated(error)
+    return InboxUnavailable(f"inbox: {found.what}", remedy=found.remedy, retryable=True)
