@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import BrokerError, PoisonError
 
-__all__ = ["Batch", "Headers", "Refused", "Routed", "Unroutable", "dead_letter", "identity", "lsn_text", "weight"]
+__all__ = [
+    "Batch",
+    "Headers",
+    "Lost",
+    "Refused",
+    "Routed",
+    "Unroutable",
+    "dead_letter",
+    "identity",
+    "lsn_text",
+    "weight",
+]
 
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -52,6 +63,10 @@ class Refused(BrokerError):
     def __init__(self, what: str, records: frozenset[tuple[str, bytes | None, bytes | None]]) -> None:
         super().__init__(what)
         self.records = records
+
+
+class Lost(BrokerError):
+    """The client can never send again, and must be replaced: librdkafka's fatal errors."""
 
 
 def identity(record: Routed) -> tuple[str, bytes | None, bytes | None]:

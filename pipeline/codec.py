@@ -121,6 +121,10 @@ class Decoder:
             return _validate(model, lambda: model.model_validate(data, strict=False, by_alias=False, by_name=True))
         return _validate(model, lambda: model.model_validate(restore(data), strict=False, by_alias=False, by_name=True))
 
+    def at_hand(self, value: bytes | None) -> bool:
+        """Tell whether ``value`` can be decoded without asking the registry, which takes its time."""
+        return not value or value[:1] != _MAGIC or int.from_bytes(value[1:_HEADER], "big") in self._writers
+
     def record_name(self, value: bytes) -> str:
         """Return the full Avro name of the record in ``value``, by its schema."""
         writer = self._writer(unframe(value)[0])

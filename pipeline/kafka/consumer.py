@@ -219,6 +219,13 @@ class GroupConsumer:
         ]
         if not offsets:
             return
+        skipping = [topic for topic in sorted(fresh) if self._starts[topic] != "earliest"]
+        log.log(
+            logging.WARNING if skipping else logging.INFO,
+            f"group {self._group} has committed nothing on {', '.join(skipping or sorted(fresh))}: it is new, or its "
+            f"offsets have expired; it begins at {self._starts[skipping[0]] if skipping else 'the beginning'}",
+            extra={"action": "consumer.begin", "group": self._group},
+        )
         try:
             done = self._consumer.commit(offsets=offsets, asynchronous=False)
             errors = [p.error for p in done if p.error is not None]

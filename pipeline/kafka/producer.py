@@ -16,7 +16,7 @@ from functools import partial
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, murmur2
 
-from pipeline.capture import Headers, Refused, Routed, identity
+from pipeline.capture import Headers, Lost, Refused, Routed, identity
 from pipeline.errors import BrokerError
 from pipeline.kafka.errors import misconfigured, refuses_record, translate
 
@@ -114,7 +114,7 @@ class RecordProducer:
         """Queue ``records[start:]`` as far as possible; return the index of the first one that was not queued.
 
         Raises, always about ``records[start]`` and with nothing queued: Refused where the client does not take that
-        record, BrokerError where its topic cannot be written now.
+        record, Lost where it takes none any more, BrokerError where the record's topic cannot be written now.
         """
         produce = self._producer.produce
         partitions = self._partitions
@@ -154,6 +154,8 @@ class RecordProducer:
                 record = records[index]
                 raise Refused(f"topic {record[0]}: {error.str()}", frozenset({identity(record)})) from raised
             self._partitions.pop(records[index][0], None)
+            if error.code() == KafkaError._FATAL:  # noqa: SLF001 — the client's public codes look so
+                raise _lost(error) from raised
             raise translate(error, f"topic {records[index][0]}") from raised
         return index
 
@@ -183,9 +185,7 @@ class RecordProducer:
 
     def close(self) -> None:
         """Drop what was not acknowledged, and the connections."""
-        with contextlib.suppress(KafkaException):  # it may have failed for good
-            self._producer.purge(in_queue=True, in_flight=True, blocking=True)
-            self._producer.flush(1)
+        _drop(self._producer)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is None:
@@ -265,8 +265,8 @@ class RecordProducer:
 class AckProducer:
     """Sends single records and tells of each, by the token that came with it, when it was stored or failed.
 
-    For retry and dead-letter topics and redrive. Keys go to the same partitions as with Java's clients. Thread-safe
-    but for ``poll``, which belongs to one thread.
+    For retry and dead-letter topics and redrive. Keys go to the same partitions as with Java's clients. After a fatal
+    error of the client all that was on its way has failed, and a new client takes its place. One thread only.
     """
 
     def __init__(
@@ -276,14 +276,13 @@ class AckProducer:
         on_error: Callable[[BrokerError], None] = lambda _error: None,
     ) -> None:
         self._settled: deque[tuple[object, BrokerError | None]] = deque()
-        self._producer = _connect(
-            {
-                "linger.ms": 1,
-                "partitioner": "murmur2_random",
-                **options,
-                "error_cb": lambda error: on_error(translate(error, "connection")),
-            }
-        )
+        self._options: dict[str, object] = {
+            "linger.ms": 1,
+            "partitioner": "murmur2_random",
+            **options,
+            "error_cb": lambda error: on_error(translate(error, "connection")),
+        }
+        self._producer = _connect(self._options)
 
     def send(
         self,
@@ -313,7 +312,13 @@ class AckProducer:
         except BufferError as raised:
             raise BrokerError(f"topic {topic}: the client's queue is full", retryable=True) from raised
         except KafkaException as raised:
-            raise translate(raised.args[0], f"topic {topic}") from raised
+            error = raised.args[0]
+            if error.code() == KafkaError._FATAL:  # noqa: SLF001 — as above
+                lost = _lost(error)
+                self.close()
+                self._producer = _connect(self._options)
+                raise lost from raised
+            raise translate(error, f"topic {topic}") from raised
 
     def poll(self, wait_s: float = 0) -> list[tuple[object, BrokerError | None]]:
         """Return ``(token, error or None)`` of what was settled, waiting at most ``wait_s`` for the first."""
@@ -329,8 +334,7 @@ class AckProducer:
 
     def close(self) -> None:
         """Drop what was not acknowledged, and the connections."""
-        self._producer.purge(in_queue=True, in_flight=True, blocking=True)
-        self._producer.flush(1)
+        _drop(self._producer)
 
     def _delivered(self, token: object, error: KafkaError | None, message: Message) -> None:
         self._settled.append((token, None if error is None else translate(error, f"topic {message.topic()}")))
@@ -342,6 +346,17 @@ def _connect(options: dict[str, object]) -> Producer:
         return Producer({**_BASE, **options, **guarantee, "logger": log})
     except (KafkaException, ValueError, TypeError) as raised:
         raise misconfigured(raised, "producer") from raised
+
+
+def _drop(producer: Producer) -> None:
+    with contextlib.suppress(KafkaException):  # it may have failed for good
+        producer.purge(in_queue=True, in_flight=True, blocking=True)
+        producer.flush(1)
+
+
+def _lost(error: KafkaError) -> Lost:
+    found = translate(error, "producer")
+    return Lost(found.what, remedy=found.remedy, retryable=True)
 
 
 def _bytes(value: str | bytes | None) -> bytes | None:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from pipeline.capture import Batch, Refused, Routed, dead_letter, identity, lsn_text
+from pipeline.capture import Batch, Lost, Refused, Routed, dead_letter, identity, lsn_text
 from pipeline.errors import BrokerError
 from pipeline.metrics import Meter
 
@@ -175,6 +175,8 @@ class Delivery:
                     flight.next = sent
             except Refused as error:  # by the client itself: nothing of it is under way
                 self._bury_at(flight, flight.next, error)
+            except Lost:
+                raise  # no wait mends this client
             except BrokerError as error:
                 if not error.retryable:
                     raise

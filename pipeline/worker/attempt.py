@@ -31,6 +31,9 @@ class Decoder(Protocol):
     def decode(self, value: bytes | None, model: type[Message]) -> Message:
         """Return the message. Raises PoisonError or SchemaError."""
 
+    def at_hand(self, value: bytes | None) -> bool:
+        """Tell whether decoding needs no question to the registry."""
+
     def record_name(self, value: bytes) -> str:
         """Return the full name of the record's type, by its schema."""
 
@@ -78,7 +81,10 @@ class Attempts:
         """Make one attempt on the running event loop; ``timeout_s`` cancels the handler."""
         prepared = None
         try:
-            prepared = self._prepare(delivery)
+            if self._decoder.at_hand(delivery.record.value):
+                prepared = self._prepare(delivery)
+            else:  # the other handlers go on meanwhile
+                prepared = await asyncio.to_thread(self._prepare, delivery)
             if prepared is None:
                 return self._unknown(delivery)
             route, message, context = prepared

@@ -64,6 +64,7 @@ class Wait:
 
     delay_s: float
     what: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,9 @@ def settle(error: BaseException, handler: Handler | None, *, attempt: int, waite
         if handler is not None and not handler.in_place and isinstance(error, SchemaError) and not error.retryable:
             return Move(_UNKNOWN_S, counted=False)  # a newer worker can read it; others need not wait behind it
         what = error.what if isinstance(error, SchemaError) else f"decoding failed with {type(error).__name__}"
-        return Wait(_waiting_s(waited), what)
+        return Wait(_waiting_s(waited), what, error.remedy if isinstance(error, SchemaError) else "")
     if isinstance(error, InboxUnavailable):
-        return Wait(_waiting_s(waited), error.what)
+        return Wait(_waiting_s(waited), error.what, error.remedy)
     policy = handler.retry
     if isinstance(error, Reject):
         return Dead("rejected")

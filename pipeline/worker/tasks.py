@@ -161,11 +161,11 @@ class Tasks:
             self._fault(error)
 
     async def _one(self, number: int, delivery: Delivery) -> None:
-        if delivery.assigned.closed:
-            outcome: Outcome = (delivery, _HAND_BACK)
-        else:
-            begun = self._clock()
-            self._now[number] = (delivery, begun)
+        begun = self._clock()
+        # before it is looked at: who closes the partition either sees this, or is seen
+        self._now[number] = (delivery, begun)
+        outcome: Outcome = (delivery, _HAND_BACK)
+        if not delivery.assigned.closed:
             outcome = await self._run(delivery, begun)
         if self._stopped:
             return

@@ -402,12 +402,31 @@ class Worker:
         if isinstance(decision, Again):
             delay_s *= 1 + decision.jitter * self._chance()
         else:
-            self._waiting.add(delivery)
-            self._health.not_ready(f"{self._group.name} decoding", decision.what)
+            self._report_waiting(delivery, decision)
         if delivery.key is not None:
             self._held.setdefault(delivery.key, 0)
         self._number += 1
         heapq.heappush(self._timers, (self._clock() + delay_s, self._number, delivery))
+
+    def _report_waiting(self, delivery: Delivery, decision: Wait) -> None:
+        """Say which record waits, for what and for whom: at ``/readyz``, and in the log when it begins to."""
+        record, new = delivery.record, delivery not in self._waiting
+        self._waiting.add(delivery)
+        where = f"{record.topic}[{record.partition}]@{record.offset}"
+        self._health.not_ready(f"{self._group.name} decoding", f"{where} waits: {decision.what}")
+        if new:
+            log.warning(
+                "a record waits",
+                extra={
+                    "action": "worker.waiting",
+                    "group": self._group.name,
+                    "topic": record.topic,
+                    "partition": record.partition,
+                    "offset": record.offset,
+                    "why": decision.what,
+                    "remedy": decision.remedy,
+                },
+            )
 
     def _hold_more(self, assigned: Assigned, key: Hashable) -> None:
         self._held[key] += 1

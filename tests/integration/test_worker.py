@@ -442,7 +442,9 @@ def test_unknown_events_are_skipped_and_unknown_jobs_wait(broker: Broker, app: P
     assert broker.count(email.dlq) == broker.count(billing.dlq) == 0
 
 
-def test_while_the_registry_is_down_the_worker_waits_and_is_not_ready(broker: Broker, app: Pipeline) -> None:
+def test_while_the_registry_is_down_the_worker_waits_and_is_not_ready(
+    broker: Broker, app: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
     from pipeline.avro import schema_of
     from pipeline.codec import encode
 
@@ -467,12 +469,48 @@ def test_while_the_registry_is_down_the_worker_waits_and_is_not_ready(broker: Br
     with running(broker, group, schemas=registry) as worker:
         wait_until(lambda: not worker.ready)
         assert "the registry is down" in str(worker.health.state())
+        assert f"{group.topics[0]}[" in str(worker.health.state())
+        said = [one for one in caplog.records if getattr(one, "action", "") == "worker.waiting"]
+        assert {one.topic for one in said} == {group.topics[0]}  # type: ignore[attr-defined]
+        assert len(said) <= 2  # once for each record, not for each look
         assert broker.committed(group.name, group.topics[0]) == 0
         registry.up = True
         all_committed(broker, group, 2)
         wait_until(lambda: worker.ready)
     assert sorted(seen) == ["a", "b"]
     assert broker.count(group.dlq) == 0
+
+
+def test_coroutines_go_on_while_the_registry_takes_its_time_for_one_of_them(broker: Broker, app: Pipeline) -> None:
+    from pipeline.avro import schema_of
+    from pipeline.codec import encode
+
+    class Sent(Event, aggregate="order", key="order_id"):
+        order_id: str
+
+    answer = threading.Event()
+
+    class Registry:
+        def text(self, schema_id: int) -> str:
+            if schema_id == 9:
+                assert answer.wait(60)
+            return schema_of(Sent).text
+
+    seen: list[str] = []
+
+    @app.consumer(Sent, group="billing", retry=ONCE)
+    async def bill(event: Sent, ctx: Context) -> None:
+        seen.append(event.order_id)
+
+    broker.create(app)
+    group = only(app)
+    with running(broker, group, schemas=Registry()):
+        for key, schema_id in (("a", 5), ("b", 9), ("c", 5)):
+            broker.put(group.topics[0], "Sent", encode(Sent(order_id=key), schema_id), key=key)
+            broker.flush()
+        wait_until(lambda: sorted(seen) == ["a", "c"], why="those whose schema is known")
+        answer.set()
+        wait_until(lambda: sorted(seen) == ["a", "b", "c"], why="the one that waited")
 
 
 def test_when_the_dlq_cannot_be_written_the_worker_stops_and_commits_nothing_past_it(

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.kafka.producer import RecordProducer
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from pipeline.capture import Lost
+from pipeline.kafka import producer as module
+from pipeline.kafka.producer import AckProducer, RecordProducer
 
 
 class Delivered:
@@ -64,3 +69,37 @@ def test_a_topic_that_comes_back_with_fewer_partitions_is_written_to_those() -> 
     assert len(made._look_up("orders")) == 2
     acknowledge(made, 5)
     made.close()
+
+
+class Fatal:
+    """A client after a fatal error: it takes nothing, and gives back what it had."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def produce(self, *_args: object, **_options: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._FATAL))
+
+    def purge(self, **_options: object) -> None:
+        self.closed = True
+
+    def flush(self, _wait_s: float) -> int:
+        return 0
+
+
+def test_after_a_fatal_error_the_relay_is_told_that_the_client_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_connect", lambda _options: Fatal())
+    made = producer({"orders": 1})
+    with pytest.raises(Lost):
+        made.send([("orders", b"k", b"v", [], 0, -1)], 0)
+
+
+def test_after_a_fatal_error_single_records_go_by_another_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = [Fatal(), Fatal()]
+    left = list(clients)
+    monkeypatch.setattr(module, "_connect", lambda _options: left.pop(0))
+    made = AckProducer({})
+    with pytest.raises(Lost) as raised:
+        made.send("orders", b"k", b"v", [], 0, "token")
+    assert raised.value.retryable  # so it is sent again
+    assert (clients[0].closed, made._producer) == (True, clients[1])

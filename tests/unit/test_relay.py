@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.capture import Batch, Refused, Routed, Unroutable, identity
+from pipeline.capture import Batch, Lost, Refused, Routed, Unroutable, identity
 from pipeline.errors import BrokerError, SourceError
 from pipeline.metrics import SilentMeter
 from pipeline.relay import Relay
@@ -357,6 +357,32 @@ def test_a_missing_topic_is_waited_for_and_never_a_dead_letter() -> None:
     assert [stored for stored in broker.stored if stored[0] == "outbox.dlq"] == []
     assert health.reasons == {}
     assert waits[0] == 0  # the server was answered meanwhile
+
+
+def test_a_client_that_can_never_send_again_is_replaced() -> None:
+    clock, stop, broker, made = Clock(), Stop(), Broker(), []
+
+    class Fatal(FakeProducer):
+        def send(self, records: Sequence[Routed], start: int) -> int:
+            if made[0] is self:
+                raise Lost("fatal", retryable=True)
+            return super().send(records, start)
+
+        def poll(self, wait_s: float, *, hurry: bool) -> str:
+            self.clock.sleep(max(wait_s, 0.01))
+            stop.set = clock.now > 1030 or len(broker.stored) == 2
+            return super().poll(wait_s, hurry=hurry)
+
+    def producers() -> Fatal:
+        made.append(Fatal(broker, lambda n: n - 1, clock, False))
+        return made[-1]
+
+    source = FakeSource(history([2]), {"confirmed": 0}, broker, lambda n: 0, clock, stop, faults=False)
+    Relay(
+        "outbox", source, producers, meter=SilentMeter(), health=Health(), clock=clock, now=clock, sleep=clock.sleep,
+    ).run(stop)  # fmt: skip
+    assert len(made) == 2
+    assert sorted(value for value in broker.values() if value) == [b"v0", b"v1"]
 
 
 def test_a_broker_that_does_not_answer_makes_the_relay_not_ready() -> None:
