@@ -17,6 +17,7 @@ from pipeline.endpoints import postgres_dsn
 from pipeline.errors import ConfigError
 from pipeline.event import Event, Job, Message
 from pipeline.flow import Flow
+from pipeline.foreign import Decode, EventId, Foreign, foreign
 from pipeline.job import EnqueueOptions, Options, Wanted, replace_payload, store_jobs
 from pipeline.outbox import Envelope, Outbox, SchemaIds, Steps, adrive, drive, uuid7
 from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
@@ -81,19 +82,24 @@ class Pipeline:
         timeout_s: float | None = None,
         start: Start = "earliest",
         inbox: bool = False,
+        topic: str | None = None,
+        decoder: Decode | None = None,
+        event_id: EventId | None = None,
     ) -> Callable[[F], F]:
         """Declare a handler ``(event, ctx)`` for an event type, in a group; sync or async.
 
         ``inbox``: what it does on ``ctx.conn`` happens exactly once per event, however often that is delivered.
+        ``topic`` is one that others write, taken whole: its records are read by ``decoder`` ("json", or a function of a
+        ``Record`` that returns the event); ``event_id`` names the header that has their ids, or makes one of a record.
         ``start`` says where a group begins that has never run. Raises ConfigError for a definition that cannot work.
         """
         _check_kind(model, Event, "consumer")
         name = self.names.group(group)
         if self._starts.setdefault(name, start) != start:
             raise ConfigError(f"group {group}: two different start=", remedy="one start for the whole group")
-        return self._handle(
-            model, self.names.events(model.message_type.stream), name, order, retry, on_exhausted, timeout_s, inbox
-        )
+        theirs = foreign(model, topic, decoder, event_id)
+        own = topic or self.names.events(model.message_type.stream)
+        return self._handle(model, own, name, order, retry, on_exhausted, timeout_s, inbox, theirs)
 
     def job(
         self,
@@ -165,16 +171,18 @@ class Pipeline:
         on_exhausted: Literal["dlq", "retry_topic"],
         timeout_s: float | None,
         inbox: bool = False,
+        theirs: Foreign | None = None,
     ) -> Callable[[F], F]:
         if timeout_s is not None and timeout_s <= 0:
             raise ConfigError(f"{model.__name__}: timeout_s={timeout_s}", remedy="more than 0, or None for no limit")
 
         def declare(function: F) -> F:
             name = f"{function.__module__}.{function.__qualname__}"
-            handler = Handler(name, function, model, topic, group, order, retry, on_exhausted, timeout_s, inbox)
+            handler = Handler(name, function, model, topic, group, order, retry, on_exhausted, timeout_s, inbox, theirs)
             Group(group, (*(h for h in self._handlers if h.group == group), handler))  # raises for a second one
             self._handlers.append(handler)
-            self.register(model)
+            if theirs is None:  # its topic and schema are others' business
+                self.register(model)
             return function
 
         return declare

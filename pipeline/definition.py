@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 from pipeline.event import Message
+from pipeline.foreign import Foreign
 from pipeline.retry import RetryPolicy
 from pipeline.topics import DAY_MS, PRIORITIES, TopicSpec, dead_letters, priority_topic, retry_tier
 
@@ -27,7 +28,8 @@ class Handler:
 
     ``order="key"``: a failing record is tried again in place and holds back only its key; ``on_exhausted`` says what
     comes after the last attempt. ``order="none"``: a failing record moves to the retry topics at once. ``inbox``: its
-    effects happen once, in the transaction of an inbox row.
+    effects happen once, in the transaction of an inbox row. ``foreign``: its topic's records are others', and all are
+    its own, whatever their headers say.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Handler:
     on_exhausted: Literal["dlq", "retry_topic"] = "dlq"
     timeout_s: float | None = None
     inbox: bool = False
+    foreign: Foreign | None = None
 
     @property
     def in_place(self) -> bool:
@@ -117,10 +120,22 @@ class Group:
                     remedy="one group handles an event once: put the second into a group of its own",
                 )
             self._by_type[key] = handler
+        for handler in self.handlers:
+            others = [h.name for h in self.handlers if h.topic == handler.topic and h is not handler]
+            if handler.foreign is not None and others:
+                raise ConfigError(
+                    f"group {self.name}: {handler.name} and {others[0]} both take topic {handler.topic}",
+                    remedy="a topic of others has one handler in a group: put the second into a group of its own",
+                )
 
     def handler(self, topic: str, type_name: str) -> Handler | None:
         """The handler of a record by its *original* topic and its type; None for a type nobody here handles."""
         return self._by_type.get((topic, type_name))
+
+    @property
+    def foreign(self) -> dict[str, Handler]:
+        """Topic of others → its handler."""
+        return {handler.topic: handler for handler in self.handlers if handler.foreign is not None}
 
     @property
     def topics(self) -> tuple[str, ...]:

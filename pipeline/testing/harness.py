@@ -16,11 +16,12 @@ from uuid import UUID
 
 from pipeline.app import Pipeline
 from pipeline.deadletter import Letter, Selection
-from pipeline.definition import Group
+from pipeline.definition import Group, Handler
 from pipeline.errors import ConfigError, PoisonError, SchemaError
 from pipeline.event import Event, Job, Message
 from pipeline.headers import EVENT_ID
 from pipeline.job import EnqueueOptions
+from pipeline.record import Header, Record
 from pipeline.redrive import Redrive
 from pipeline.testing.assertions import rows_of
 from pipeline.testing.broker import Broker
@@ -103,6 +104,8 @@ class Harness:
             call_of=self.inbox.around,
         )
         self.broker.create(app.topics())
+        theirs = {topic for group in self._groups.values() for topic in group.foreign}
+        self.broker.create(TopicSpec(topic, app.partitions) for topic in sorted(theirs))
         for group in self._groups.values():
             for _ in range(workers):
                 self._fleet.start(group)
@@ -118,6 +121,12 @@ class Harness:
         """Enqueue a job in a transaction of its own; ``options`` as for ``Pipeline.enqueue``."""
         with self.connection() as conn:
             return self.app.enqueue(conn, job, **options)
+
+    def receive(
+        self, topic: str, value: bytes | None, *, key: bytes | None = None, headers: Sequence[Header] = ()
+    ) -> None:
+        """Let a record that others wrote arrive on a topic of theirs."""
+        self.broker.append(topic, key, value, headers)
 
     def connection(self) -> FakeConnection:
         """Return a connection for code that publishes by itself: what it commits arrives here."""
@@ -311,7 +320,7 @@ class Harness:
         message = None
         if delivery.route is not None:
             try:
-                message = self._schemas.decoder.decode(record.value, delivery.route.handler.model)
+                message = self._decoded(delivery.route.handler, record)
             except SchemaError:
                 message = None
         if decision is None and message is not None:
@@ -342,13 +351,19 @@ class Harness:
 
     def _message(self, letter: Letter) -> Message | None:
         group = next(group for group in self._groups.values() if group.dlq == letter.place.topic)
-        handler = group.handler(letter.story.origin.topic, letter.type or "")
+        topic = letter.story.origin.topic
+        handler = group.foreign.get(topic) or group.handler(topic, letter.type or "")
         if handler is None:
             return None
         try:
-            return self._schemas.decoder.decode(letter.record.value, handler.model)
+            return self._decoded(handler, letter.record)
         except PoisonError:
             return None
+
+    def _decoded(self, handler: Handler, record: Record) -> Message:
+        if handler.foreign is not None:
+            return handler.foreign.message(record)
+        return self._schemas.decoder.decode(record.value, handler.model)
 
     @property
     def _dlqs(self) -> tuple[str, ...]:

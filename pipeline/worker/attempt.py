@@ -14,7 +14,7 @@ from pipeline.context import Context
 from pipeline.definition import Group, Handler
 from pipeline.event import Message
 from pipeline.failure import describe
-from pipeline.headers import TYPE, RetryState
+from pipeline.headers import EVENT_ID, TYPE, RetryState
 from pipeline.report import Entry, JobCancelled
 from pipeline.worker.delivery import Delivery, Outcome, Route
 from pipeline.worker.settlement import Again, Cancelled, Move, Wait, settle, unknown_type
@@ -81,7 +81,8 @@ class Attempts:
         """Make one attempt on the running event loop; ``timeout_s`` cancels the handler."""
         prepared = None
         try:
-            if self._decoder.at_hand(delivery.record.value):
+            foreign = delivery.route is not None and delivery.route.handler.foreign is not None
+            if foreign or self._decoder.at_hand(delivery.record.value):
                 prepared = self._prepare(delivery)
             else:  # the other handlers go on meanwhile
                 prepared = await asyncio.to_thread(self._prepare, delivery)
@@ -108,7 +109,12 @@ class Attempts:
             route = delivery.route = self._find(delivery)
             if route is None:
                 return None
-        message = self._decoder.decode(record.value, route.handler.model)
+        if (foreign := route.handler.foreign) is None:
+            message = self._decoder.decode(record.value, route.handler.model)
+        else:
+            message = foreign.message(record)
+            if (event_id := foreign.id_of(record)) is not None:
+                delivery.headers = {**delivery.headers, EVENT_ID: event_id}
         if self._entry is None:
             return route, message, Context(record, delivery.headers, route.type_name, self._name, delivery.state)
         entry = delivery.entry = self._entry(delivery, route)

@@ -115,6 +115,7 @@ class Worker:
         if journal is not None:
             self._engine = journal.around(self._engine, self._outcomes.append, self._faults.append)
         self._routes = {(h.topic, h.model.message_type.name.encode()): route for h, route in routes.items()}
+        self._foreign = {topic: routes[handler] for topic, handler in group.foreign.items()}
         self._queues = {h.topic for h in group.handlers if h.model.message_type.kind == "job"}
         self._outlet = Outlet(group, producer, health, clock, wall)
         self._tiers = Tiers(group.tiers_s, chance)
@@ -253,6 +254,8 @@ class Worker:
             if value is not None:
                 size += len(value)
             route = routes.get((topic, headers.get(TYPE)))  # type: ignore[arg-type]  # None is no key, and that is right
+            if self._foreign:
+                route = self._foreign.get(topic, route)
             order_by: Hashable
             if route is not None:
                 order = route.handler.order
@@ -288,7 +291,10 @@ class Worker:
             return
         route = None
         order_by: Hashable = record.key
-        if state is not None and (route := self._routes.get((state.origin.topic, headers.get(TYPE) or b""))):
+        if state is not None and (
+            route := self._foreign.get(state.origin.topic)
+            or self._routes.get((state.origin.topic, headers.get(TYPE) or b""))
+        ):
             order, origin = route.handler.order, state.origin
             order_by = record.key if order == "key" else None if order == "none" else (origin.topic, origin.partition)
         self._tiers.add(Delivery(assigned, record, headers, route, order_by, state), now_ms, due)

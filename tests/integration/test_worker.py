@@ -481,6 +481,30 @@ def test_while_the_registry_is_down_the_worker_waits_and_is_not_ready(
     assert broker.count(group.dlq) == 0
 
 
+def test_a_topic_of_others_is_handled_retried_and_buried_as_it_came(broker: Broker, app: Pipeline, prefix: str) -> None:
+    topic, seen = f"{prefix}.legacy", []
+    broker.admin_create(topic, partitions=2)
+
+    @app.consumer(Placed, group="import", topic=topic, event_id="x-id", order="none", retry=QUICK)
+    def take_over(event: Placed, ctx: Context) -> None:
+        seen.append((event.n, ctx.attempt, ctx.event_id, ctx.topic))
+        if event.n == 1 and ctx.attempt == 1:
+            raise TimeoutError
+
+    group = only(app)
+    assert topic not in {spec.name for spec in app.topics()}
+    broker.create(app)
+    for n in range(2):
+        broker.put(topic, None, {"order_id": "k", "n": n}, key="k", headers=[("x-id", b"id%d" % n)])
+    broker.put(topic, "Placed", b"no json", key="k")
+    broker.flush()
+    with running(broker, group):
+        (letter,) = broker.read(group.dlq, 1)
+        wait_until(lambda: len(seen) == 3, why="all attempts")
+    assert sorted(seen) == [(0, 1, "id0", topic), (1, 1, "id1", topic), (1, 2, "id1", topic)]
+    assert letter.value() == b"no json"
+
+
 def test_coroutines_go_on_while_the_registry_takes_its_time_for_one_of_them(broker: Broker, app: Pipeline) -> None:
     from pipeline.avro import schema_of
     from pipeline.codec import encode

@@ -82,6 +82,10 @@ class Broker:
         for done in admin.create_topics(new, operation_timeout=10).values():
             done.result(15)
 
+    def admin_create(self, topic: str, *, partitions: int) -> None:
+        for done in AdminClient(self.options).create_topics([NewTopic(topic, partitions, 1)]).values():
+            done.result(15)
+
     def delete(self, *topics: str) -> None:
         for done in AdminClient(self.options).delete_topics(list(topics)).values():
             done.result(15)

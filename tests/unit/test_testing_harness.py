@@ -19,6 +19,7 @@ from pipeline import Context, Event, Job, Money, Personal, Pipeline, Reject, Ret
 from pipeline.demo import shop
 from pipeline.errors import ConfigError, JobError, SchemaError
 from pipeline.job import Unique
+from pipeline.record import Record
 from pipeline.testing import FakeConnection, Faults, Harness, NotIdle, assert_enqueued, assert_published
 from pipeline.testing.murmur import partition_of
 
@@ -370,6 +371,56 @@ def test_a_handler_with_an_inbox_has_its_effects_once_whatever_happens(awaits: b
     assert sorted(billed) == sorted(f"o-{number}" for number in range(50))
     assert harness.inbox.repeats > 0
     assert harness.dead_letters == []
+
+
+def test_topics_of_others_are_read_by_a_decoder_and_known_by_their_own_ids() -> None:
+    class Legacy(Event, aggregate="legacy", key="number", name="Legacy", format="json"):
+        number: int
+
+    def of_csv(record: Record) -> Legacy:
+        return Legacy(number=int((record.value or b"").split(b";")[1]))
+
+    theirs, seen = Pipeline("adopter", topic_prefix=""), []
+
+    @theirs.consumer(Legacy, group="json", topic="legacy.orders", event_id="uuid", retry=RetryPolicy(attempts=2))
+    def of_json(event: Legacy, ctx: Context) -> None:
+        seen.append((event.number, ctx.event_id, ctx.attempt))
+        if event.number == 2 and ctx.attempt == 1:
+            raise TimeoutError
+
+    @theirs.consumer(Legacy, group="csv", topic="legacy.csv", decoder=of_csv, event_id=lambda r: str(r.key), inbox=True)
+    def of_lines(event: Legacy, ctx: Context) -> None:
+        seen.append((event.number, ctx.event_id, ctx.attempt))
+
+    assert [spec.name for spec in theirs.topics() if "legacy" in spec.name] == []  # nobody makes or changes them
+    harness = Harness(theirs)
+    for number in (1, 2):
+        value = b'{"number": %d}' % number
+        harness.receive("legacy.orders", value, key=b"k", headers=[("uuid", b"u%d" % number), ("type", b"Whatever")])
+    harness.receive("legacy.orders", b"no json", key=b"k")
+    harness.receive("legacy.orders", None, key=b"k")
+    for _ in range(2):
+        harness.receive("legacy.csv", b"order;7", key=b"seven")
+    harness.receive("legacy.csv", b"order", key=b"bad")
+    harness.run_until_idle()
+    assert sorted(seen) == [(1, "u1", 1), (2, "u2", 1), (2, "u2", 2), (7, "b'seven'", 1)]
+    assert harness.inbox.repeats == 1
+    assert sorted(dead.error for dead in harness.dead_letters) == ["pipeline.errors.PoisonError"] * 3
+
+
+def test_a_topic_of_others_has_one_handler_in_a_group_and_options_that_go_with_it() -> None:
+    theirs = Pipeline("adopter2", topic_prefix="")
+    theirs.consumer(Paid, group="g", topic="legacy")(lambda event, ctx: None)
+    with pytest.raises(ConfigError, match="both take topic legacy"):
+        theirs.consumer(Mine, group="g", topic="legacy")(lambda event, ctx: None)
+    with pytest.raises(ConfigError, match="topic="):
+        theirs.consumer(Paid, group="h", decoder="json")
+    with pytest.raises(ConfigError, match="a function of a Record"):
+        theirs.consumer(Paid, group="h", topic="legacy", decoder="xml")  # type: ignore[arg-type]
+
+
+class Mine(Event, aggregate="mine", key="order_id", format="json"):
+    order_id: str
 
 
 def test_redrive_sends_back_what_was_asked_for() -> None:
