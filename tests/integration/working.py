@@ -83,7 +83,8 @@ class Broker:
             done.result(15)
 
     def admin_create(self, topic: str, *, partitions: int) -> None:
-        for done in AdminClient(self.options).create_topics([NewTopic(topic, partitions, 1)]).values():
+        admin = AdminClient(self.options)
+        for done in admin.create_topics([NewTopic(topic, partitions, 1)], operation_timeout=10).values():
             done.result(15)
 
     def delete(self, *topics: str) -> None:
