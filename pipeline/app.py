@@ -22,6 +22,7 @@ from pipeline.job import EnqueueOptions, Options, Wanted, replace_payload, store
 from pipeline.outbox import Envelope, Outbox, SchemaIds, Steps, adrive, drive, uuid7
 from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
 from pipeline.schedule import Missed, Overlap, Schedule, tick_handler, tick_model
+from pipeline.surroundings import Lifespan, Middleware, check_generator
 from pipeline.topics import Names, TopicSpec, check_name
 from pipeline.trace import current_traceparent
 from pipeline.writers import AsyncConnection, Connection, async_executor, executor
@@ -63,6 +64,8 @@ class Pipeline:
         self._messages: dict[type[Message], None] = {}
         self._queues: dict[str, Queue] = {}
         self._schedules: dict[str, Schedule] = {}
+        self._middleware: list[Middleware] = []
+        self._lifespans: list[Lifespan] = []
         self._schema_ids = SchemaIds()
 
     # ── declare ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -118,6 +121,26 @@ class Pipeline:
         topic = self.names.jobs(model.message_type.stream)
         on_exhausted: Literal["dlq", "retry_topic"] = "dlq"
         return self._handle(model, topic, topic, order, retry, on_exhausted, timeout_s, inbox)
+
+    def middleware(self, function: F) -> F:
+        """Declare what goes around every handler: a generator function ``(message, ctx)`` that yields once.
+
+        The first that is declared is the outermost. An error of the handler comes out of the yield; one that is not
+        raised again counts as handled. An async generator function goes around coroutines alone.
+        """
+        check_generator(function, "middleware")
+        self._middleware.append(function)
+        return function
+
+    def lifespan(self, function: F) -> F:
+        """Declare what workers have while they run: a generator function that yields a mapping for ``ctx.state``.
+
+        Entered once in each process before its first record, left after its last. An async one is entered on the
+        event loop of each group that has coroutines, for these.
+        """
+        check_generator(function, "lifespan")
+        self._lifespans.append(function)
+        return function
 
     def queue(self, name: str, *, rate: Rate | None = None, priorities: bool = False) -> None:
         """Declare what a queue has beside its jobs.
@@ -203,7 +226,13 @@ class Pipeline:
             handlers = tuple(h for h in self._handlers if h.group == name)
             for topic in self.queue_of(name).topics if name in self._queues else ():
                 handlers += tuple(replace(h, topic=topic) for h in handlers if h.topic == name != topic)
-            found[name] = Group(name, handlers, self._starts.get(name, "earliest"))
+            found[name] = Group(
+                name,
+                handlers,
+                self._starts.get(name, "earliest"),
+                tuple(self._middleware),
+                tuple(self._lifespans),
+            )
         return found
 
     def queue_of(self, name: str) -> Queue:

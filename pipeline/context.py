@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.headers import EVENT_ID, TRACEPARENT, RetryState
 from pipeline.record import Header, Record
 from pipeline.report import Child, Entry, JobCancelled
+from pipeline.surroundings import State
 
 __all__ = ["Context"]
 
@@ -20,7 +21,7 @@ class Context:
     Made for every attempt: it keeps what it is given and works the rest out when asked.
     """
 
-    __slots__ = ("_conn", "_entry", "_group", "_headers", "_record", "_state", "_type")
+    __slots__ = ("_conn", "_entry", "_group", "_headers", "_record", "_shared", "_state", "_type")
 
     def __init__(
         self,
@@ -30,8 +31,10 @@ class Context:
         group: str,
         state: RetryState | None,
         entry: Entry | None = None,
+        shared: State | None = None,
     ) -> None:
         self._conn: Any = None
+        self._shared = shared
         self._entry = entry
         self._record = record
         self._headers = headers
@@ -110,6 +113,11 @@ class Context:
     def generation(self) -> int:
         """How many replays with ``--reprocess`` the record went through."""
         return 0 if self._state is None else self._state.generation
+
+    @property
+    def state(self) -> State:
+        """What the application's lifespans yielded: ``ctx.state.pool``."""
+        return self._shared if self._shared is not None else State()
 
     # ── of a handler with inbox=True ───────────────────────────────────────────────────────────────────────────
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.event import Message
 from pipeline.foreign import Foreign
 from pipeline.retry import RetryPolicy
+from pipeline.surroundings import Lifespan, Middleware, is_async
 from pipeline.topics import DAY_MS, PRIORITIES, TopicSpec, dead_letters, priority_topic, retry_tier
 
 __all__ = ["DEFAULT_PARTITIONS", "Group", "Handler", "Order", "Queue", "Rate", "Start"]
@@ -109,10 +111,18 @@ class Group:
     name: str
     handlers: tuple[Handler, ...] = ()
     start: Start = "earliest"
+    middleware: tuple[Middleware, ...] = ()
+    lifespans: tuple[Lifespan, ...] = ()
     _by_type: dict[tuple[str, str], Handler] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         for handler in self.handlers:
+            for one in self.middleware:
+                if is_async(one) and not inspect.iscoroutinefunction(handler.function):
+                    raise ConfigError(
+                        f"group {self.name}: middleware {one.__qualname__} is async, {handler.name} a plain function",
+                        remedy="write the middleware as a plain generator: it goes around coroutines too",
+                    )
             key = (handler.topic, handler.model.message_type.name)
             if key in self._by_type:
                 raise ConfigError(

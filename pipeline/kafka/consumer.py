@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 10.0
 _PATIENCE_S = 60.0  # a coordinator that starts or moves answers with errors that pass
+_APPEAR_S = 3.0  # a broker lists a topic a moment after its controller has made it
 _PAUSE_S = 0.1
 _GUARANTEES: dict[str, str | int | bool] = {
     "enable.auto.commit": False,
@@ -112,7 +113,10 @@ class GroupConsumer:
         """Join the group. Raises BrokerError where the broker does not answer or a topic is missing."""
         self._starts = dict(topics)
         partitions = self._partitions()
-        missing = sorted(set(topics) - set(partitions))
+        until = time.monotonic() + _APPEAR_S
+        while (missing := sorted(set(topics) - set(partitions))) and time.monotonic() < until:
+            time.sleep(_PAUSE_S)
+            partitions = self._partitions()
         if missing:
             raise BrokerError(
                 f"group {self._group}: no such topic: {', '.join(missing)}",

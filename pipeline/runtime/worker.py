@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -28,6 +29,7 @@ from pipeline.postgres.inbox import Inbox
 from pipeline.postgres.jobs import JobRows
 from pipeline.probes import Readiness, serve
 from pipeline.registry.client import RegistrySchemas
+from pipeline.surroundings import State, enter
 from pipeline.worker import Limits, Worker
 from pipeline.worker.journal import Control, Journal
 
@@ -107,13 +109,11 @@ def run_worker(
     limits = Limits(concurrency=concurrency, drain_s=drain_timeout_s)
     rows = JobRows(postgres_dsn(settings), Control) if any(_needs_rows(app, group) for group in chosen) else None
     inbox = _inbox(chosen, settings, meter)
+    surroundings = ExitStack()
+    state = State(**enter(chosen[0].lifespans, surroundings))
     runs = [
-        _Run(
-            _worker(
-                group, kafka, decoder, meter, readiness, limits, _journal(app, group, rows, readiness, limits), inbox
-            )
-        )
-        for group in chosen
+        _Run(_worker(group, kafka, decoder, meter, readiness, limits, journal, inbox, state))
+        for group, journal in ((one, _journal(app, one, rows, readiness, limits)) for one in chosen)
     ]
     if metrics_port is not None:
         on_port(serve(registry, readiness.state, metrics_port))
@@ -137,6 +137,7 @@ def run_worker(
             rows.close()
         if inbox is not None:
             inbox.close()
+        surroundings.close()
     for run in runs:
         if run.error is not None:
             raise run.error
@@ -152,6 +153,7 @@ def _worker(
     limits: Limits,
     journal: Journal | None,
     inbox: Inbox | None,
+    state: State,
 ) -> Worker:
     consumer = GroupConsumer({name: value for name, value in kafka.items() if name not in _PRODUCER_ONLY}, group.name)
     producer = AckProducer({name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY})
@@ -170,6 +172,7 @@ def _worker(
         limits=limits,
         journal=journal,
         call_of=call_of,
+        state=state,
     )
 
 

@@ -11,6 +11,7 @@ from pipeline.codec import Decoder
 from pipeline.definition import Group, Handler
 from pipeline.errors import PipelineError
 from pipeline.metrics import SilentMeter
+from pipeline.surroundings import State
 from pipeline.testing.broker import Broker
 from pipeline.testing.clock import Clock
 from pipeline.testing.consumer import GroupConsumer
@@ -66,6 +67,7 @@ class Fleet:
         limits: Limits,
         ended: Callable[[str, Outcome], None],
         call_of: Callable[[Handler], Callable[..., Any]],
+        state: State,
     ) -> None:
         self.health = Health()
         self._broker = broker
@@ -76,6 +78,7 @@ class Fleet:
         self._limits = limits
         self._ended = ended
         self._call_of = call_of
+        self._state = state
         self._members: list[_Member] = []
         self._absent: list[tuple[float, Group]] = []
 
@@ -117,6 +120,7 @@ class Fleet:
             sleep=self._clock.advance,
             engine=make_engine,
             call_of=self._call_of,
+            state=self._state,
         )
         worker.open()
         self._members.append(_Member(group, worker, source, producer, engines[0]))

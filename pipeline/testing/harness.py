@@ -7,7 +7,7 @@ a clock that jumps. The same seed gives the same run, faults among it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
@@ -23,6 +23,7 @@ from pipeline.headers import EVENT_ID
 from pipeline.job import EnqueueOptions
 from pipeline.record import Header, Record
 from pipeline.redrive import Redrive
+from pipeline.surroundings import State
 from pipeline.testing.assertions import rows_of
 from pipeline.testing.broker import Broker
 from pipeline.testing.clock import Clock
@@ -63,7 +64,8 @@ class Harness:
     """One application, its broker and its workers.
 
     ``groups`` are names, short or full, of the groups and queues that run here; all where none is given. ``workers``
-    is how many share each group at the beginning.
+    is how many share each group at the beginning. ``state`` is what handlers find in ``ctx.state``: lifespans are not
+    entered, as what they open is what tests replace.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Harness:
         workers: int = 1,
         limits: Limits = _LIMITS,
         start: datetime | None = None,
+        state: Mapping[str, object] | None = None,
     ) -> None:
         self.app = app
         self.clock = Clock(start) if start else Clock()
@@ -102,6 +105,7 @@ class Harness:
             limits=limits,
             ended=self._ended,
             call_of=self.inbox.around,
+            state=State(**(state or {})),
         )
         self.broker.create(app.topics())
         theirs = {topic for group in self._groups.values() for topic in group.foreign}

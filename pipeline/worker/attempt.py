@@ -16,6 +16,7 @@ from pipeline.event import Message
 from pipeline.failure import describe
 from pipeline.headers import EVENT_ID, TYPE, RetryState
 from pipeline.report import Entry, JobCancelled
+from pipeline.surroundings import State
 from pipeline.worker.delivery import Delivery, Outcome, Route
 from pipeline.worker.settlement import Again, Cancelled, Move, Wait, settle, unknown_type
 
@@ -53,7 +54,9 @@ class Attempts:
         clock: Callable[[], float],
         wall: Callable[[], float],
         entry: Callable[[Delivery, Route], Entry | None] | None = None,
+        state: State | None = None,
     ) -> None:
+        self._state = state
         self._entry = entry
         self._group = group
         self._name = group.name
@@ -116,9 +119,13 @@ class Attempts:
             if (event_id := foreign.id_of(record)) is not None:
                 delivery.headers = {**delivery.headers, EVENT_ID: event_id}
         if self._entry is None:
-            return route, message, Context(record, delivery.headers, route.type_name, self._name, delivery.state)
+            return (
+                route,
+                message,
+                Context(record, delivery.headers, route.type_name, self._name, delivery.state, None, self._state),
+            )
         entry = delivery.entry = self._entry(delivery, route)
-        context = Context(record, delivery.headers, route.type_name, self._name, delivery.state, entry)
+        context = Context(record, delivery.headers, route.type_name, self._name, delivery.state, entry, self._state)
         context.raise_if_cancelled()
         return route, message, context
 

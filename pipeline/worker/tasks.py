@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.worker.delivery import Delivery, Outcome
 from pipeline.worker.keys import KeyQueues
@@ -14,6 +14,7 @@ from pipeline.worker.settlement import Again, HandBack, Wait
 
 __all__ = ["LoopThread", "Tasks"]
 
+R = TypeVar("R")
 _HAND_BACK = HandBack()
 _BREATHE = 100
 _END_S = 1.0
@@ -37,6 +38,10 @@ class LoopThread:
                 return await function(*args)
 
         return lambda *args: asyncio.run_coroutine_threadsafe(bounded(*args), self.loop).result()
+
+    def wait(self, coroutine: Coroutine[Any, Any, R], timeout_s: float | None = None) -> R:
+        """Run a coroutine on the loop and return what it returns, or raise what it raises."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout_s)
 
     def stop(self) -> None:
         """Cancel what runs, and end; what does not let itself be cancelled is left behind."""
@@ -76,8 +81,8 @@ class Tasks:
         self._queues = KeyQueues()
         self._idle: list[asyncio.Future[None]] = []
         self._now: dict[int, tuple[Delivery, float]] = {}
-        self._thread = LoopThread(name)
-        self._loop = self._thread.loop
+        self.thread = LoopThread(name)
+        self._loop = self.thread.loop
         self._stopped = False
         self._loop.call_soon_threadsafe(self._start, concurrency)
 
@@ -107,7 +112,7 @@ class Tasks:
     def stop(self) -> None:
         """Cancel the handlers that run, and end."""
         self._stopped = True
-        self._thread.stop()
+        self.thread.stop()
 
     def _start(self, concurrency: int) -> None:
         self._workers = [self._loop.create_task(self._work(number)) for number in range(concurrency)]

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.failure import describe
 from pipeline.headers import TYPE, NewerFormat, RetryState
 from pipeline.metrics import Meter
 from pipeline.record import Record
+from pipeline.surroundings import State, aenter, surrounded
 from pipeline.worker.attempt import Attempts, Decoder
 from pipeline.worker.delivery import Assigned, Delivery, Engine, Outcome, Route
 from pipeline.worker.gauges import Gauges
@@ -69,7 +71,7 @@ class Worker:
     ``clock`` gives seconds that only grow, ``wall`` seconds since 1970, ``chance`` a number from 0 to 1. ``engine``
     makes another engine than threads or tasks, from what runs an attempt and what takes outcomes. ``journal`` is told
     of tracked jobs, and says when a queue's jobs may begin. ``call_of`` gives what is called for a handler, where that
-    is more than its function.
+    is more than its function. ``state`` is what plain lifespans yielded; the async ones are entered here.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Worker:
         engine: Callable[[Attempts, Callable[[Outcome], None]], Engine] | None = None,
         journal: Journal | None = None,
         call_of: Callable[[Handler], Callable[..., Any]] = lambda handler: handler.function,
+        state: State | None = None,
     ) -> None:
         self._group = group
         self._source = source
@@ -106,11 +109,14 @@ class Worker:
         self._outcomes: deque[Outcome] = deque()
         self._faults: deque[BaseException] = deque()
         self._bridge: LoopThread | None = None
-        routes = {handler: Route(handler, call_of(handler)) for handler in group.handlers}
+        self._loop: LoopThread | None = None  # where coroutines run
+        self._lifespans = AsyncExitStack()
+        routes = {handler: Route(handler, _within(group, handler, call_of)) for handler in group.handlers}
+        self._state = State(**vars(state or State()))
         if journal is None:
-            attempts, put = Attempts(group, routes, decoder, clock, wall), self._outcomes.append
+            attempts, put = Attempts(group, routes, decoder, clock, wall, None, self._state), self._outcomes.append
         else:
-            attempts, put = Attempts(group, routes, decoder, clock, wall, journal.entry), journal.put
+            attempts, put = Attempts(group, routes, decoder, clock, wall, journal.entry, self._state), journal.put
         self._engine = engine(attempts, put) if engine else self._make_engine(routes, attempts, put)
         if journal is not None:
             self._engine = journal.around(self._engine, self._outcomes.append, self._faults.append)
@@ -158,6 +164,8 @@ class Worker:
     def open(self) -> None:
         """Join the group."""
         self._health.not_ready(self._group.name, "joining the group")
+        if self._loop is not None:
+            vars(self._state).update(self._loop.wait(aenter(self._group.lifespans, self._lifespans)))
         starts = dict.fromkeys(self._group.topics, self._group.start)
         starts.update(dict.fromkeys(self._group.retry_topics, "earliest"))
         self._source.open(starts, self)
@@ -175,6 +183,9 @@ class Worker:
         try:
             self._source.close()
         finally:
+            if self._loop is not None:
+                with suppress(Exception):  # an end that fails must not keep the others from ending
+                    self._loop.wait(self._lifespans.aclose(), self._limits.drain_s)
             self._engine.stop()
             if self._bridge is not None:
                 self._bridge.stop()
@@ -635,9 +646,16 @@ class Worker:
         many = self._limits.concurrency
         coroutines = [route for h, route in routes.items() if inspect.iscoroutinefunction(h.function)]
         if len(coroutines) == len(routes):
-            return Tasks(attempts.arun, put, fault, concurrency=many, name=name, clock=self._clock)
+            tasks = Tasks(attempts.arun, put, fault, concurrency=many, name=name, clock=self._clock)
+            self._loop = tasks.thread
+            return tasks
         if coroutines:  # in one group with plain functions: they share its order, so they share its threads
-            self._bridge = LoopThread(f"{name}-loop")
+            self._loop = self._bridge = LoopThread(f"{name}-loop")
             for route in coroutines:
                 route.call = self._bridge.blocking(route.call, route.handler.timeout_s)
         return Threads(attempts.run, put, fault, concurrency=many, name=name, clock=self._clock)
+
+
+def _within(group: Group, handler: Handler, call_of: Callable[[Handler], Callable[..., Any]]) -> Callable[..., Any]:
+    """Return what is called for a handler, with all that the application put around it."""
+    return surrounded(call_of(handler), group.middleware, awaits=inspect.iscoroutinefunction(handler.function))

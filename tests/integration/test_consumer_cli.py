@@ -31,14 +31,30 @@ class Placed(Event, aggregate="order", key="order_id", format="json"):
 class Mail(Job, queue="email", format="json"):
     n: int
 
+@app.lifespan
+def pool():
+    print("pool opened", flush=True)
+    yield {"pool": "a pool"}
+    print("pool closed", flush=True)
+
+@app.lifespan
+async def client():
+    print("client opened", flush=True)
+    yield {"client": "a client"}
+    print("client closed", flush=True)
+
 @app.consumer(Placed, group="billing")
 def bill(event, ctx):
+    assert ctx.state.pool == "a pool"
     if event.order_id == "slow":
         print("begun", flush=True)
         time.sleep(60)
 
 @app.job(Mail)
 async def send(job, ctx):
+    if job.n == 7:
+        print(ctx.state.pool, ctx.state.client, flush=True)
+        return
     raise ValueError("later")
 """
 
@@ -113,7 +129,7 @@ def test_a_drain_that_does_not_end_in_time_is_exit_code_2(cli: Cli, endpoints: E
     for signals, drain in ((1, "0.5"), (2, "60")):
         worker = cli("consumer", "run", "shopcli:app", "--group", "billing", "--drain-timeout", drain)
         assert worker.stdout is not None
-        assert worker.stdout.readline() == "begun\n"
+        assert "begun\n" in iter(worker.stdout.readline, "")
         begun = time.monotonic()
         for _ in range(signals):
             worker.send_signal(signal.SIGTERM)
@@ -146,3 +162,19 @@ def get(port: str, path: str) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
+
+
+def test_lifespans_are_entered_before_the_first_record_and_left_after_the_last(
+    cli: Cli, endpoints: Endpoints, prefix: str
+) -> None:
+    ended(cli("topics", "apply", "shopcli:app"), 0)
+    broker = Broker(endpoints.kafka)
+    broker.put(f"{prefix}.cli.jobs.email", "Mail", {"n": 7})
+    broker.flush()
+    worker = cli("consumer", "run", "shopcli:app", "--queue", "email")
+    assert worker.stdout is not None
+    said = [worker.stdout.readline().strip() for _ in range(3)]
+    assert said == ["pool opened", "client opened", "a pool a client"]
+    worker.send_signal(signal.SIGTERM)
+    out, _ = ended(worker, 0)
+    assert out.split("\n")[:2] == ["client closed", "pool closed"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -371,6 +372,72 @@ def test_a_handler_with_an_inbox_has_its_effects_once_whatever_happens(awaits: b
     assert sorted(billed) == sorted(f"o-{number}" for number in range(50))
     assert harness.inbox.repeats > 0
     assert harness.dead_letters == []
+
+
+@pytest.mark.parametrize("awaits", [False, True], ids=["function", "coroutine"])
+def test_middleware_goes_around_every_attempt_and_handlers_find_their_state(awaits: bool) -> None:
+    class Rung(Event, aggregate="rung", key="n", name=f"Rung{awaits}", format="json"):
+        n: int
+
+    bells, told = Pipeline("bells", topic_prefix=""), []
+
+    @bells.middleware
+    def outer(message: Rung, ctx: Context) -> Iterator[None]:
+        told.append(f"outer {ctx.attempt}")
+        try:
+            yield
+        except TimeoutError:
+            told.append("outer saw it")
+            raise
+        told.append("outer after")
+
+    @bells.middleware
+    def inner(message: Rung, ctx: Context) -> Iterator[None]:
+        with suppress(LookupError):  # who does not raise it again settles the record
+            yield
+
+    def ring(event: Rung, ctx: Context) -> None:
+        told.append(ctx.state.bell)
+        if event.n == 1 and ctx.attempt == 1:
+            raise TimeoutError
+        if event.n == 2:
+            raise LookupError
+
+    async def aring(event: Rung, ctx: Context) -> None:
+        ring(event, ctx)
+
+    if awaits:
+
+        @bells.middleware
+        async def innermost(message: Rung, ctx: Context) -> AsyncIterator[None]:
+            await asyncio.sleep(0)
+            yield
+
+    bells.consumer(Rung, group="tower", retry=RetryPolicy(attempts=2))(aring if awaits else ring)
+    harness = Harness(bells, state={"bell": "ding"})
+    harness.publish(Rung(n=1))
+    harness.run_until_idle()
+    assert told == ["outer 1", "ding", "outer saw it", "outer 2", "ding", "outer after"]
+    told.clear()
+    harness.publish(Rung(n=2))
+    harness.run_until_idle()
+    assert (told, harness.dead_letters) == (["outer 1", "ding", "outer after"], [])
+
+
+def test_middleware_that_cannot_work_is_refused_where_it_is_declared() -> None:
+    bells = Pipeline("bells2", topic_prefix="")
+    with pytest.raises(ConfigError, match="no generator function"):
+        bells.middleware(lambda message, ctx: None)
+    with pytest.raises(ConfigError, match="no generator function"):
+        bells.lifespan(dict)
+
+    @bells.middleware
+    async def waits(message: Event, ctx: Context) -> AsyncIterator[None]:
+        yield
+
+    bells.consumer(Paid, group="plain")(lambda event, ctx: None)
+    with pytest.raises(ConfigError, match="waits is async"):
+        _ = bells.groups
 
 
 def test_topics_of_others_are_read_by_a_decoder_and_known_by_their_own_ids() -> None:

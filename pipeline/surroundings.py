@@ -1,0 +1,93 @@
+"""What an application puts around its handlers in, callables within it out: middleware, and what lives with a worker.
+
+Both are generator functions that yield once, as for ``contextlib.contextmanager``: what stands before the yield comes
+first, what stands after it comes last, also after an error. Async ones are for coroutines alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+__all__ = ["Lifespan", "Middleware", "State", "aenter", "check_generator", "enter", "is_async", "surrounded"]
+
+Middleware = Callable[..., Iterator[None]] | Callable[..., AsyncIterator[None]]
+"""``(message, ctx)``, yields once: the handler runs there. What it does not raise again is settled as done."""
+
+Lifespan = Callable[[], Iterator[Mapping[str, Any] | None]] | Callable[[], AsyncIterator[Mapping[str, Any] | None]]
+"""Yields once what handlers find in ``ctx.state``: entered before the first record, left after the last."""
+
+
+class State(SimpleNamespace):
+    """What lifespans yielded, by name."""
+
+    def __getattr__(self, name: str) -> Any:  # what applications put there is theirs
+        raise AttributeError(f"ctx.state.{name}: no lifespan of this process has yielded {name!r}")
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether a generator function is an async one."""
+    return inspect.isasyncgenfunction(function)
+
+
+def check_generator(function: Callable[..., Any], what: str) -> None:
+    """Raise ConfigError where a function does not yield."""
+    if not (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)):
+        raise ConfigError(f"{what} {function.__qualname__}: is no generator function", remedy="let it yield once")
+
+
+def surrounded(call: Callable[..., Any], middleware: Sequence[Middleware], *, awaits: bool) -> Callable[..., Any]:
+    """Return ``call`` within all middleware, the first of it outermost. ``awaits``: it is a coroutine function."""
+    for one in reversed(middleware):
+        call = _awaited(one, call) if awaits else _called(one, call)
+    return call
+
+
+def enter(lifespans: Sequence[Lifespan], stack: ExitStack) -> dict[str, Any]:
+    """Enter the plain lifespans, to be left with ``stack``; return what they yielded."""
+    found: dict[str, Any] = {}
+    for one in lifespans:
+        if not is_async(one):
+            found.update(stack.enter_context(contextmanager(one)()) or {})  # type: ignore[arg-type]  # it is not async
+    return found
+
+
+async def aenter(lifespans: Sequence[Lifespan], stack: AsyncExitStack) -> dict[str, Any]:
+    """Enter the async lifespans on the running loop."""
+    found: dict[str, Any] = {}
+    for one in lifespans:
+        if is_async(one):
+            entered = asynccontextmanager(one)()  # type: ignore[arg-type]  # it is async
+            yielded: Mapping[str, Any] | None = await stack.enter_async_context(entered)
+            found.update(yielded or {})
+    return found
+
+
+def _called(middleware: Middleware, call: Callable[..., Any]) -> Callable[..., Any]:
+    manager = contextmanager(middleware)  # type: ignore[arg-type]  # checked when it was declared
+
+    def within(message: object, context: object) -> None:
+        with manager(message, context):
+            call(message, context)
+
+    return within
+
+
+def _awaited(middleware: Middleware, call: Callable[..., Any]) -> Callable[..., Any]:
+    manager = contextmanager(middleware) if not is_async(middleware) else None  # type: ignore[arg-type]  # as above
+    amanager = asynccontextmanager(middleware) if is_async(middleware) else None  # type: ignore[arg-type]  # as above
+
+    async def within(message: object, context: object) -> None:
+        if manager is not None:
+            with manager(message, context):
+                await call(message, context)
+        elif amanager is not None:
+            async with amanager(message, context):
+                await call(message, context)
+
+    return within
