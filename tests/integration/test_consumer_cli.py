@@ -10,7 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +63,24 @@ Cli = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def cli(cli_environment: dict[str, str], prefix: str, tmp_path: Path) -> Cli:
+def cli(cli_environment: dict[str, str], prefix: str, tmp_path: Path) -> Iterator[Cli]:
     (tmp_path / "shopcli.py").write_text(APP.replace("PREFIX", prefix))
+    with ExitStack() as started:
 
-    def start(*words: str, **env: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *words],
-            cwd=tmp_path,
-            env=cli_environment | env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        def start(*words: str, **env: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline", *words],
+                cwd=tmp_path,
+                env=cli_environment | env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            started.enter_context(process)
+            started.callback(process.kill)  # comes first: a test that failed leaves none behind
+            return process
 
-    return start
+        yield start
 
 
 def ended(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
