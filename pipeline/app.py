@@ -164,11 +164,13 @@ class Pipeline:
         queue: str = "schedules",
         retry: RetryPolicy = JOB_POLICY,
         timeout_s: float | None = None,
+        inbox: bool = False,
     ) -> Callable[[F], F]:
         """Declare what is done again and again: ``(ctx)`` or ``(tick, ctx)``, sync or async, run as a job of ``queue``.
 
         ``missed`` says what becomes of ticks at which no scheduler ran, ``overlap="skip"`` leaves a tick out while the
-        one before is unfinished. Raises ConfigError for an expression that never fires, or an unknown zone.
+        one before is unfinished; ``inbox`` as for ``consumer``. Raises ConfigError for an expression that never fires,
+        or an unknown zone.
         """
         model = tick_model(check_name(name), queue)
         full, topic = self.names.group(name), self.names.jobs(queue)
@@ -178,7 +180,7 @@ class Pipeline:
 
         def declare(function: F) -> F:
             handler = tick_handler(function, name)
-            self._handle(model, topic, topic, "none", retry, "dlq", timeout_s)(handler)
+            self._handle(model, topic, topic, "none", retry, "dlq", timeout_s, inbox)(handler)
             self._schedules[full] = plan
             return function
 

@@ -105,7 +105,7 @@ def settle(error: BaseException, handler: Handler | None, *, attempt: int, waite
     policy = handler.retry
     if isinstance(error, Reject):
         return Dead("rejected")
-    if isinstance(error, policy.fatal):
+    if isinstance(error, policy.fatal) and not isinstance(error, RetryLater):
         return Dead("fatal")
     delay_s, jitter, counted = policy.delay_s(attempt), policy.jitter, not isinstance(error, policy.uncounted)
     if isinstance(error, RetryLater):

@@ -23,6 +23,7 @@ from pipeline.codec import Decoder, subject_of
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.producer import AckProducer
 from pipeline.metrics import SilentMeter
+from pipeline.postgres.inbox import Inbox
 from pipeline.postgres.jobs import JobRows
 from pipeline.probes import Readiness
 from pipeline.worker import Limits, Worker
@@ -92,6 +93,7 @@ class Desk:
     def working(self, *, concurrency: int = 4, dsn: str | None = None) -> Iterator[Readiness]:
         """Run workers of all the application's groups."""
         rows = JobRows(dsn or self.database.dsn, Control)
+        inbox = Inbox(dsn or self.database.dsn)
         health = Readiness("worker")
         health.ready()
         workers = []
@@ -105,6 +107,7 @@ class Desk:
             worker = Worker(
                 group, consumer, consumer, producer, Decoder(self._schemas),
                 meter=SilentMeter(), health=health, limits=limits, journal=journal,
+                call_of=lambda handler: inbox.around(handler) if handler.inbox else handler.function,
             )  # fmt: skip
             workers.append(worker)
         errors: list[BaseException] = []
@@ -120,6 +123,7 @@ class Desk:
             for thread in threads:
                 thread.join(60)
             rows.close()
+            inbox.close()
         assert errors == []
 
 

@@ -26,6 +26,7 @@ from pipeline import Pipeline, RetryPolicy
 from pipeline.errors import ConfigError
 from pipeline.jobs_library import email as library
 from pipeline.jobs_library.email import Attachment, SendEmail, Smtp, SmtpUnavailable, send_emails
+from pipeline.jobs_library.report import scheduled_report
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Requiring AUTH while not requiring TLS")
 
@@ -184,3 +185,45 @@ def test_what_cannot_be_a_mail_is_dead_and_nothing_is_sent(desk: Desk, mailbox: 
 def test_a_sign_in_without_tls_is_refused_at_definition() -> None:
     with pytest.raises(ConfigError, match="without TLS"):
         Smtp("localhost", 25, "me", SecretStr("x"), tls="none")
+
+
+def test_a_scheduled_report_is_mailed_to_each_recipient_once_for_each_tick(
+    prefix: str, database: Database, bootstrap_servers: str, smtp: Smtp, mailbox: Mailbox
+) -> None:
+    app = Pipeline(prefix, topic_prefix="", partitions=1)
+    send_emails(app, smtp, retry=QUICK)
+    scheduled_report(
+        app,
+        "nightly",
+        cron="0 3 * * *",
+        timezone="Europe/Berlin",
+        query="SELECT n AS id, 'a<b' AS name, %(tick)s::date AS day FROM generate_series(1, 60) AS n",
+        sender="Shop <shop@example.org>",
+        to=["a@example.org", "b@example.org"],
+        subject="Sales",
+    )
+    desk = Desk(app, database, Broker(bootstrap_servers))
+    (schedule,) = app.schedules
+    tick = schedule.model(schedule=schedule.name, at=dt.datetime(2031, 3, 1, 2, tzinfo=dt.UTC))
+    job_id = desk.put(tick)
+    desk.carry()
+    with desk.working():
+        assert desk.until(job_id, "done")["result"] == {"rows": 60, "mails": 2}
+        desk._seq -= 1  # the tick is delivered again
+        desk.carry()
+        desk.carry()
+        wait_until(lambda: len(mailbox.mails) == 2, why="the mails")
+    assert sorted(str(got["to"]) for got in mailbox.mails) == ["a@example.org", "b@example.org"]
+    got = mailbox.mails[0]
+    assert got["subject"] == "Sales, 2031-03-01"
+    assert "1   a<b   2031-03-01" in got.get_body(("plain",)).get_content()
+    assert "<td>a&lt;b</td>" in got.get_body(("html",)).get_content()
+    (file,) = got.iter_attachments()
+    assert file.get_filename() == "nightly-2031-03-01.csv"
+    assert len(file.get_content().splitlines()) == 61
+    desk.conn.close()
+
+
+def test_a_report_that_nobody_gets_is_refused(smtp: Smtp) -> None:
+    with pytest.raises(ConfigError, match="nobody gets it"):
+        scheduled_report(Pipeline("r"), "n", cron="* * * * *", timezone="UTC", query="", sender="", to=[], subject="")

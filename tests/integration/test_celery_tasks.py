@@ -1,0 +1,111 @@
+"""Tasks of a real Celery application, called as jobs beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.exceptions import Ignore, Reject
+from jobbing import Desk
+from servers import Database
+from working import Broker
+
+from pipeline import Pipeline
+from pipeline.errors import ConfigError
+from pipeline.jobs_library.celery import CeleryTask, run_celery_tasks
+from pipeline.local import Endpoints
+
+shop = Celery("shop", broker="memory://", set_as_current=False)
+calls: list[tuple[str, Any]] = []
+
+
+@shop.task
+def add(a: int, b: int = 0) -> int:
+    return a + b
+
+
+@shop.task(bind=True, max_retries=2)
+def flaky(self: Any, name: str) -> str:
+    calls.append((name, self.request.retries))
+    if self.request.retries < 1:
+        raise self.retry(countdown=0.1)
+    return name
+
+
+@shop.task(bind=True, max_retries=1)
+def hopeless(self: Any) -> None:
+    calls.append(("hopeless", self.request.retries))
+    raise self.retry(exc=LookupError("never"), eta=datetime.now(UTC) + timedelta(seconds=0.1))
+
+
+@shop.task(autoretry_for=(TimeoutError,), retry_backoff=False, default_retry_delay=0.1, max_retries=3)
+def impatient() -> str:
+    calls.append(("impatient", None))
+    if len([name for name, _ in calls if name == "impatient"]) < 3:
+        raise TimeoutError
+    return "at last"
+
+
+@shop.task
+def fails() -> None:
+    raise ZeroDivisionError
+
+
+@shop.task
+def ignored() -> None:
+    raise Ignore
+
+
+@shop.task
+def refused() -> None:
+    raise Reject("no such order", requeue=False)
+
+
+@pytest.fixture
+def desk(endpoints: Endpoints, database: Database, prefix: str) -> Iterator[Desk]:
+    app = Pipeline(prefix, topic_prefix="", partitions=1)
+    run_celery_tasks(app, shop)
+    made = Desk(app, database, Broker(endpoints.kafka))
+    yield made
+    made.conn.close()
+
+
+def test_tasks_are_called_and_their_own_retries_are_obeyed(desk: Desk) -> None:
+    calls.clear()
+    jobs = {
+        "add": desk.put(CeleryTask.of(add, 2, b=3)),
+        "flaky": desk.put(CeleryTask.of(flaky, "x")),
+        "hopeless": desk.put(CeleryTask.of(hopeless)),
+        "impatient": desk.put(CeleryTask.of(impatient)),
+        "fails": desk.put(CeleryTask.of(fails)),
+        "ignored": desk.put(CeleryTask.of(ignored)),
+        "refused": desk.put(CeleryTask.of(refused)),
+        "unknown": desk.put(CeleryTask(task="nobody.has.it")),
+    }
+    desk.carry()
+    with desk.working():
+        assert desk.until(jobs["add"], "done")["result"] == 5
+        assert desk.until(jobs["flaky"], "done")["result"] == "x"
+        assert desk.until(jobs["hopeless"], "dead")["error"] == "LookupError"
+        assert desk.until(jobs["impatient"], "done")["result"] == "at last"
+        assert desk.until(jobs["fails"], "dead")["error"] == "ZeroDivisionError"
+        desk.until(jobs["ignored"], "done")
+        assert desk.until(jobs["refused"], "dead")["error"] == "pipeline.retry.Reject"
+        assert desk.until(jobs["unknown"], "dead")["error"] == "pipeline.retry.Reject"
+    assert [n for name, n in calls if name == "x"] == [0, 1]
+    assert [n for name, n in calls if name == "hopeless"] == [0, 1]
+    assert desk.job(jobs["fails"])["attempts"] == 1  # as in Celery: what a task does not retry is the end
+
+
+def test_the_same_task_still_works_by_celery_itself() -> None:
+    assert add.apply(args=[1], kwargs={"b": 1}).get() == 2
+
+
+def test_arguments_that_are_no_json_are_refused_before_anything_is_enqueued() -> None:
+    with pytest.raises(ConfigError, match=r"test_celery_tasks\.add"):
+        CeleryTask.of(add, object())
+    assert json.loads(CeleryTask.of(add, 1, b=2).model_dump_json())["kwargs"] == {"b": 2}

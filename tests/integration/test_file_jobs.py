@@ -1,0 +1,193 @@
+"""Large files as jobs: streamed, shown, and gone on with after a ``kill -9`` without repeating what was done."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jobbing import Desk
+from servers import Database
+from working import Broker, wait_until
+
+from pipeline import Job, Pipeline, RetryPolicy
+from pipeline.jobs_library.files import _batches, process_csv, process_folder
+from pipeline.local import Endpoints
+
+MODULE = """
+import os
+import time
+from pathlib import Path
+
+from pipeline import Job, Pipeline
+from pipeline.jobs_library.files import process_csv
+
+app = Pipeline("PREFIX", topic_prefix="", partitions=1)
+
+
+class Load(Job, queue="files", name="FileLoad", format="json"):
+    path: str
+
+
+@process_csv(app, Load, batch=100)
+def load(rows, conn, job):
+    with conn.cursor() as cursor:
+        cursor.executemany("INSERT INTO loaded VALUES (%(id)s, %(name)s)", rows)
+    with open("parts.log", "a") as parts:
+        parts.write(rows[0]["id"] + "\\n")
+    time.sleep(0.05)
+"""
+
+
+class Load(Job, queue="files", name="FileLoad", format="json"):
+    path: str
+
+
+@pytest.fixture
+def app(prefix: str) -> Pipeline:
+    return Pipeline(prefix, topic_prefix="", partitions=1)
+
+
+@pytest.fixture
+def open_desk(endpoints: Endpoints, database: Database) -> Iterator[Callable[[Pipeline], Desk]]:
+    desks: list[Desk] = []
+
+    def opened(app: Pipeline) -> Desk:
+        desks.append(Desk(app, database, Broker(endpoints.kafka)))
+        desks[-1].conn.execute("CREATE TABLE IF NOT EXISTS loaded (id text, name text)")
+        return desks[-1]
+
+    yield opened
+    for desk in desks:
+        desk.conn.close()
+
+
+def write(path: Path, rows: int) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "name"])
+        writer.writerows([n, f'näme, "{n}"\nof two lines'] for n in range(rows))
+    return path
+
+
+def loaded(database: Database) -> list[str]:
+    with psycopg.connect(database.dsn) as conn:
+        return [row[0] for row in conn.execute("SELECT id FROM loaded ORDER BY id::int")]
+
+
+def test_a_killed_worker_goes_on_behind_the_last_part_and_shows_how_far_it_is(
+    app: Pipeline, open_desk: Callable[[Pipeline], Desk], database: Database, cli_environment: dict[str, str],
+    prefix: str, tmp_path: Path,
+) -> None:  # fmt: skip
+    process_csv(app, Load, dsn=database.dsn)(lambda rows, conn, job: None)
+    desk = open_desk(app)
+    (tmp_path / "filejobs.py").write_text(MODULE.replace("PREFIX", prefix))
+    job_id = desk.put(Load(path=str(write(tmp_path / "big.csv", 3000))))
+    desk.carry()
+    command = [sys.executable, "-m", "pipeline", "consumer", "run", "filejobs:app"]
+    options = ["-X", "session.timeout.ms=6000", "-X", "heartbeat.interval.ms=500"]
+    for kill in (True, False):
+        seen = len(loaded(database))
+        with (tmp_path / f"worker-{kill}.log").open("wb") as log:
+            worker = subprocess.Popen([*command, *options], cwd=tmp_path, env=cli_environment, stdout=log, stderr=log)
+        try:
+            if kill:
+                wait_until(lambda: len(loaded(database)) >= 500, why="some parts")
+                wait_until(lambda: 0 < (desk.job(job_id)["progress"] or 0) < desk.job(job_id)["total"], why="progress")
+                worker.kill()
+            else:
+                assert 500 <= seen < 3000
+                assert desk.until(job_id, "done", 90)["result"] == {"rows": 3000}
+                worker.terminate()
+        finally:
+            worker.kill() if kill else None
+            worker.wait(30)
+    assert loaded(database) == [str(n) for n in range(3000)]  # each row once
+    parts = (tmp_path / "parts.log").read_text().split()
+    assert len(parts) - len(set(parts)) <= 1  # at most the part that was cut off
+    job = desk.job(job_id)
+    assert (job["progress"], job["total"]) == ((tmp_path / "big.csv").stat().st_size,) * 2
+
+
+def test_a_failed_attempt_is_gone_on_with_and_files_that_are_gone_or_changed_are_dead(
+    app: Pipeline, open_desk: Callable[[Pipeline], Desk], database: Database, tmp_path: Path
+) -> None:
+    failures, parts = iter([0, 0, 1]), []
+
+    @process_csv(app, Load, batch=10, dsn=database.dsn, retry=RetryPolicy(attempts=5, first_s=0.1))
+    def load(rows: list[dict[str, str]], conn: Any, job: Load) -> None:
+        parts.append(rows[0]["id"])
+        conn.cursor().executemany("INSERT INTO loaded VALUES (%(id)s, %(name)s)", rows)
+        if next(failures, 0):
+            raise TimeoutError
+        if rows[0]["id"] == "10" and "changing" in job.path:
+            Path(job.path).write_text("other")
+            raise TimeoutError
+
+    desk = open_desk(app)
+    good = desk.put(Load(path=str(write(tmp_path / "good.csv", 45))))
+    empty = desk.put(Load(path=str(write(tmp_path / "empty.csv", 0))))
+    desk.carry()
+    with desk.working(concurrency=1):
+        assert desk.until(good, "done")["result"] == {"rows": 45}
+        assert parts == ["0", "10", "20", "20", "30", "40"]
+        assert len(loaded(database)) == 45
+        assert desk.until(empty, "done")["result"] == {"rows": 0}
+        gone = desk.put(Load(path=str(tmp_path / "nowhere.csv")))
+        changing = desk.put(Load(path=str(write(tmp_path / "changing.csv", 20))))
+        desk.carry()
+        assert desk.until(gone, "dead")["error"] == "pipeline.retry.Reject"
+        assert desk.until(changing, "dead")["error"] == "pipeline.retry.Reject"
+
+
+def test_the_files_of_a_folder_are_done_one_by_one(
+    app: Pipeline, open_desk: Callable[[Pipeline], Desk], database: Database, tmp_path: Path
+) -> None:
+    failing, sizes = [True], {}
+
+    @process_folder(app, Load, pattern="*.png", dsn=database.dsn, retry=RetryPolicy(attempts=5, first_s=0.1))
+    def measure(file: Path, conn: Any, job: Load) -> None:
+        if file.name == "3.png" and failing and failing.pop():
+            raise TimeoutError
+        assert file.name not in sizes
+        sizes[file.name] = len(file.read_bytes())
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(6):
+        (images / f"{number}.png").write_bytes(b"x" * number)
+    (images / "notes.txt").write_text("no image")
+    desk = open_desk(app)
+    done, wrong = desk.put(Load(path=str(images))), desk.put(Load(path=str(images / "notes.txt")))
+    desk.carry()
+    with desk.working():
+        job = desk.until(done, "done")
+        desk.until(wrong, "dead")
+    assert (job["result"], job["progress"], job["total"]) == ({"files": 6}, 6, 6)
+    assert sizes == {f"{number}.png": number for number in range(6)}
+
+
+@given(
+    rows=st.lists(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\0")), min_size=2, max_size=2)),
+    batch=st.integers(1, 5),
+)
+def test_wherever_it_goes_on_the_rows_are_those_that_are_left(
+    rows: list[list[str]], batch: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "rows.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerow(["a", "b"])
+        writer.writerows(rows)
+    whole = list(_batches(path, 0, batch, "utf-8", ","))
+    assert [[row["a"], row["b"]] for part, _ in whole for row in part] == rows
+    for (_, at), number in zip(whole, itertools.count(1), strict=False):
+        assert list(_batches(path, at, batch, "utf-8", ",")) == whole[number:]
