@@ -25,6 +25,7 @@ _COMMANDS = {
     "status": "local",
     "demo": "demo",
     "dev": "dev",
+    "doctor": "doctor",
     "db": "db",
     "schema": "schema",
     "topics": "topics",

@@ -61,6 +61,10 @@ class Subjects:
             raise SchemaError(f"registry: schema id {schema_id}: it has no text", remedy="see the registry's log")
         return found.schema_str
 
+    def mode(self) -> str:
+        """Return the registry's own mode: READWRITE, READONLY, IMPORT."""
+        return str(self._ask("mode", self._client.get_global_mode))
+
     def compatibility(self, subject: str | None = None) -> str | None:
         """Return a subject's own mode, or the registry's where ``subject`` is None; None where it is not set."""
         what = f"compatibility of {subject}" if subject else "compatibility of all subjects"

@@ -27,6 +27,7 @@ from sqlalchemy.orm import Session
 from pipeline import Event, Pipeline
 from pipeline.avro import schema_of
 from pipeline.codec import subject_of
+from pipeline.postgres.diagnosis import Capture, examine
 from pipeline.postgres.schema_ids import SchemaIdTable
 
 
@@ -176,3 +177,8 @@ def test_asyncpg_publishes_without_its_statement_cache(pooled: str, pushed: Data
 
     asyncio.run(run())
     assert count(pushed) == 30
+
+
+def test_the_doctor_sees_the_pooler(pooled: str) -> None:
+    found = {one.check: one for one in examine(pooled, Capture("s", "pipeline_outbox", ("pipeline.outbox",)))}
+    assert (found["connection"].level, found["connection"].found) == ("problem", "through a pooler")

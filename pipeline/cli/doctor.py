@@ -1,0 +1,36 @@
+"""``pipeline doctor``: the servers that a connector needs in, what is wrong with them and how to mend it out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from pipeline.cli.output import output_option, print_rows, say
+from pipeline.config import Settings
+from pipeline.runtime.doctor import diagnose
+
+__all__ = ["doctor"]
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), default=Path("connectors/outbox.json"))
+@click.option("--provider", type=click.Choice(["rds", "cloudsql", "azure"]), help="Remedies for a managed PostgreSQL.")
+@output_option
+@click.pass_context
+def doctor(context: click.Context, file: Path, provider: str | None, output: str) -> None:
+    """Look at PostgreSQL, Kafka, the registry and Kafka Connect as a connector FILE needs them. Changes nothing.
+
+    Each finding comes with the SQL or command that mends it. Exits with 2 where there is a problem; warnings are no
+    problem yet.
+
+    \b
+    Example:
+      pipeline doctor connectors/outbox.json --provider rds
+    """
+    found = list(diagnose(Settings.load(), file, provider=provider or ""))
+    print_rows([asdict(one) for one in found], output)
+    problems = sum(one.level == "problem" for one in found)
+    say(f"{problems} problems, {sum(one.level == 'warning' for one in found)} warnings")
+    context.exit(2 if problems else 0)
