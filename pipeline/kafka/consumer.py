@@ -128,7 +128,10 @@ class GroupConsumer:
 
     def poll(self, limit: int, wait_s: float) -> list[Record]:
         """Return at most ``limit`` records, waiting for the first only. Raises BrokerError when it is over."""
-        first = self._consumer.poll(wait_s)
+        try:
+            first = self._consumer.poll(wait_s)
+        except KafkaException as raised:  # the client has failed for good
+            raise translate(raised.args[0], f"group {self._group}") from raised
         if first is None:
             return []
         messages = [first, *self._consumer.consume(limit - 1, 0)] if limit > 1 else [first]

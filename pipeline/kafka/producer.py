@@ -38,6 +38,9 @@ _METADATA_MAX_AGE_S = 300.0  # as Java's metadata.max.age.ms
 _METADATA_TIMEOUT_S = 2.0
 _FLUSH_S = 0.001  # long enough for the client's threads to wake and ignore linger.ms
 _FLUSH_EVERY_S = 0.003  # full batches at high rates: lingering ends at most this often …
+_FATAL = (KafkaException, SystemError)
+"""What calls into a client raise that has failed for good; SystemError where callbacks ran with that pending."""
+_DROP_S = 1.0
 _REPORTS_S = 1.0
 _WINDOW_S = 0.05
 _FEW = 200  # … unless there were so few records in the last window: then each leaves at once
@@ -155,7 +158,7 @@ class RecordProducer:
                 raise Refused(f"topic {record[0]}: {error.str()}", frozenset({identity(record)})) from raised
             self._partitions.pop(records[index][0], None)
             if error.code() == KafkaError._FATAL:  # noqa: SLF001 — the client's public codes look so
-                raise _lost(error) from raised
+                raise _lost(raised) from raised
             raise translate(error, f"topic {records[index][0]}") from raised
         return index
 
@@ -198,13 +201,13 @@ class RecordProducer:
         """Call into the client. After a fatal error it gives back all records: wait a moment for the reports."""
         try:
             call()
-        except KafkaException as raised:
+        except _FATAL as raised:
             until = self._clock() + _REPORTS_S
             while not self._failed and self._clock() < until:
-                with contextlib.suppress(KafkaException):
+                with contextlib.suppress(*_FATAL):
                     self._producer.poll(0.05)
             if not self._failed:
-                raise translate(raised.args[0], "producer") from raised
+                raise _lost(raised) from raised
 
     def _failure(self) -> BrokerError:
         refused = [(error, message) for error, message in self._failed if refuses_record(error)]
@@ -314,15 +317,16 @@ class AckProducer:
         except KafkaException as raised:
             error = raised.args[0]
             if error.code() == KafkaError._FATAL:  # noqa: SLF001 — as above
-                lost = _lost(error)
-                self.close()
-                self._producer = _connect(self._options)
-                raise lost from raised
+                self._replace()
+                raise _lost(raised) from raised
             raise translate(error, f"topic {topic}") from raised
 
     def poll(self, wait_s: float = 0) -> list[tuple[object, BrokerError | None]]:
         """Return ``(token, error or None)`` of what was settled, waiting at most ``wait_s`` for the first."""
-        self._producer.poll(wait_s)
+        try:
+            self._producer.poll(wait_s)
+        except _FATAL:  # what was on its way is given back, as failed
+            self._replace()
         settled = []
         while self._settled:
             settled.append(self._settled.popleft())
@@ -330,11 +334,19 @@ class AckProducer:
 
     def flush(self, wait_s: float) -> int:
         """Send what is queued at once, wait at most ``wait_s``; return how many records are not settled yet."""
-        return self._producer.flush(wait_s)
+        try:
+            return self._producer.flush(wait_s)
+        except _FATAL:
+            self._replace()
+            return len(self._producer)
 
     def close(self) -> None:
         """Drop what was not acknowledged, and the connections."""
         _drop(self._producer)
+
+    def _replace(self) -> None:
+        _drop(self._producer)
+        self._producer = _connect(self._options)
 
     def _delivered(self, token: object, error: KafkaError | None, message: Message) -> None:
         self._settled.append((token, None if error is None else translate(error, f"topic {message.topic()}")))
@@ -349,14 +361,20 @@ def _connect(options: dict[str, object]) -> Producer:
 
 
 def _drop(producer: Producer) -> None:
-    with contextlib.suppress(KafkaException):  # it may have failed for good
+    """Give back all that was not acknowledged: its reports come before this returns, in a second at most."""
+    with contextlib.suppress(*_FATAL):
         producer.purge(in_queue=True, in_flight=True, blocking=True)
-        producer.flush(1)
+    until = time.monotonic() + _DROP_S
+    while len(producer) and time.monotonic() < until:
+        with contextlib.suppress(*_FATAL):
+            producer.flush(0.1)
 
 
-def _lost(error: KafkaError) -> Lost:
-    found = translate(error, "producer")
-    return Lost(found.what, remedy=found.remedy, retryable=True)
+def _lost(raised: Exception) -> Lost:
+    if isinstance(raised, KafkaException):
+        found = translate(raised.args[0], "producer")
+        return Lost(found.what, remedy=found.remedy, retryable=True)
+    return Lost("Kafka: producer: it has failed for good", remedy="all is sent again by another one", retryable=True)
 
 
 def _bytes(value: str | bytes | None) -> bytes | None:

@@ -86,6 +86,12 @@ class Fatal:
     def flush(self, _wait_s: float) -> int:
         return 0
 
+    def poll(self, _wait_s: float) -> int:
+        raise SystemError("a callback ran while the fatal error was pending")
+
+    def __len__(self) -> int:
+        return 0
+
 
 def test_after_a_fatal_error_the_relay_is_told_that_the_client_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_connect", lambda _options: Fatal())
@@ -103,3 +109,19 @@ def test_after_a_fatal_error_single_records_go_by_another_client(monkeypatch: py
         made.send("orders", b"k", b"v", [], 0, "token")
     assert raised.value.retryable  # so it is sent again
     assert (clients[0].closed, made._producer) == (True, clients[1])
+
+
+def test_a_fatal_error_that_comes_with_the_reports_replaces_the_client_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = [Fatal(), Fatal()]
+    left = list(clients)
+    monkeypatch.setattr(module, "_connect", lambda _options: left.pop(0))
+    made = AckProducer({})
+    assert made.poll() == []
+    assert made._producer is clients[1]
+
+
+def test_a_fatal_error_without_reports_is_a_lost_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_connect", lambda _options: Fatal())
+    monkeypatch.setattr(module, "_REPORTS_S", 0.0)
+    with pytest.raises(Lost):
+        producer({"orders": 1}).poll(0, hurry=False)
