@@ -162,6 +162,8 @@ _TAIL = """\
   worker commits again, lie beyond the new topic's end. Stop the topic's consumers first, as the campaign does.
 - For a moment behind a topic's deletion the broker still acknowledges records, and drops them with the topic. Two events
   of the campaign with seed 22 went so: the auditor found them, and the fault waits since until the topic's logs are gone.
+- "NOT taken over" in a campaign's lines is no broken promise by itself: the other relay was down by the fault before, or PostgreSQL
+  was, or the relay that was ended only believed to be active, as its connection had been forgotten by the network.
 - A worker can take longer to end than its drain timeout. One did, of more than a hundred: told to end while the end of
   another made its group rebalance, the worker of one queue had drained and did not leave its group within 40 s. It was
   killed; nothing was lost. The faults `all workers terminated` look for it, and have its threads written down.
