@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import time
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 __all__ = ["extent"]
 
 _PAUSE_S = 0.05
+# the client does not call these retriable where they answer a question
+_PASSING = frozenset(
+    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART}
+)
 
 
 def extent(consumer: Consumer, topic: str, partition: int, timeout_s: float) -> tuple[int, int]:
@@ -21,7 +25,8 @@ def extent(consumer: Consumer, topic: str, partition: int, timeout_s: float) -> 
         try:
             low, end = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
         except KafkaException as error:
-            if not error.args[0].retriable() or time.monotonic() > deadline:
+            found = error.args[0]
+            if not (found.retriable() or found.code() in _PASSING) or time.monotonic() > deadline:
                 raise
             time.sleep(_PAUSE_S)
         else:
