@@ -106,7 +106,10 @@ class Destinations:
         """Its own topic: no group has read it there."""
         story = letter.story
         if story.value_bytes:
-            return "", "its value was too large for the DLQ: correct its outbox row, and publish it anew"
+            return (
+                "",
+                "its value was too large for the DLQ: it is in pipeline.refused_row, see docs/dead-letters.md",
+            )
         if not is_topic(story.origin.topic):
             return "", "its row names no possible topic: correct the row, and publish it anew"
         return story.origin.topic, ""

@@ -46,6 +46,8 @@ def status(context: click.Context, output: str) -> None:
     healthy = any(slot["active"] for slot in slots) and all(slot["wal_status"] != "lost" for slot in slots)
     if not healthy and output == "table":
         say("not healthy: no relay reads a slot, or a slot is lost")
+    if found["refused_rows"] and output == "table":
+        say(f"{found['refused_rows']} rows no topic takes are in pipeline.refused_row: docs/dead-letters.md")
     context.exit(0 if healthy else 2)
 
 

@@ -14,9 +14,9 @@ from typing import Protocol
 from pipeline.capture import Batch
 from pipeline.errors import SourceError
 from pipeline.metrics import Meter
-from pipeline.relay.delivery import Delivery, Health, Producer
+from pipeline.relay.delivery import Delivery, Health, Keep, Producer
 
-__all__ = ["Health", "Producer", "Relay", "Source", "Stop"]
+__all__ = ["Health", "Keep", "Producer", "Relay", "Source", "Stop"]
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,9 @@ class Stop(Protocol):
 class Relay:
     """One connector's relay. ``run`` is its life.
 
-    ``producers`` makes a new producer, at the start and after each failed delivery; ``limit_bytes`` bounds what is in
-    flight (one batch may go beyond it); ``drain_s`` how long to wait for acknowledgements when told to stop.
+    ``producers`` makes a new producer, at the start and after each failed delivery; ``keep`` stores what no topic
+    takes; ``limit_bytes`` bounds what is in flight (one batch may go beyond it); ``drain_s`` how long to wait for
+    acknowledgements when told to stop.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Relay:
         source: Source,
         producers: Callable[[], Producer],
         *,
+        keep: Keep,
         meter: Meter,
         health: Health,
         limit_bytes: int = 24_000_000,
@@ -73,7 +75,7 @@ class Relay:
     ) -> None:
         self._name = name
         self._source = source
-        self._delivery = Delivery(name, producers, meter=meter, health=health, clock=clock, now=now)
+        self._delivery = Delivery(name, producers, keep=keep, meter=meter, health=health, clock=clock, now=now)
         self._meter = meter
         self._health = health
         self._limit_bytes = limit_bytes

@@ -2,7 +2,8 @@
 
 Batches are held in memory until they are acknowledged in full. After a failed delivery all that was not acknowledged
 is sent again, in order, by a new producer, so that no record overtakes an earlier one of its key. Where a batch is
-refused for what is in it, its records are sent one by one, and the one that fails alone goes to the DLQ.
+refused for what is in it, its records are sent one by one, and the one that fails alone goes to the DLQ; what not even
+the DLQ takes is kept in a table first, and goes to the DLQ without its value.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pipeline.capture import Batch, Lost, Refused, Routed, dead_letter, identity, lsn_text
-from pipeline.errors import BrokerError
+from pipeline.errors import BrokerError, PipelineError, SourceError
 from pipeline.metrics import Meter
 
-__all__ = ["Delivery", "Health", "Mark", "Producer"]
+__all__ = ["Delivery", "Health", "Keep", "Mark", "Producer"]
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,13 @@ class Producer(Protocol):
 
     def close(self) -> None:
         """Drop what was not acknowledged."""
+
+
+class Keep(Protocol):
+    """Where a record goes that no topic takes."""
+
+    def __call__(self, record: Routed, topic: str) -> None:
+        """Store a record that was meant for ``topic``, once for each event and value. Raises SourceError."""
 
 
 class Health(Protocol):
@@ -83,6 +91,7 @@ class Delivery:
         name: str,
         producers: Callable[[], Producer],
         *,
+        keep: Keep,
         meter: Meter,
         health: Health,
         clock: Callable[[], float],
@@ -94,6 +103,7 @@ class Delivery:
         self._dlq = f"{name}.dlq"
         self._producers = producers
         self._producer = producers()
+        self._keep = keep
         self._meter = meter
         self._health = health
         self._clock = clock
@@ -125,6 +135,14 @@ class Delivery:
 
     def serve(self, wait_s: float, *, hurry: bool) -> None:
         """Send what can be sent, take what was acknowledged, and see to failures."""
+        try:
+            self._serve(wait_s, hurry=hurry)
+        except SourceError as error:  # of `keep`
+            if not error.retryable:
+                raise
+            self._failed(error)
+
+    def _serve(self, wait_s: float, *, hurry: bool) -> None:
         try:
             self._push()
             trouble = self._producer.poll(wait_s, hurry=hurry) if self._sent or self._unsent else ""
@@ -252,22 +270,22 @@ class Delivery:
 
     def _refused(self, error: Refused) -> None:
         """A batch was refused for records in it: find out which, one by one; or the one sent alone is dead."""
+        self._meter.add("pipeline_relay_errors_total", connector=self._name)
         if self._alone:
             flight = self._unsent[0]
             flight.first = flight.next - 1
             self._bury_at(flight, flight.first, error)
         else:
             self._suspects |= error.records
-        self._meter.add("pipeline_relay_errors_total", connector=self._name)
         self._rewind()
 
-    def _failed(self, error: BrokerError) -> None:
+    def _failed(self, error: PipelineError) -> None:
         """A delivery failed for a reason that can pass: wait, and send all again that was not acknowledged."""
         self._meter.add("pipeline_relay_errors_total", connector=self._name)
         self._hold(error)
         self._rewind()
 
-    def _hold(self, error: BrokerError) -> None:
+    def _hold(self, error: PipelineError) -> None:
         delay_s = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
         self._failures += 1
         self._held_until = self._clock() + delay_s
@@ -298,6 +316,8 @@ class Delivery:
                 raise BrokerError(
                     f"{self._dlq} refuses a dead letter: {error.what}", remedy="raise its max.message.bytes"
                 )
+            told = dict(record[3])
+            self._keep(record, str(told["__dlq.errors.topic"]))
             flight.batch.records[index] = self._without_value(record)
         else:
             flight.batch.records[index] = self._bury(record, error.what, type(error).__name__, flight.batch.lsn)

@@ -71,7 +71,8 @@ SELECT greatest(c.reltuples, 0)::bigint AS rows_estimated,
        (SELECT created_at AT TIME ZONE 'UTC' FROM pipeline.outbox ORDER BY seq LIMIT 1) AS oldest_row,
        (SELECT created_at AT TIME ZONE 'UTC' FROM pipeline.outbox ORDER BY seq DESC LIMIT 1) AS newest_row,
        extract(epoch FROM clock_timestamp() - (SELECT min(xact_start) FROM pg_stat_activity
-           WHERE backend_xid IS NOT NULL AND datname = current_database()))::float8 AS oldest_write_transaction_s
+           WHERE backend_xid IS NOT NULL AND datname = current_database()))::float8 AS oldest_write_transaction_s,
+       (SELECT count(*) FROM pipeline.refused_row) AS refused_rows
 FROM pg_class c WHERE c.oid = 'pipeline.outbox'::regclass
 """
 

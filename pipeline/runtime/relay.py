@@ -25,6 +25,7 @@ from pipeline.metrics import Meter, PrometheusMeter
 from pipeline.postgres.changes import Binding
 from pipeline.postgres.layout import insert_parser
 from pipeline.postgres.pgoutput import Relation
+from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.postgres.statistics import measure
 from pipeline.postgres.wal import WalSettings, WalSource
 from pipeline.relay import Relay
@@ -84,6 +85,7 @@ def run_relay(
         file.name,
         source,
         lambda: RecordProducer(kafka, on_error=on_error),
+        keep=RefusedRows(dsn, file.name).keep,
         meter=meter,
         health=readiness,
     )

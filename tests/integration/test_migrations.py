@@ -28,6 +28,7 @@ from pipeline.postgres.checkpoint import Checkpoint
 from pipeline.postgres.due import DueStore
 from pipeline.postgres.jobs import JobRows
 from pipeline.postgres.prune import plan, prune, take_point
+from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.report import Report
 from pipeline.scheduler import Moved
 from pipeline.worker.journal import Control
@@ -216,6 +217,8 @@ def test_a_relay_can_stream_and_store_its_position_and_change_nothing_else(grant
         conn.execute("INSERT INTO pipeline.relay_position VALUES ('s', '1', 1, '0/1')")
         conn.execute("UPDATE pipeline.relay_position SET lsn = '0/2'")
         conn.execute("SELECT payload FROM pipeline.outbox")
+        RefusedRows(role_dsn(granted, role), "c").keep(("t", None, b"v", [("id", "1")], 0, -1), "t")
+        refused(conn, "SELECT * FROM pipeline.refused_row", "DELETE FROM pipeline.refused_row")
         refused(conn, "DELETE FROM pipeline.outbox", "INSERT INTO pipeline.outbox (id) VALUES (NULL)")
         refused(conn, "DELETE FROM pipeline.relay_position", "UPDATE pipeline.dead_letter SET state = 'open'")
 
@@ -242,6 +245,7 @@ def test_an_operator_can_look_and_keep_the_books_but_neither_publish_nor_delete(
         for table in tables(granted.dsn):
             conn.execute(sql.SQL("SELECT * FROM pipeline.{}").format(sql.Identifier(table)))
         conn.execute("INSERT INTO pipeline.schema_id VALUES ('a', '', 1)")
+        conn.execute("DELETE FROM pipeline.refused_row")
         refused(conn, "INSERT INTO pipeline.outbox (id) VALUES (NULL)", "DELETE FROM pipeline.dead_letter")
 
 

@@ -7,6 +7,7 @@ import random
 import struct
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Mapping
 from datetime import UTC
 from pathlib import Path
@@ -17,6 +18,8 @@ from commands import runner
 from confluent_kafka import murmur2
 from relays import RelayProcess, connector_file, headers, ids, insert, read_topic, until
 from servers import Database, Topics
+
+DEAD_LETTERS = Path(__file__).parents[2] / "docs" / "dead-letters.md"
 
 
 @pytest.fixture
@@ -137,8 +140,8 @@ def test_a_row_that_was_too_large_goes_to_its_topic_once_that_takes_it(
 
 
 def test_rows_that_the_broker_refuses_are_buried_alone_and_order_is_kept(
-    file: Path, prefix: str, topics: Topics, cli_environment: Mapping[str, str], database: Database,
-    bootstrap_servers: str,
+    file: Path, prefix: str, topics: Topics, cli_environment: dict[str, str], database: Database,
+    bootstrap_servers: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     topic = f"{prefix}.small"
     topics.create(topic, partitions=1, config={"max.message.bytes": "20000"})
@@ -158,8 +161,20 @@ def test_rows_that_the_broker_refuses_are_buried_alone_and_order_is_kept(
         dlq = f"{prefix}.dlq"
         letters = until(lambda: set(ids(m := read_topic(bootstrap_servers, dlq))) == {large, huge} and m, "letters")
         until(lambda: set(good) <= set(ids(read_topic(bootstrap_servers, topic))), "all good rows")
+        with psycopg.connect(database.dsn, autocommit=True) as conn:
+            kept = conn.execute("SELECT event_id, topic, key, value, headers->0 FROM pipeline.refused_row").fetchall()
+            assert kept == [(huge, topic, b"k2", noise * 100, ["id", b64encode(huge.encode()).decode()])]
+            status = runner(capsys, monkeypatch, cli_environment)("outbox", "status")
+            assert "1 rows no topic takes" in status.stderr
+            topics.set_config(topic, "max.message.bytes", "200000")
+            again = DEAD_LETTERS.read_text().partition("```sql\n")[2].partition("```")[0]
+            conn.execute(again.replace(":'id'", f"'{huge}'").encode())
+            assert conn.execute("SELECT count(*) FROM pipeline.refused_row").fetchone() == (0,)
+        until(lambda: huge in ids(read_topic(bootstrap_servers, topic)), "the huge row, by the SQL of the docs")
         assert relay.stop() == 0
-    found = ids(read_topic(bootstrap_servers, topic))
+    (last,) = [message for message in read_topic(bootstrap_servers, topic) if ids([message]) == [huge]]
+    assert (last.key(), last.value(), headers(last)["type"]) == (b"k2", noise * 100, b"shop.OrderPlaced")
+    found = [name for name in ids(read_topic(bootstrap_servers, topic)) if name != huge]
     assert list(dict.fromkeys(found)) == good  # first copies in commit order
     print(f"duplicates: {len(found) - len(good)} of {len(good)}")
     assert dict(zip(ids(letters), [letter.value() for letter in letters], strict=True)) == {

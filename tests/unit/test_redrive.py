@@ -290,7 +290,7 @@ def test_rows_without_a_possible_topic_or_value_stay_dead_and_say_so() -> None:
     outcome = redrive(topic, entered(topic), broker, topics=["orders"])[0].run(OPEN)
     assert dict(outcome.kept) == {
         "its row names no possible topic: correct the row, and publish it anew": 1,
-        "its value was too large for the DLQ: correct its outbox row, and publish it anew": 1,
+        "its value was too large for the DLQ: it is in pipeline.refused_row, see docs/dead-letters.md": 1,
     }
     assert broker.stored == []
     assert Letter.of(topic.records[Place(DLQ, 0, 1)]).flaws == ("its value of 4 bytes is not here",)

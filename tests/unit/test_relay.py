@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.capture import Batch, Lost, Refused, Routed, Unroutable, identity
 from pipeline.errors import BrokerError, SourceError
 from pipeline.metrics import SilentMeter
-from pipeline.relay import Relay
+from pipeline.relay import Keep, Relay
 
 PARTITIONS = 3
 
@@ -223,6 +223,10 @@ class FakeSource:
         pass
 
 
+def unkept(record: Routed, topic: str) -> None:
+    raise AssertionError(f"kept: {record}")
+
+
 def record(number: int, key: int = 0, topic: str = "t") -> Routed:
     return (topic, b"k%d" % key, b"v%d" % number, [("id", str(number))], 1_000_000 + number, -1)
 
@@ -248,15 +252,15 @@ def first_copies(broker: Broker) -> dict[bytes | None, list[bytes | None]]:
 def run(
     transactions: list[Transaction], broker: Broker, choose: Callable[[int], int], *, faults: bool = False,
     server: dict[str, int] | None = None, crash_after: int = 10**9, dead: dict[bytes, str] | None = None,
-    limit_bytes: int = 1000,
+    limit_bytes: int = 1000, keep: Keep = lambda _record, topic: None,
 ) -> tuple[dict[str, int], Health]:  # fmt: skip
     clock, stop, health = Clock(), Stop(), Health()
     server = server if server is not None else {"confirmed": 0}
     source = FakeSource(transactions, server, broker, choose, clock, stop, faults=faults, crash_after=crash_after)
     source.dead = dead or {}
     relay = Relay(
-        "outbox", source, lambda: FakeProducer(broker, choose, clock, faults), meter=SilentMeter(), health=health,
-        limit_bytes=limit_bytes, clock=clock, now=clock, sleep=clock.sleep,
+        "outbox", source, lambda: FakeProducer(broker, choose, clock, faults), keep=keep, meter=SilentMeter(),
+        health=health, limit_bytes=limit_bytes, clock=clock, now=clock, sleep=clock.sleep,
     )  # fmt: skip
     relay.run(stop)
     return server, health
@@ -329,6 +333,26 @@ def test_a_batch_refused_as_a_whole_buries_only_the_row_that_fails_alone() -> No
     assert broker_poison_for_dlq[0]["confirmed"] == 100
 
 
+def test_a_row_that_not_even_the_dlq_takes_is_kept_before_its_letter_and_waited_for_until_it_is() -> None:
+    for broker in (Broker(poison={b"v2"}), Broker(oversize={b"v2"})):  # refused by the broker, and by the client
+        kept: list[tuple[bytes | None, str, int]] = []
+        tries = iter([False, False, True])
+
+        def keep(
+            record: Routed, topic: str, *, broker: Broker = broker, tries: Iterator[bool] = tries,
+            kept: list[tuple[bytes | None, str, int]] = kept,
+        ) -> None:  # fmt: skip
+            if not next(tries):
+                raise SourceError("the database is away", retryable=True)
+            kept.append((record[2], topic, sum(stored[0] == "outbox.dlq" for stored in broker.stored)))
+
+        server, _ = run(history([5], lambda n: 0), broker, lambda n: 0, keep=keep)
+        assert kept == [(b"v2", "t", 0)]
+        assert list(dict.fromkeys(broker.values())) == [b"v0", b"v1", b"v3", b"v4"]
+        assert [stored[2] for stored in broker.stored if stored[0] == "outbox.dlq"] == [None]
+        assert server["confirmed"] == 100
+
+
 def test_a_missing_topic_is_waited_for_and_never_a_dead_letter() -> None:
     broker = Broker(missing={"t"})
     waits: list[int] = []
@@ -349,8 +373,8 @@ def test_a_missing_topic_is_waited_for_and_never_a_dead_letter() -> None:
 
     source = Impatient(history([2]), server, broker, choose, clock, stop, faults=False)
     relay = Relay(
-        "outbox", source, lambda: FakeProducer(broker, choose, clock, False), meter=SilentMeter(), health=health,
-        clock=clock, now=clock, sleep=clock.sleep,
+        "outbox", source, lambda: FakeProducer(broker, choose, clock, False), keep=unkept, meter=SilentMeter(),
+        health=health, clock=clock, now=clock, sleep=clock.sleep,
     )  # fmt: skip
     relay.run(stop)
     assert sorted(v for v in broker.values() if v) == [b"v0", b"v1"]
@@ -379,7 +403,8 @@ def test_a_client_that_can_never_send_again_is_replaced() -> None:
 
     source = FakeSource(history([2]), {"confirmed": 0}, broker, lambda n: 0, clock, stop, faults=False)
     Relay(
-        "outbox", source, producers, meter=SilentMeter(), health=Health(), clock=clock, now=clock, sleep=clock.sleep,
+        "outbox", source, producers, keep=unkept, meter=SilentMeter(), health=Health(),
+        clock=clock, now=clock, sleep=clock.sleep,
     ).run(stop)  # fmt: skip
     assert len(made) == 2
     assert sorted(value for value in broker.values() if value) == [b"v0", b"v1"]
@@ -398,8 +423,8 @@ def test_a_broker_that_does_not_answer_makes_the_relay_not_ready() -> None:
 
     source = FakeSource(history([2]), {"confirmed": 0}, broker, lambda n: 0, clock, stop, faults=False)
     relay = Relay(
-        "outbox", source, lambda: Silent(broker, lambda n: 0, clock, False), meter=SilentMeter(), health=health,
-        clock=clock, now=clock, sleep=clock.sleep, drain_s=1,
+        "outbox", source, lambda: Silent(broker, lambda n: 0, clock, False), keep=unkept, meter=SilentMeter(),
+        health=health, clock=clock, now=clock, sleep=clock.sleep, drain_s=1,
     )  # fmt: skip
     relay.run(stop)
     assert health.reasons == {"broker": "all brokers are down"}
@@ -417,7 +442,7 @@ def test_a_standby_is_ready_and_drops_what_it_had_in_flight() -> None:
 
     source = Busy([], {"confirmed": 0}, Broker(), lambda n: 0, clock, stop, faults=False)
     relay = Relay(
-        "outbox", source, lambda: FakeProducer(Broker(), lambda n: 0, clock, False), meter=SilentMeter(),
+        "outbox", source, lambda: FakeProducer(Broker(), lambda n: 0, clock, False), keep=unkept, meter=SilentMeter(),
         health=health, clock=clock, now=clock, sleep=clock.sleep,
     )  # fmt: skip
     relay.run(stop)
@@ -438,8 +463,8 @@ def test_a_relay_that_takes_over_after_long_is_ready_all_the_time() -> None:
     source = Later(history([2]), {"confirmed": 0}, broker, lambda n: 0, clock, stop, faults=False)
     health = Health()
     relay = Relay(
-        "outbox", source, lambda: Slow(broker, lambda n: 0, clock, False), meter=SilentMeter(), health=health,
-        clock=clock, now=clock, sleep=clock.sleep,
+        "outbox", source, lambda: Slow(broker, lambda n: 0, clock, False), keep=unkept, meter=SilentMeter(),
+        health=health, clock=clock, now=clock, sleep=clock.sleep,
     )  # fmt: skip
     relay.run(stop)
     assert (source.server["confirmed"], health.seen) == (100, [])
@@ -454,7 +479,7 @@ def test_an_error_that_no_retry_helps_ends_the_relay() -> None:
 
     source = Lost([], {"confirmed": 0}, Broker(), lambda n: 0, clock, stop, faults=False)
     relay = Relay(
-        "outbox", source, lambda: FakeProducer(Broker(), lambda n: 0, clock, False), meter=SilentMeter(),
+        "outbox", source, lambda: FakeProducer(Broker(), lambda n: 0, clock, False), keep=unkept, meter=SilentMeter(),
         health=Health(), clock=clock, now=clock, sleep=clock.sleep,
     )  # fmt: skip
     with pytest.raises(SourceError, match="slot lost"):
@@ -480,8 +505,8 @@ def test_what_is_in_flight_is_bounded_by_bytes() -> None:
     source = FakeSource(history([1] * 300), {"confirmed": 0}, broker, lambda n: 0, clock, stop, faults=True)
     source.choose = lambda n: n - 1  # no fault, small batches
     relay = Relay(
-        "outbox", source, lambda: Slow(broker, lambda n: 0, clock, False), meter=SilentMeter(), health=Health(),
-        limit_bytes=2000, clock=clock, now=clock, sleep=clock.sleep,
+        "outbox", source, lambda: Slow(broker, lambda n: 0, clock, False), keep=unkept, meter=SilentMeter(),
+        health=Health(), limit_bytes=2000, clock=clock, now=clock, sleep=clock.sleep,
     )  # fmt: skip
     relay.run(stop)
     assert len(broker.values()) == 300
@@ -501,7 +526,7 @@ def test_told_to_stop_inside_a_transaction_the_relay_reads_it_to_its_end() -> No
     source = Halfway(history([5, 5]), {"confirmed": 0}, broker, lambda n: 0, clock, stop, faults=True)
     source.choose = lambda n: min(n - 1, 1)  # no fault; two steps a batch: never a whole transaction
     relay = Relay(
-        "outbox", source, lambda: FakeProducer(broker, lambda n: 0, clock, False), meter=SilentMeter(),
+        "outbox", source, lambda: FakeProducer(broker, lambda n: 0, clock, False), keep=unkept, meter=SilentMeter(),
         health=Health(), clock=clock, now=clock, sleep=clock.sleep,
     )  # fmt: skip
     relay.run(stop)

@@ -108,6 +108,7 @@ END $$;
 GRANT USAGE ON SCHEMA pipeline TO pipeline_relay;
 GRANT SELECT ON pipeline.outbox, pipeline.schema_id, pipeline.migration TO pipeline_relay;
 GRANT SELECT, INSERT, UPDATE ON pipeline.relay_position TO pipeline_relay;
+GRANT INSERT ON pipeline.refused_row TO pipeline_relay;
 
 GRANT USAGE ON SCHEMA pipeline TO pipeline_writer;
 GRANT INSERT ON pipeline.outbox TO pipeline_writer;
@@ -135,6 +136,7 @@ GRANT SELECT, DELETE ON pipeline.inbox TO pipeline_pruner;
 GRANT USAGE ON SCHEMA pipeline TO pipeline_operator;
 GRANT SELECT ON ALL TABLES IN SCHEMA pipeline TO pipeline_operator;
 GRANT INSERT, UPDATE ON pipeline.schema_id, pipeline.dead_letter, pipeline.control TO pipeline_operator;
+GRANT DELETE ON pipeline.refused_row TO pipeline_operator;
 GRANT UPDATE ON pipeline.job TO pipeline_operator;
 GRANT UPDATE, DELETE ON pipeline.job_key, pipeline.due TO pipeline_operator;
 """
