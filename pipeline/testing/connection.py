@@ -15,7 +15,7 @@ from pipeline.app import Pipeline
 from pipeline.event import Message
 from pipeline.outbox import Statement
 from pipeline.testing.schemas import Schemas
-from pipeline.testing.stored import Row, Tables
+from pipeline.testing.stored import Commands, Row, Tables
 from pipeline.writers import AsyncExecute, Execute
 
 __all__ = ["AsyncFakeConnection", "FakeConnection"]
@@ -76,12 +76,13 @@ class FakeConnection:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         on_commit: Callable[[Tables], None] = lambda _tables: None,
         keys: dict[str, Any] | None = None,
+        commands: Commands | None = None,
     ) -> None:
         self.executed: list[tuple[str, Any]] = []
         self.committed: list[Row] = []
         self._on_commit = on_commit
         self._answers: list[tuple[str, Sequence[tuple[Any, ...]]]] = []
-        self._tables = Tables(app, schemas or Schemas(), now)
+        self._tables = Tables(app, schemas or Schemas(), now, commands)
         self._held = {} if keys is None else keys
         self._open = False
 
@@ -123,11 +124,11 @@ class FakeConnection:
         """Open a transaction; inside of one, a savepoint."""
         outermost = not self._open
         self._begin()
-        before = (list(self._tables.rows), dict(self._tables.keys), set(self._tables.cancelled))
+        before = self._tables.state()
         try:
             yield self
         except BaseException:
-            self._tables.rows, self._tables.keys, self._tables.cancelled = before
+            self._tables.restore(before)
             self._open = not outermost
             raise
         if outermost:
@@ -141,12 +142,13 @@ class FakeConnection:
             self._held.pop(key, None)
         self._held.update(self._tables.keys)
         self._on_commit(self._tables)
-        self._tables.rows, self._tables.cancelled = [], set()
+        self._tables.clear()
         self._open = False
 
     def rollback(self) -> None:
         """Roll back: nothing of it ever was."""
-        self._tables.rows, self._tables.keys, self._tables.cancelled = [], {}, set()
+        self._tables.clear()
+        self._tables.keys = {}
         self._open = False
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from pipeline.codec import Decoder
-from pipeline.definition import Group, Handler
+from pipeline.definition import Group, Handler, Queue
 from pipeline.errors import PipelineError
 from pipeline.metrics import SilentMeter
 from pipeline.surroundings import State
@@ -17,10 +17,12 @@ from pipeline.testing.clock import Clock
 from pipeline.testing.consumer import GroupConsumer
 from pipeline.testing.engine import InlineEngine, Running, as_coroutines
 from pipeline.testing.faults import Crash, Misfortune
+from pipeline.testing.jobs import Jobs
 from pipeline.testing.producer import AckProducer
 from pipeline.worker import Limits, Worker
 from pipeline.worker.attempt import Attempts
 from pipeline.worker.delivery import Outcome
+from pipeline.worker.journal import Journal
 
 __all__ = ["Fleet", "Health"]
 
@@ -51,6 +53,8 @@ class _Member:
     source: GroupConsumer
     producer: AckProducer
     engine: InlineEngine
+    queue: Queue
+    journal: Journal | None
 
 
 class Fleet:
@@ -68,6 +72,8 @@ class Fleet:
         ended: Callable[[str, Outcome], None],
         call_of: Callable[[Handler], Callable[..., Any]],
         state: State,
+        jobs: Jobs,
+        queue_of: Callable[[str], Queue],
     ) -> None:
         self.health = Health()
         self._broker = broker
@@ -79,6 +85,8 @@ class Fleet:
         self._ended = ended
         self._call_of = call_of
         self._state = state
+        self._jobs = jobs
+        self._queue_of = queue_of
         self._members: list[_Member] = []
         self._absent: list[tuple[float, Group]] = []
 
@@ -105,6 +113,20 @@ class Fleet:
             engines.append(engine)
             return engine
 
+        queue = self._queue_of(group.name)
+        journal = None
+        if any(handler.model.message_type.kind == "job" for handler in group.handlers):
+            journal = Journal(
+                self._jobs,
+                queue,
+                worker="harness",
+                health=self.health,
+                concurrency=self._limits.concurrency,
+                threaded=False,
+                control_s=0,
+                clock=self._clock.monotonic,
+                wall=self._clock.wall,
+            )
         worker = Worker(
             runs,
             source,
@@ -121,9 +143,10 @@ class Fleet:
             engine=make_engine,
             call_of=self._call_of,
             state=self._state,
+            journal=journal,
         )
         worker.open()
-        self._members.append(_Member(group, worker, source, producer, engines[0]))
+        self._members.append(_Member(group, worker, source, producer, engines[0], queue, journal))
 
     def step(self) -> Generator[object, Outcome, bool]:
         """Let every worker poll and work once; tell whether anything was done. Yields coroutines to be run."""
@@ -150,6 +173,7 @@ class Fleet:
     def due_in_s(self) -> float | None:
         """Seconds until something that waits in a worker is due, or a worker comes back."""
         waits = [wait_s for member in self._members if (wait_s := member.worker.due_in_s()) is not None]
+        waits += [self._jobs.token_in_s(m.queue) for m in self._members if m.journal is not None and m.journal.unpaid]
         waits += [max(0.0, at - self._clock.monotonic()) for at, _ in self._absent]
         return min(waits, default=None)
 
@@ -186,7 +210,12 @@ class Fleet:
             self._chance.choice(members).source.expel()
 
     def _work(self, member: _Member) -> Running:
-        return (yield from member.engine.work(self._chance.randint(1, self._limits.concurrency)))
+        if member.journal is not None:
+            member.journal.step()
+        done = yield from member.engine.work(self._chance.randint(1, self._limits.concurrency))
+        if member.journal is not None:
+            member.journal.step()
+        return done
 
     def _after(self, group: str, outcome: Outcome) -> None:
         self._misfortune.crash()

@@ -6,7 +6,6 @@ a clock that jumps. The same seed gives the same run, faults among it.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,34 +18,42 @@ from pipeline.deadletter import Letter, Selection
 from pipeline.definition import Group, Handler
 from pipeline.errors import ConfigError, PoisonError, SchemaError
 from pipeline.event import Event, Job, Message
+from pipeline.flow import Flow
 from pipeline.headers import EVENT_ID
-from pipeline.job import EnqueueOptions
+from pipeline.job import EnqueueOptions, Wanted, store_jobs
+from pipeline.jobs import JobRow, find
+from pipeline.metrics import SilentMeter
+from pipeline.outbox import SchemaIds, Steps
 from pipeline.record import Header, Record
 from pipeline.redrive import Redrive
+from pipeline.scheduler import Scheduler
 from pipeline.surroundings import State
 from pipeline.testing.assertions import rows_of
 from pipeline.testing.broker import Broker
 from pipeline.testing.clock import Clock
+from pipeline.testing.commands import Commands
 from pipeline.testing.connection import AsyncFakeConnection, FakeConnection
 from pipeline.testing.faults import Faults, Misfortune
 from pipeline.testing.fleet import Fleet
 from pipeline.testing.inbox import Inbox
+from pipeline.testing.jobs import Jobs
 from pipeline.testing.letters import Letters
 from pipeline.testing.loop import adrive, drive
 from pipeline.testing.producer import AckProducer
 from pipeline.testing.schemas import Schemas
 from pipeline.testing.seen import Dead, Handled, Retry
 from pipeline.testing.stored import Row, Tables
+from pipeline.testing.ticks import Ticks
 from pipeline.topics import TopicSpec
 from pipeline.worker import Limits
 from pipeline.worker.delivery import Outcome
 from pipeline.worker.settlement import Again, Move
-from pipeline.worker.settlement import Dead as Died
 from pipeline.writers import Connection
 
 __all__ = ["Harness", "NotIdle"]
 
 M = TypeVar("M", bound=Message)
+R = TypeVar("R")
 _LIMIT_S = 30 * 86_400.0
 _SOON_S = 0.25  # what has settled is committed within this
 _QUIET_TURNS = 6
@@ -65,7 +72,7 @@ class Harness:
 
     ``groups`` are names, short or full, of the groups and queues that run here; all where none is given. ``workers``
     is how many share each group at the beginning. ``state`` is what handlers find in ``ctx.state``: lifespans are not
-    entered, as what they open is what tests replace.
+    entered, as what they open is what tests replace. ``schedules`` lets their ticks come by the clock.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class Harness:
         limits: Limits = _LIMITS,
         start: datetime | None = None,
         state: Mapping[str, object] | None = None,
+        schedules: bool = False,
     ) -> None:
         self.app = app
         self.clock = Clock(start) if start else Clock()
@@ -91,8 +99,7 @@ class Harness:
         self._misfortune = Misfortune(faults, self._chance)
         self._schemas = Schemas()
         self._letters = Letters(self.broker)
-        self._keys: dict[str, tuple[UUID, datetime | None]] = {}
-        self._later: list[tuple[datetime, int, Row]] = []
+        self._jobs = Jobs(lambda: self.clock.now)
         self._groups = _chosen(app, groups)
         self._down_until: float | None = None
         self.inbox = Inbox(self.connection)
@@ -106,6 +113,17 @@ class Harness:
             ended=self._ended,
             call_of=self.inbox.around,
             state=State(**(state or {})),
+            jobs=self._jobs,
+            queue_of=app.queue_of,
+        )
+        self._ticks = Ticks(self._jobs, self._append, self._store)
+        self._scheduler = Scheduler(
+            self._ticks,
+            app.schedules if schedules else (),
+            tidy=lambda: None,
+            meter=SilentMeter(),
+            health=self._fleet.health,
+            clock=self.clock.monotonic,
         )
         self.broker.create(app.topics())
         theirs = {topic for group in self._groups.values() for topic in group.foreign}
@@ -126,6 +144,28 @@ class Harness:
         with self.connection() as conn:
             return self.app.enqueue(conn, job, **options)
 
+    def enqueue_flow(self, flow: Flow, **options: Unpack[EnqueueOptions]) -> UUID:
+        """Enqueue a flow in a transaction of its own; return the id of its last job."""
+        with self.connection() as conn:
+            return self.app.enqueue_flow(conn, flow, **options)
+
+    def run(self, steps: Steps[R]) -> R:
+        """Do what ``pipeline.jobs`` has, in a transaction of its own: ``harness.run(jobs.pause(queue))``."""
+        with self.connection() as conn:
+            return self.app.run(conn, steps)
+
+    def job(self, job_id: UUID | str) -> JobRow:
+        """Return the row of a tracked job. Raises JobError where there is none."""
+        return self.run(find(job_id))
+
+    def tick(self, name: str) -> UUID:
+        """Make a tick of a schedule, for now; return its job's id."""
+        plan = next((one for one in self.app.schedules if name in {one.name, one.name.rpartition(".")[2]}), None)
+        if plan is None:
+            known = ", ".join(one.name for one in self.app.schedules)
+            raise ConfigError(f"no schedule {name}", remedy=f"schedules are: {known or 'none'}")
+        return self.enqueue(plan.model(schedule=plan.name, at=self.clock.now))
+
     def receive(
         self, topic: str, value: bytes | None, *, key: bytes | None = None, headers: Sequence[Header] = ()
     ) -> None:
@@ -139,7 +179,8 @@ class Harness:
             schemas=self._schemas,
             now=lambda: self.clock.now,
             on_commit=self._committed,
-            keys=self._keys,
+            keys=self._jobs.keys,
+            commands=Commands(self._jobs, sent=self._sent, send=self._append, redriven=self._forget),
         )
 
     def aconnection(self) -> AsyncFakeConnection:
@@ -166,6 +207,8 @@ class Harness:
 
     def run_until_idle(self, *, limit_s: float = _LIMIT_S) -> None:
         """Let everything be handled: every retry, every delayed job. The clock jumps to whatever comes next.
+
+        What is in a paused queue stays there.
 
         Raises NotIdle where something is left after ``limit_s`` seconds of the test's time.
         """
@@ -208,7 +251,7 @@ class Harness:
 
     def duplicate(self, count: int = 1) -> None:
         """Publish the last records once more, as a relay does that was killed before it could confirm them."""
-        for row in [row for row in self.published if row.due_at is None or row.due_at <= self.clock.now][-count:]:
+        for row in [row for row in self.published if row.id not in self._jobs.due][-count:]:
             self._append(row)
 
     # ── what a test looks at ───────────────────────────────────────────────────────────────────────────────────
@@ -234,7 +277,7 @@ class Harness:
         lags = {
             name: self.broker.lag(name, [*group.topics, *group.retry_topics]) for name, group in self._groups.items()
         }
-        return {name: count for name, count in (*lags.items(), ("delayed", len(self._later))) if count}
+        return {name: count for name, count in (*lags.items(), ("delayed", len(self._jobs.due))) if count}
 
     def messages(self, model: type[M]) -> list[M]:
         """Return the messages of a class that were published or enqueued here, oldest first."""
@@ -247,27 +290,35 @@ class Harness:
         while True:
             turns += 1
             self._strike()
-            moved = self._move_due()
+            sent = len(self.published), len(self._jobs.due)
+            self._scheduler.step()
+            moved = sent != (len(self.published), len(self._jobs.due))
             moved = (yield from self._fleet.step()) or moved
             left_s = until_s - self.clock.passed_s
-            if idle and (left_s <= 0 or turns > _MOST_TURNS) and self.open:
+            if idle and (left_s <= 0 or turns > _MOST_TURNS) and self._busy:
                 raise NotIdle(f"not settled: {self.open}; not ready: {self.not_ready or 'nothing'}")
             if moved:
                 quiet = 0
                 continue
             quiet += 1
-            if left_s <= 0 or (idle and not self.open):
+            if left_s <= 0 or (idle and not self._busy):
                 return
             self.clock.advance(min(self._wait_s(quiet), left_s))
 
     def _wait_s(self, quiet: int) -> float:
         waits = [] if (due_s := self._fleet.due_in_s()) is None else [due_s]
-        if self._later:
-            waits.append((self._later[0][0] - self.clock.now).total_seconds())
+        if (tick_s := self._ticks.due_in_s()) is not None:
+            waits.append(tick_s)
         if self._down_until is not None:
             waits.append(self._down_until - self.clock.passed_s)
-        wait_s = min(waits, default=1.0)
+        idle_s = 1.0 if self._busy or self._misfortune.possible else _LIMIT_S  # nothing can come of itself
+        wait_s = min(waits, default=idle_s)
         return max(min(wait_s, _SOON_S) if quiet <= _QUIET_TURNS else wait_s, 0.001)
+
+    @property
+    def _busy(self) -> bool:
+        """Whether anything is open that may go on."""
+        return any(name not in self._jobs.paused for name in self.open)
 
     def _strike(self) -> None:
         if self._down_until is not None and self.clock.passed_s >= self._down_until:
@@ -285,10 +336,22 @@ class Harness:
     # ── the way of a message ───────────────────────────────────────────────────────────────────────────────────
 
     def _committed(self, tables: Tables) -> None:
+        self._jobs.track(tables.told)
         self._arrive(tables.rows)
-        if tables.cancelled:
-            self._later = [entry for entry in self._later if entry[2].id not in tables.cancelled]
-            heapq.heapify(self._later)
+        if tables.commands is not None:
+            tables.commands.commit()
+
+    def _store(self, wanted: Wanted) -> None:
+        with self.connection() as conn:
+            self.app.run(conn, store_jobs([wanted], self.app.outbox, SchemaIds()))
+
+    def _sent(self, job_id: UUID) -> Row | None:
+        return next((row for row in self.published if row.id == job_id and job_id not in self._jobs.due), None)
+
+    def _forget(self, job_id: UUID) -> None:
+        """Let the dead letter of a job count as redriven."""
+        places = [one.place for one in self._letters.open(self._dlqs) if one.event_id == str(job_id)]
+        self._letters.mark(places, "redriven")
 
     def _arrive(self, rows: Iterable[Row]) -> None:
         for row in rows:
@@ -300,15 +363,7 @@ class Harness:
                 if self._misfortune.strikes("duplicate"):
                     self.duplicate(self._chance.randint(1, 5))
             else:
-                heapq.heappush(self._later, (row.due_at, len(self.published), row))
-
-    def _move_due(self) -> bool:
-        """Do what the scheduler does: jobs that are due go to their queue."""
-        moved = False
-        while self._later and self._later[0][0] <= self.clock.now:
-            self._append(heapq.heappop(self._later)[2])
-            moved = True
-        return moved
+                self._jobs.wait(row)
 
     def _append(self, row: Row) -> None:
         if row.topic not in self.broker.topics:
@@ -319,8 +374,6 @@ class Harness:
         delivery, decision = outcome
         state, record = delivery.state, delivery.record
         event_id = (delivery.headers.get(EVENT_ID) or b"").decode(errors="replace")
-        if decision is None or isinstance(decision, Died):
-            self._release(event_id)
         message = None
         if delivery.route is not None:
             try:
@@ -346,12 +399,6 @@ class Harness:
                     self.clock.now,
                 )
             )
-
-    def _release(self, event_id: str) -> None:
-        """Give back the unique keys that a finished job held."""
-        for key, (holder, until) in list(self._keys.items()):
-            if until is None and str(holder) == event_id:
-                del self._keys[key]
 
     def _message(self, letter: Letter) -> Message | None:
         group = next(group for group in self._groups.values() if group.dlq == letter.place.topic)

@@ -9,8 +9,8 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
 from uuid import UUID
 
 from pipeline.app import Pipeline
@@ -20,7 +20,10 @@ from pipeline.outbox import Statement
 from pipeline.row import COLUMNS
 from pipeline.testing.schemas import Schemas, own_value
 
-__all__ = ["Row", "Tables"]
+__all__ = ["BLOCKED", "Commands", "Row", "Tables"]
+
+BLOCKED = datetime.max.replace(tzinfo=UTC)
+"""The time of what waits for its children."""
 
 _INSERT = re.compile(r"INSERT INTO ([\w.\"]+) \((.*?)\) VALUES", re.DOTALL)
 
@@ -49,13 +52,31 @@ class Row:
         ]
 
 
-class Tables:
-    """Rows of one transaction, and the unique keys that jobs hold. ``now`` gives the time (UTC)."""
+class Commands(Protocol):
+    """What is asked and commanded of jobs that exist: ``pipeline.testing.commands.Commands``."""
 
-    def __init__(self, app: Pipeline, schemas: Schemas, now: Callable[[], datetime]) -> None:
+    later: list[Callable[[], None]]
+
+    def run(self, statement: Statement) -> list[tuple[Any, ...]] | None:
+        """Return what a statement returns; None where it is none of these."""
+
+    def commit(self) -> None:
+        """Do what was commanded."""
+
+
+class Tables:
+    """Rows of one transaction, those of tracked jobs, and the unique keys that jobs hold. ``now`` gives the time (UTC).
+
+    ``commands`` answers what is asked of jobs; None where none can exist.
+    """
+
+    def __init__(
+        self, app: Pipeline, schemas: Schemas, now: Callable[[], datetime], commands: Commands | None = None
+    ) -> None:
         self.rows: list[Row] = []
+        self.told: list[dict[str, Any]] = []
+        self.commands = commands
         self.keys: dict[str, tuple[UUID, datetime | None]] = {}
-        self.cancelled: set[UUID] = set()
         self._app = app
         self._schemas = schemas
         self._now = now
@@ -79,14 +100,20 @@ class Tables:
             self._hold(_json(statement))
             return []
         if sql.startswith("SELECT count(*) FROM pipeline.cancel_jobs"):
-            return [(self._cancel({UUID(text) for text in _json(statement)}),)]
+            self._cancel({UUID(text) for text in _json(statement)})
         if sql.startswith("INSERT INTO pipeline.job "):
-            return []  # what a tracked job's row tells is not kept here
+            self.told += _json(statement)
+            return []
         if found_insert := _INSERT.match(sql):
             table, columns = found_insert[1].replace('"', ""), found_insert[2].replace('"', "").split(", ")
             if table in {"pipeline.due", f"{self._app.outbox.schema}.{self._app.outbox.table}"}:
                 self.rows += [self._row(columns, row) for row in statement.rows]
                 return []
+        answer = None if self.commands is None else self.commands.run(statement)
+        if answer is not None:
+            return answer
+        if "pipeline.cancel_jobs" in sql:
+            return []
         raise SourceError(
             f"the connection of pipeline.testing does not know this statement: {sql.partition(chr(10))[0][:80]}",
             remedy="use a real database in this test",
@@ -99,7 +126,9 @@ class Tables:
         due_at = None
         if "due_at" in columns:
             run_at, delay_s = values[len(COLUMNS) :]
-            due_at = datetime.fromisoformat(run_at) if run_at else self._now() + timedelta(seconds=delay_s)
+            due_at = self._now() + timedelta(seconds=delay_s)
+            if run_at:
+                due_at = BLOCKED if run_at == "infinity" else datetime.fromisoformat(run_at)
         payload = has["payload"].encode() if isinstance(has["payload"], str) else has["payload"]
         model = self._schemas.model(self._app, has.get("type"), payload)
         return Row(
@@ -127,10 +156,25 @@ class Tables:
             until = None if one["period_s"] is None else self._now() + timedelta(seconds=one["period_s"])
             self.keys[one["key"]] = (UUID(one["id"]), until)
 
-    def _cancel(self, ids: set[UUID]) -> int:
+    def _cancel(self, ids: set[UUID]) -> None:
+        """Take back what this transaction itself would have stored; of others ``commands`` knows."""
         self.rows = [row for row in self.rows if row.id not in ids]
-        self.cancelled |= ids
-        return len(ids)
+        self.told = [one for one in self.told if UUID(one["id"]) not in ids]
+
+    def state(self) -> tuple[Any, ...]:
+        """Return what a savepoint keeps."""
+        later = [] if self.commands is None else list(self.commands.later)
+        return (list(self.rows), list(self.told), dict(self.keys), later)
+
+    def restore(self, state: tuple[Any, ...]) -> None:
+        """Go back to a savepoint."""
+        self.rows, self.told, self.keys = state[:3]
+        if self.commands is not None:
+            self.commands.later = state[3]
+
+    def clear(self) -> None:
+        """Forget what was done."""
+        self.restore(([], [], self.keys, []))
 
 
 def _jsonb(text: str | None) -> str | None:

@@ -66,7 +66,8 @@ class JobStore(Protocol):
 class Journal:
     """Stands around a queue's engine. ``worker`` names this process in the rows.
 
-    ``put`` takes the engine's outcomes. Its thread is the only one that asks the store, ``children`` apart.
+    ``put`` takes the engine's outcomes. Its thread is the only one that asks the store, ``children`` apart; where it
+    is not ``threaded``, its owner calls ``step`` instead. What people command is read every ``control_s``.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class Journal:
         worker: str,
         health: Health,
         concurrency: int,
+        threaded: bool = True,
+        control_s: float = _CONTROL_S,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -84,6 +87,8 @@ class Journal:
         self._queue = queue
         self._worker = worker
         self._health = health
+        self._threaded = threaded
+        self._control_s = control_s
         self._clock = clock
         self._wall = wall
         self._gate = Gate(window=2 * concurrency if queue.priorities else None, rated=queue.rate is not None)
@@ -106,8 +111,14 @@ class Journal:
         self._engine = engine
         self._forward = forward
         self._fault = fault
-        threading.Thread(target=self._run, name=f"{self._queue.name}-journal", daemon=True).start()
+        if self._threaded:
+            threading.Thread(target=self._run, name=f"{self._queue.name}-journal", daemon=True).start()
         return self
+
+    @property
+    def unpaid(self) -> int:
+        """How many wait for tokens of the queue's rate."""
+        return len(self._gate) if self._queue.rate is not None and not self._gate.paused else 0
 
     def entry(self, delivery: Delivery, route: Route) -> Entry | None:
         """Open what an attempt tells; None for a job that is not tracked, or whose id no row can have."""
@@ -194,7 +205,7 @@ class Journal:
                 self._wake.wait(_LOOK_S)
                 self._wake.clear()
                 try:
-                    self._round()
+                    self.step()
                     self._health.ready(f"{self._queue.name} jobs")
                 except SourceError as error:
                     if not error.retryable:
@@ -206,11 +217,12 @@ class Journal:
         except BaseException as error:  # noqa: BLE001 — a defect here must end the worker, not one thread in silence
             self._fault(error)
 
-    def _round(self) -> None:
+    def step(self) -> None:
+        """Store what has ended, obey, and let begin what may. Raises SourceError."""
         self._store_outcomes()
         now = self._clock()
         if now >= self._next_control:
-            self._next_control = now + _CONTROL_S
+            self._next_control = now + self._control_s
             self._obey(self._store.control(self._queue.name))
         if now >= self._next_running:
             self._next_running = now + _RUNNING_S

@@ -1,0 +1,143 @@
+"""Statements of ``pipeline.jobs`` in, what they return out; what they command is done at the commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from pipeline.jobs import JobRow
+from pipeline.outbox import Statement
+from pipeline.testing.jobs import Jobs
+from pipeline.testing.schemas import own_value
+from pipeline.testing.stored import BLOCKED, Row
+
+__all__ = ["Commands"]
+
+_Rows = list[tuple[Any, ...]]
+_Given = Sequence[Any]
+
+
+class Commands:
+    """What one transaction asks and commands of ``jobs``.
+
+    ``sent`` finds the row of a job that has left, ``send`` sends it again, ``redriven`` forgets its dead letter.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        *,
+        sent: Callable[[UUID], Row | None],
+        send: Callable[[Row], None],
+        redriven: Callable[[UUID], None],
+    ) -> None:
+        self.later: list[Callable[[], None]] = []
+        self._jobs = jobs
+        self._sent = sent
+        self._send = send
+        self._redriven = redriven
+        self._known: tuple[tuple[str, Callable[[_Given], _Rows]], ...] = (
+            ("FROM pipeline.job AS j WHERE j.id = CAST", self._find),
+            ("FROM pipeline.job AS j WHERE j.id < CAST", lambda given: self._list("", "", "", "", *given)),
+            ("WITH kinds AS", lambda given: self._list("", given[1], given[3], given[5], given[6], given[8])),
+            ("WHERE j.tags @>", lambda given: self._list(given[0], given[3], given[5], given[7], given[1], given[8])),
+            ("SELECT queue, type, state, CAST(sum", self._counts),
+            ("SELECT count(*) FROM pipeline.cancel_jobs", self._replace),
+            ("SELECT state FROM pipeline.cancel_jobs", self._cancel),
+            ("WITH moved AS ( UPDATE pipeline.due", self._reschedule),
+            ("UPDATE pipeline.due SET payload", self._edit),
+            ("WITH row AS (DELETE FROM pipeline.outbox", self._again),
+            ("UPDATE pipeline.job SET state = 'waiting'", self._waiting),
+            ("UPDATE pipeline.dead_letter SET state = 'redriven'", self._forget),
+            ("INSERT INTO pipeline.control", self._pause),
+        )
+
+    def run(self, statement: Statement) -> _Rows | None:
+        """Return what a statement returns; None where it is none of these."""
+        sql = " ".join(statement.sql.split())
+        ask = next((ask for part, ask in self._known if part in sql), None)
+        return None if ask is None else ask(statement.rows[0])
+
+    def commit(self) -> None:
+        """Do what was commanded."""
+        commands, self.later = self.later, []
+        for command in commands:
+            command()
+
+    def _find(self, given: _Given) -> _Rows:
+        row = self._jobs.row(UUID(given[0]))
+        return [] if row is None else [_values(row)]
+
+    def _list(self, tag: str, queue: str, kind: str, state: str, before: str, limit: int) -> _Rows:
+        found = [
+            _values(row)
+            for row in self._jobs.rows()
+            if row.id < UUID(before)
+            and (not tag or tag in (row.tags or ()))
+            and queue in {"", row.queue}
+            and kind in {"", row.type}
+            and state in {"", row.state}
+        ]
+        return found[:limit]
+
+    def _counts(self, given: _Given) -> _Rows:
+        return [row for row in self._jobs.counts() if given[0] in {"", row[0]}]
+
+    def _replace(self, given: _Given) -> _Rows:
+        ids = [UUID(text) for text in json.loads(given[0])]
+        self.later.append(lambda: self._jobs.cancel(ids, begun=False))
+        return [(len(ids),)]
+
+    def _cancel(self, given: _Given) -> _Rows:
+        job_id = UUID(given[0])
+        row = self._jobs.row(job_id)
+        self.later.append(lambda: self._jobs.cancel([job_id]))
+        if row is None:
+            return []
+        return [("cancelled" if row.state in {"blocked", "delayed"} else row.state,)]
+
+    def _reschedule(self, given: _Given) -> _Rows:
+        run_at, delay_s, job_id = given
+        if UUID(job_id) not in self._jobs.due or self._jobs.due[UUID(job_id)][0] == BLOCKED:
+            return []
+        at = datetime.fromisoformat(run_at) if run_at else self._jobs.now() + timedelta(seconds=delay_s)
+        self.later.append(lambda: self._jobs.reschedule(UUID(job_id), at))
+        return [(at,)]
+
+    def _edit(self, given: _Given) -> _Rows:
+        payload, key, job_id, kind = given
+        due_at, row = self._jobs.due.get(UUID(job_id), (BLOCKED, None))
+        if row is None or row.message.message_type.name != kind:
+            return []
+        payload = payload.encode() if isinstance(payload, str) else payload
+        edited = replace(row, payload=payload, key=key, message=own_value(payload, type(row.message)))
+        self.later.append(lambda: self._jobs.due.update({row.id: (due_at, edited)}))
+        return [(job_id,)]
+
+    def _again(self, given: _Given) -> _Rows:
+        row = self._sent(UUID(given[0]))
+        if row is None:
+            return []
+        self.later.append(lambda: self._send(row))
+        return [(given[0],)]
+
+    def _waiting(self, given: _Given) -> _Rows:
+        self.later.append(lambda: self._jobs.again(UUID(given[0])))
+        return []
+
+    def _forget(self, given: _Given) -> _Rows:
+        self.later.append(lambda: self._redriven(UUID(given[0])))
+        return []
+
+    def _pause(self, given: _Given) -> _Rows:
+        queue, paused = given
+        self.later.append(lambda: (self._jobs.paused.add if paused else self._jobs.paused.discard)(queue))
+        return []
+
+
+def _values(row: JobRow) -> tuple[Any, ...]:
+    return tuple(getattr(row, field.name) for field in fields(row))

@@ -1,0 +1,74 @@
+"""Rows whose time has come in, records out; ticks in, their jobs out: a scheduler's ``Store``, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from uuid import UUID
+
+from pipeline.job import Wanted
+from pipeline.schedule import Schedule
+from pipeline.scheduler import Made, Moved
+from pipeline.testing.jobs import Jobs
+from pipeline.testing.stored import Row
+
+__all__ = ["Ticks"]
+
+
+class Ticks:
+    """``send`` sends a row on its way, ``store`` a tick's job. ``made`` has the ticks, by schedule and time."""
+
+    def __init__(self, jobs: Jobs, send: Callable[[Row], None], store: Callable[[Wanted], None]) -> None:
+        self.made: dict[tuple[str, datetime], UUID | None] = {}
+        self._jobs = jobs
+        self._send = send
+        self._store = store
+        self._last: dict[str, datetime] = {}
+        self._next: dict[str, tuple[datetime, datetime]] = {}
+        self._schedules: Sequence[Schedule] = ()
+
+    def declare(self, schedules: Sequence[Schedule]) -> None:
+        """Let schedules begin now."""
+        self._schedules = schedules
+        self._last = {one.name: self._jobs.now() for one in schedules}
+
+    def decided(self, schedules: Sequence[Schedule]) -> Mapping[str, datetime]:
+        """Return the time up to which ticks were decided."""
+        return {one.name: self._last[one.name] for one in schedules}
+
+    def move(self, most: int) -> Moved:
+        """Send what is due."""
+        now, due = self._jobs.now(), self._jobs.due
+        late_s = []
+        for job_id in sorted((one for one in due if due[one][0] <= now), key=lambda one: due[one][0])[:most]:
+            at, row = due.pop(job_id)
+            self._jobs.again(job_id, queued=True)
+            self._send(row)
+            late_s.append((now - at).total_seconds())
+        return Moved(late_s, now)
+
+    def make(self, schedule: Schedule, at: datetime, job: Wanted) -> Made:
+        """Make one tick."""
+        if (schedule.name, at) in self.made:
+            return "known"
+        self._last[schedule.name] = max(at, self._last[schedule.name])
+        before = [
+            job_id for (name, when), job_id in self.made.items() if name == schedule.name and when < at and job_id
+        ]
+        latest = self._jobs.row(before[-1]) if before else None
+        if schedule.overlap == "skip" and latest is not None and latest.finished_at is None:
+            self.made[schedule.name, at] = None
+            return "skipped"
+        self._store(job)
+        self.made[schedule.name, at] = job.id
+        return "made"
+
+    def due_in_s(self) -> float | None:
+        """Return how long it takes until something is due."""
+        times = [at for at, _ in self._jobs.due.values()]
+        for one in self._schedules:
+            last = self._last[one.name]
+            if one.name not in self._next or self._next[one.name][0] != last:
+                self._next[one.name] = (last, next(one.after(last), last))
+            times.append(self._next[one.name][1])
+        return None if not times else (min(times) - self._jobs.now()).total_seconds()
