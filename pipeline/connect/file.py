@@ -45,6 +45,8 @@ class ConnectorFile:
     failover: bool
     trust_slot: bool
     status_every_s: float
+    heartbeat_every_s: float  # 0: never
+    heartbeat_query: str
     on_update: str
     router: RouterOptions
     database: dict[str, str] = field(repr=False)
@@ -154,6 +156,8 @@ class _Config:
             failover=self._get("slot.failover") == "true",
             trust_slot=self._get("offset.mismatch.strategy") == "trust_slot",
             status_every_s=self._milliseconds("status.update.interval.ms") / 1000,
+            heartbeat_every_s=self._heartbeat(),
+            heartbeat_query=self._get("heartbeat.action.query"),
             on_update=self._get("table.op.invalid.behavior"),
             router=self._router(),
             database=self._database(),
@@ -234,11 +238,24 @@ class _Config:
             )
         return name
 
-    def _milliseconds(self, key: str) -> int:
+    def _milliseconds(self, key: str, lowest: int = 1) -> int:
         text = self._get(key)
-        if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 600_000:
-            raise ConfigError(f"{self._path}: {key}: {text!r} is not a number of milliseconds", remedy="use 1–600000")
+        if not text.isascii() or not text.isdigit() or not lowest <= int(text) <= 600_000:
+            raise ConfigError(
+                f"{self._path}: {key}: {text!r} is not a number of milliseconds", remedy=f"use {lowest}–600000"
+            )
         return int(text)
+
+    def _heartbeat(self) -> float:
+        """Return the seconds between two heartbeats: here they are the action query alone."""
+        every_s = self._milliseconds("heartbeat.interval.ms", 0) / 1000
+        if every_s and not self._get("heartbeat.action.query"):
+            self._notices.append("heartbeat.interval.ms has no meaning here without heartbeat.action.query")
+        if not every_s and self._get("heartbeat.action.query"):
+            self._notices.append("heartbeat.action.query is not run: heartbeat.interval.ms is 0")
+        if every_s:
+            self._notices.append("no heartbeat topic is written: the relay confirms by the server's keepalives")
+        return every_s
 
     def _tables(self) -> re.Pattern[str]:
         listed = [part.strip() for part in self._get("table.include.list").split(",") if part.strip()]

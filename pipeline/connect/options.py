@@ -33,7 +33,8 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
     "table.include.list": ((), ""),
     "snapshot.mode": (("no_data", "never"), "initial"),
     "offset.mismatch.strategy": (("no_validation", "trust_offset", "trust_slot"), "no_validation"),
-    "heartbeat.interval.ms": (("0",), "0"),
+    "heartbeat.interval.ms": ((), "0"),
+    "heartbeat.action.query": ((), ""),
     "binary.handling.mode": (("bytes",), "bytes"),
     "time.precision.mode": (("adaptive", "adaptive_time_microseconds"), "adaptive"),
     "skipped.operations": (("none", "t", "u", "d", "u,d", "u,t", "d,t", "u,d,t"), "t"),
@@ -110,6 +111,7 @@ WITHOUT_MEANING: dict[str, str] = {
     "schema.name.adjustment.mode": "no schema is made of a table",
     "field.name.adjustment.mode": "no schema is made of a table",
     "sourceinfo.struct.maker": "the router drops it",
+    "topic.heartbeat.prefix": "no heartbeat topic is written",
     "topic.naming.strategy": "the router names the topics",
     "config.action.reload": "the file is read at start",
 }
@@ -117,7 +119,6 @@ WITHOUT_MEANING: dict[str, str] = {
 # keys or prefixes that mean something, and that the relay refuses for now
 NOT_YET: tuple[str, ...] = (
     "heartbeat.",
-    "topic.heartbeat.prefix",
     "message.prefix.",
     "message.key.columns",
     "predicates",

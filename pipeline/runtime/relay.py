@@ -22,6 +22,7 @@ from pipeline.errors import BrokerError, ConfigError, SourceError
 from pipeline.kafka.admin import Topics
 from pipeline.kafka.producer import RecordProducer
 from pipeline.metrics import Meter, PrometheusMeter
+from pipeline.postgres import heartbeat
 from pipeline.postgres.changes import Binding
 from pipeline.postgres.layout import insert_parser
 from pipeline.postgres.pgoutput import Relation
@@ -92,6 +93,7 @@ def run_relay(
     done = threading.Event()
     aside = [
         threading.Thread(target=_watch, args=(dsn, file, meter, readiness, done), name="watch", daemon=True),
+        threading.Thread(target=_beat, args=(dsn, file, readiness, done), name="heartbeat", daemon=True),
         threading.Thread(target=_make_dlq, args=(file, kafka, done), name="make-dlq", daemon=True),
     ]
     for thread in aside:
@@ -170,6 +172,13 @@ def _make_dlq(file: ConnectorFile, kafka: Mapping[str, str], done: threading.Eve
                 )
                 return
         done.wait(_MEASURE_EVERY_S)
+
+
+def _beat(dsn: str, file: ConnectorFile, readiness: probes.Readiness, done: threading.Event) -> None:
+    """Run the heartbeat's action query, while this relay is the active one."""
+    if file.heartbeat_every_s and file.heartbeat_query:
+        active = lambda: readiness.state()["role"] == "active"  # noqa: E731
+        heartbeat.beat(dsn, file.heartbeat_query, file.heartbeat_every_s, active=active, done=done)
 
 
 def _watch(dsn: str, file: ConnectorFile, meter: Meter, readiness: probes.Readiness, done: threading.Event) -> None:

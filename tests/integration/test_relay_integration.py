@@ -17,7 +17,7 @@ import pytest
 from commands import runner
 from confluent_kafka import murmur2
 from relays import RelayProcess, connector_file, headers, ids, insert, read_topic, until
-from servers import Database, Topics
+from servers import Database, Endpoints, Topics, new_database
 
 DEAD_LETTERS = Path(__file__).parents[2] / "docs" / "dead-letters.md"
 
@@ -252,14 +252,19 @@ def test_columns_added_while_running_change_nothing(
 
 
 def test_an_idle_relay_lets_the_server_forget_wal(
-    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, prefix: str
+    file: Path, cli_environment: Mapping[str, str], database: Database, prefix: str, endpoints: Endpoints
 ) -> None:
-    with RelayProcess(file, cli_environment) as relay, psycopg.connect(database.dsn, autocommit=True) as conn:
+    with (
+        RelayProcess(file, cli_environment) as relay,
+        new_database(endpoints.postgres_dsn) as another,
+        psycopg.connect(database.dsn, autocommit=True) as conn,
+        psycopg.connect(another.dsn, autocommit=True) as busy,
+    ):
         relay.reading()
-        conn.execute("CREATE TABLE noise (t text)")
-        target = None
-        for _ in range(30):
-            conn.execute("INSERT INTO noise SELECT repeat(md5(g::text), 30) FROM generate_series(1, 1000) g")
+        for other in (conn, busy):  # another table, another database
+            other.execute("CREATE TABLE noise (t text)")
+            for _ in range(15):
+                other.execute("INSERT INTO noise SELECT repeat(md5(g::text), 60) FROM generate_series(1, 1000) g")
         target = conn.execute("SELECT pg_current_wal_lsn()").fetchone()[0]
         until(
             lambda: (
@@ -272,6 +277,34 @@ def test_an_idle_relay_lets_the_server_forget_wal(
             "the slot advances without a row",
             40,
         )
+
+
+def test_the_active_relay_alone_runs_the_heartbeats_query_and_survives_its_failure(
+    tmp_path: Path, prefix: str, topic: str, cli_environment: Mapping[str, str], database: Database,
+    bootstrap_servers: str,
+) -> None:  # fmt: skip
+    query = "INSERT INTO public.beat VALUES (pg_backend_pid())"
+    options = {"heartbeat.interval.ms": "100", "heartbeat.action.query": query}
+    file = connector_file(tmp_path, prefix, **options)
+    with (
+        psycopg.connect(database.dsn, autocommit=True) as conn,
+        RelayProcess(file, cli_environment) as active,
+    ):
+        beats = lambda: dict(conn.execute("SELECT pid, count(*) FROM beat GROUP BY 1").fetchall())  # noqa: E731
+        active.reading()
+        until(lambda: "heartbeat.failed" in active.actions(), "a failed heartbeat")
+        conn.execute("CREATE TABLE beat (pid int)")
+        with RelayProcess(file, cli_environment) as standby:
+            until(lambda: standby.readiness()["role"] == "standby", "a standby")
+            seen = sum(beats().values())
+            until(lambda: sum(beats().values()) >= seen + 5, "heartbeats beside a standby")
+            (first,) = beats()
+            sent = insert(conn, topic, "k")
+            until(lambda: ids(read_topic(bootstrap_servers, topic)) == [sent], "the row")
+            active.kill()
+            until(lambda: beats().keys() - {first}, "a heartbeat of the new active relay")
+            assert standby.stop() == 0
+        assert active.actions().count("heartbeat.failed") == active.actions().count("heartbeat.back") == 1
 
 
 def test_a_huge_row_passes_where_the_topic_takes_it(
