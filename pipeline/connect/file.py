@@ -305,6 +305,7 @@ class _Config:
             route_regex=regex,
             route_replacement=replacement,
             tombstone_on_empty=self._get("route.tombstone.on.empty.payload") == "true",
+            text_value=self._get("value.converter").endswith(".StringConverter"),
         )
 
     def _placements(self) -> tuple[Placement, ...]:

@@ -44,6 +44,7 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
         (
             "org.apache.kafka.connect.converters.ByteArrayConverter",
             "io.debezium.converters.BinaryDataConverter",
+            _CONVERTERS,
         ),
         "",
     ),

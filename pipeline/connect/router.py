@@ -63,6 +63,8 @@ class RouterOptions:
     route_regex: str = "(?<routedByValue>.*)"
     route_replacement: str = "outbox.event.${routedByValue}"
     tombstone_on_empty: bool = False
+    text_value: bool = False
+    """The value is written by StringConverter: payloads of any type that has a text."""
 
 
 class Router:
@@ -126,7 +128,7 @@ class _Generator:
             f"def route({', '.join(f'c{number}' for number in range(len(self._names)))}):\n"
             f"  by = {route}\n"
             f"  record = (topics.get(by), {_encoded(key)}, {value}, [{', '.join(headers)}], {timestamp}, {partition})\n"
-            "  if record[0] is None or not -1 <= record[5] or not 0 <= record[4] < latest: return odd(by, record)\n"
+            "  if record[0] is None or not -1 <= record[5] or not 0 < record[4] < latest: return odd(by, record)\n"
             "  return record\n"
         )
         topics: dict[str | bytes | None, str] = {}
@@ -137,6 +139,7 @@ class _Generator:
             "now": lambda: int(self._clock() * 1000),
             "negative": lambda number: -1 if number is None else number if number >= 0 else -2,
             "latest": _LATEST_US // 1000,
+            "blank": bytes(range(33)),  # what Java's trim takes away
             "odd": lambda by, record: self._odd(topics, by, record),
         }
         exec(body, scope)  # noqa: S102 — only column numbers and repr() of header names are in the text
@@ -145,10 +148,14 @@ class _Generator:
 
     def _value(self) -> str:
         options = self._options
-        value = self._use(options.payload, "payload", "table.field.event.payload")
+        kind = self._types.get(options.payload)
+        form = "text" if options.text_value and kind and not kind.payload else "payload"
+        value = self._use(options.payload, form, "table.field.event.payload")
+        if form == "text":
+            return _encoded(value)
         if options.tombstone_on_empty and self._types[options.payload].text:  # bytes are never empty to Debezium
             name = f"c{self._names.index(options.payload)}"
-            return f"(None if {name} is None or not {value}.strip(b' \\t\\n\\r\\f\\v\\0') else {value})"
+            return f"(None if {name} is None or not {value}.strip(blank) else {value})"
         return value
 
     def _use(self, column: str, form: str, option: str) -> str:
@@ -180,6 +187,8 @@ class _Generator:
             raise Unroutable("the partition is negative", (*named[:5], -1))
         if not 0 <= record[4] < _LATEST_US // 1000:
             raise Unroutable(f"the timestamp in column {self._options.timestamp!r} is out of range", named)
+        if not record[4]:  # to librdkafka 0 means now
+            named = (*named[:4], 1, named[5])
         if len(topics) >= _CACHED_TOPICS:
             topics.clear()
         topics[by] = topic

@@ -1,0 +1,47 @@
+"""The native relay against the real Debezium 3.7, on the same rows, record by record."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+from captures import RESTART, Parity, published
+from cases import CASES, REKEYED
+from servers import environment, new_database
+
+from pipeline.local import Endpoints
+
+
+@pytest.fixture(scope="module")
+def parity(
+    endpoints: Endpoints, _template: str, connect_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Parity]:
+    with new_database(endpoints.postgres_dsn, _template) as database:
+        prefix = f"t{secrets.token_hex(3)}"
+        folder = tmp_path_factory.mktemp("parity")
+        servers = environment(endpoints, database)
+        with published(connect_url, endpoints.kafka, servers, database, prefix, folder) as found:
+            yield found
+
+
+@pytest.mark.parametrize("case", [*CASES, RESTART])
+def test_both_make_the_same_record_of_each_row(case: str, parity: Parity) -> None:
+    debezium, native = parity.records["debezium"], parity.records["native"]
+    assert parity.written[case]
+    for row in parity.written[case]:
+        assert native[row] == debezium[row]
+
+
+def test_both_publish_the_same_rows_in_the_same_order_and_no_other(parity: Parity) -> None:
+    keyed = {
+        side: [record for row, record in found.items() if record[2] is not None and row != REKEYED]
+        for side, found in parity.records.items()
+    }
+    assert keyed["native"] == keyed["debezium"]
+    assert set(parity.records["native"]) == {row for rows in parity.written.values() for row in rows}
+
+
+def test_a_changed_primary_key_is_an_insert_to_debezium_only(parity: Parity) -> None:
+    assert REKEYED in parity.records["debezium"]
+    assert REKEYED not in parity.records["native"]
