@@ -311,6 +311,8 @@ class _Config:
     def _placements(self) -> tuple[Placement, ...]:
         option = "table.fields.additional.placement"
         made = []
+        if self._prefix + option in self._values and not self._get(option).strip():
+            raise ConfigError(f"{self._path}: {self._prefix}{option}: is empty", remedy="name columns, or remove it")
         for text in filter(None, (part.strip() for part in self._get(option).split(","))):
             column, *rest = (part.strip() for part in text.split(":"))
             if not column or len(rest) not in {1, 2} or rest[0] not in {"header", "envelope", "partition"}:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -196,8 +197,13 @@ class _Generator:
 
 
 def java_regex(pattern: str) -> re.Pattern[str]:
-    """Compile a Java regular expression. Raises re.error."""
-    return re.compile(re.sub(r"\(\?<(?![=!])", "(?P<", pattern))
+    """Compile a Java regular expression. Raises re.error, also for what Python reads in another way: sets in sets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        try:
+            return re.compile(re.sub(r"\(\?<(?![=!])", "(?P<", pattern))
+        except FutureWarning as warning:
+            raise re.error(f"{warning}, which is not honoured") from warning
 
 
 def java_replacement(text: str, regex: re.Pattern[str]) -> Callable[[re.Match[str]], str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from cases import CASES, GROUPS, SHIPPED, Group, Writer
+from cases import CASES, GROUPS, RESTART, SHIPPED, Group, Writer
 from confluent_kafka import Message
 from relays import CONNECTOR, RelayProcess, connector_file, read_topic, until
 from servers import Database, Topics
@@ -31,7 +31,6 @@ Not compared, as each client chooses: the partition of a record without key (-1)
 _ROUTER = "transforms.outbox."
 _SIDES = ("debezium", "native")
 UNTIMED = "outbox.event.order"  # the time of the processing
-RESTART = "restart in the middle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +155,7 @@ def _connector(database: str, name: str, tables: list[str], text: bool) -> dict[
         "producer.override.max.request.size": "2000000",
     }  # fmt: skip
     if text:
+        config["tombstones.on.delete"] = "true"
         config["value.converter"] = "org.apache.kafka.connect.storage.StringConverter"
         config["header.converter"] = "org.apache.kafka.connect.storage.SimpleHeaderConverter"
     return config

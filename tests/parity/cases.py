@@ -80,6 +80,7 @@ class Writer:
         return psycopg.connect(self.dsn)
 
 
+RESTART = "rows written while both captures restart"
 REKEYED = "00000000-0000-4000-8000-000000000000"
 """The new id of a row whose primary key is changed: a delete and an insert to Debezium, an update to us."""
 
@@ -384,6 +385,13 @@ def _(write: Writer) -> list[str]:
         "bigint": (-5, None),
     }
     return [write.row(f"public.payload_{kind}", payload=one) for kind, given in values.items() for one in given]
+
+
+@case(TEXT, "a DELETE and its tombstone publish nothing")
+def _(write: Writer) -> list[str]:
+    made = write.row()
+    write.conn.execute("DELETE FROM public.payload_text WHERE id = %s", (made,))
+    return [made, write.row()]
 
 
 @case(TEXT_TOMBSTONES, "route.tombstone.on.empty.payload: text")

@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-from captures import RESTART, Parity, published
-from cases import CASES, REKEYED
+from captures import Parity, published
+from cases import CASES, REKEYED, RESTART
 from servers import environment, new_database
 
 from pipeline.local import Endpoints

@@ -1,0 +1,232 @@
+"""What the suite knows in, docs/debezium-parity.md out: ``python tests/parity/document.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cases import CASES, RESTART
+
+
+@dataclass(frozen=True, slots=True)
+class Same:
+    """A case of this suite, which passes."""
+
+    case: str
+
+    def __str__(self) -> str:
+        return f"pass: {self.case}"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The native relay refuses a file with this key and value, and names the key."""
+
+    key: str
+    value: str
+    like_debezium: bool = False
+
+    def __str__(self) -> str:
+        return f"{'pass: both refuse' if self.like_debezium else 'refused:'} `{self.key}={self.value}`"
+
+
+@dataclass(frozen=True, slots=True)
+class Fails:
+    """The native relay ends with an error that names this column, which a router's option has and the table has not."""
+
+    option: str
+
+    def __str__(self) -> str:
+        return f"pass: both end where the column named by `{self.option}` is missing"
+
+
+@dataclass(frozen=True, slots=True)
+class Differs:
+    """A difference that is meant."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return f"differs: {self.why}"
+
+
+Outcome = Same | Refused | Fails | Differs
+
+_ROUTER = "transforms.outbox."
+_ENVELOPE = Refused(f"{_ROUTER}table.fields.additional.placement", "type:envelope")
+_EXPAND = Refused(f"{_ROUTER}table.expand.json.payload", "true")
+_MESSAGES = Refused("message.prefix.include.list", "audit")
+_DECODE = Refused("transforms", "outbox,decode")
+_BYTES_KEY = Refused("key.converter", "org.apache.kafka.connect.converters.ByteArrayConverter")
+_ROWS_ONLY = Differs(
+    "what is no row (heartbeats, schema changes) passes Debezium's router; the native relay reads rows only"
+)
+
+_PAYLOAD = Same("payload: NULL, empty, any bytes")
+_KEYS = Same("keys: empty, unicode, long")
+_HEADERS = Same("headers: NULL, unicode, as PostgreSQL writes jsonb")
+_TIMES = Same("times: microseconds, 1970, a missing hour")
+_CHANGES = Same("UPDATE, DELETE and TRUNCATE publish nothing")
+_DELETED = Same("a DELETE and its tombstone publish nothing")
+_LEFT_OUT = Same("logical messages are left out")
+_TYPES = Same("keys of type smallint, integer, bigint, uuid, boolean, varchar, char")
+_PLACED = Same("placements: headers with aliases, of each type, NULL, a missing column ignored")
+_PARTITION = Same("placements: the partition")
+_ROUTED = Same("route.by.field, route.topic.regex, route.topic.replacement")
+_OWN_NAMES = Same("every column under another name")
+_DEFAULTS = Same("the router's defaults")
+_EMPTY_BYTES = Same("route.tombstone.on.empty.payload: bytes")
+_EMPTY_TEXT = Same("route.tombstone.on.empty.payload: text")
+_TEXT = Same("payloads of type text, varchar, json, jsonb, uuid, bigint with StringConverter")
+
+OPTIONS: dict[str, Outcome] = {
+    "table.field.event.id": _OWN_NAMES,
+    "table.field.event.key": _OWN_NAMES,
+    "table.field.event.type": _OWN_NAMES,
+    "table.field.event.payload": _OWN_NAMES,
+    "table.field.event.timestamp": _OWN_NAMES,
+    "table.field.event.schema.version": Refused(f"{_ROUTER}table.field.event.schema.version", "version"),
+    "table.fields.additional.placement": _PLACED,
+    "table.fields.additional.placement: partition": _PARTITION,
+    "table.fields.additional.placement: envelope": _ENVELOPE,
+    "table.field.additional.missing": _PLACED,
+    "table.op.invalid.behavior": _CHANGES,
+    "table.expand.json.payload": _EXPAND,
+    "table.json.payload.null.behavior": _EXPAND,
+    "table.json.payload.empty.array.behavior": _EXPAND,
+    "route.by.field": _ROUTED,
+    "route.topic.regex": _ROUTED,
+    "route.topic.replacement": _ROUTED,
+    "route.tombstone.on.empty.payload": _EMPTY_TEXT,
+    "tracing.span.context.field": Refused(f"{_ROUTER}tracing.span.context.field", "context"),
+    "tracing.operation.name": Refused(f"{_ROUTER}tracing.operation.name", "read"),
+    "tracing.with.context.field.only": Refused(f"{_ROUTER}tracing.with.context.field.only", "true"),
+}
+
+TESTS: dict[str, dict[str, Outcome]] = {
+    "EventRouterTest": {
+        "canSkipTombstone": _DELETED,
+        "canSkipDeletion": _CHANGES,
+        "canSkipMessagesWithoutDebeziumCdcEnvelopeDueToMissingSchemaName": _ROWS_ONLY,
+        "shouldFailWhenTheSchemaLooksValidButDoesNotHaveTheCorrectFields": _ROWS_ONLY,
+        "canSkipMessagesWithoutDebeziumCdcEnvelopeDueToMissingSchemaNameSuffix": _ROWS_ONLY,
+        "canSkipMessagesWithoutDebeziumCdcEnvelopeDueToMissingValueSchema": _ROWS_ONLY,
+        "canSkipUpdates": _CHANGES,
+        "canFailOnUpdates": Differs("`fatal` ends the native relay too; not compared here"),
+        "canExtractTableFields": _PAYLOAD,
+        "canSetDefaultMessageKey": _DEFAULTS,
+        "canSetMessageKey": _OWN_NAMES,
+        "failsOnInvalidSetMessageKey": Fails("table.field.event.key"),
+        "canSetTimestampFromDebeziumEnvelopeByDefault": Differs("each stamps with the time of its own processing"),
+        "canSetTimestampByUserDefinedConfiguration": _TIMES,
+        "canRouteBasedOnField": _ROUTED,
+        "canConfigureEveryTableField": _OWN_NAMES,
+        "canInfluenceTableColumnTypes": _TYPES,
+        "canSetSchemaVersionWhenMoreThanPayloadIsInEnvelope": _ENVELOPE,
+        "shouldNotSetSchemaVersionByDefault": _DEFAULTS,
+        "canSetPayloadTypeIntoTheEnvelope": _ENVELOPE,
+        "canSetPayloadTypeIntoTheEnvelopeWithAlias": _ENVELOPE,
+        "canSetMultipleFieldsIntoTheEnvelope": _ENVELOPE,
+        "canSetPartitionWithAdditionalFields": _PARTITION,
+        "shouldFailOnInvalidConfigurationForTopicRegex": Refused(f"{_ROUTER}route.topic.regex", "[[a-z]", True),
+        "shouldFailOnInvalidConfigurationForAdditionalFields": Refused(
+            f"{_ROUTER}table.fields.additional.placement", "type:heaer", True
+        ),
+        "shouldFailOnInvalidConfigurationForAdditionalFieldsEmpty": Refused(
+            f"{_ROUTER}table.fields.additional.placement", "", True
+        ),
+        "shouldFailOnInvalidConfigurationForOperationBehavior": Refused(
+            f"{_ROUTER}table.op.invalid.behavior", "invalidOption", True
+        ),
+        "canPassStringKey": _KEYS,
+        "canSetBinaryMessageKey": _BYTES_KEY,
+        "canPassBinaryKey": _BYTES_KEY,
+        "canPassIntKey": _TYPES,
+        "canPassBinaryMessage": _PAYLOAD,
+        "canMarkAnEventAsDeleted": _EMPTY_BYTES,
+        "noTombstoneIfNotConfigured": _PAYLOAD,
+        "canExpandJsonPayloadIfConfigured": _EXPAND,
+        "shouldNotWarnOnNullPayloadWhenExpandJsonPayloadEnabled": _EXPAND,
+        "canExpandJsonWithNestedArraysWhereFirstArrayIsEmpty": _EXPAND,
+        "shouldExpandJSONPayloadWithEmptyArrayAndRemoveThatArray": _EXPAND,
+        "shouldNotExpandJSONPayloadIfNotConfigured": _TEXT,
+        "canExpandJsonPayloadWithAdditionalFieldInEnvelope": _EXPAND,
+        "canExpandJsonArrayWithFirstElementNull": _EXPAND,
+        "canExpandJsonArrayWithComplexElements": _EXPAND,
+        "canSetFieldIntoTheEnvelopeWithMissingField": _ENVELOPE,
+        "shouldFailOnMissingField": Fails("table.fields.additional.placement"),
+    },
+    "AbstractEventRouterTest": {
+        "shouldConsumeRecordsFromInsert": _PAYLOAD,
+        "shouldSendEventTypeAsHeader": _HEADERS,
+        "shouldSendEventTypeAsValue": _ENVELOPE,
+        "shouldRespectJsonFormatAsString": _TEXT,
+        "shouldSupportAllFeatures": _ENVELOPE,
+        "shouldConvertMicrosecondsTimestampToMilliseconds": _TIMES,
+        "shouldNotProduceTombstoneEventForNullPayload": _PAYLOAD,
+        "shouldProduceTombstoneEventForNullPayload": _EMPTY_BYTES,
+        "shouldProduceTombstoneEventForEmptyPayload": _EMPTY_TEXT,
+    },
+    "JsonSchemaDataTest": {
+        "shouldCreateCorrectSchemaFromArrayJson": _EXPAND,
+        "failSchemaCheckForArrayWithDifferentNumberTypes": _EXPAND,
+        "shouldCreateCorrectSchemaFromInsertJson": _EXPAND,
+        "shouldConvertNullNodeToOptionalBytes": _EXPAND,
+        "shouldDropEmptyArrayFieldByDefault": _EXPAND,
+        "shouldKeepEmptyArrayFieldAsOptionalStringArray": _EXPAND,
+        "shouldKeepNestedEmptyArrayFieldAsOptionalStringArray": _EXPAND,
+        "shouldConvertEmptyArrayFieldToEmptyList": _EXPAND,
+    },
+    "LogicalDecodingMessageIT": {
+        "shouldNotConsumeLogicalDecodingMessagesWhenAllPrefixesAreInTheExcludedList": _LEFT_OUT,
+        "shouldConsumeNonTransactionalLogicalDecodingMessages": _MESSAGES,
+        "shouldConsumeTransactionalLogicalDecodingMessages": _MESSAGES,
+        "shouldConsumeTransactionalLogicalDecodingMessagesThatContainTransactionData": _MESSAGES,
+        "shouldApplyBinaryHandlingMode": Refused("binary.handling.mode", "base64"),
+        "shouldNotConsumeLogicalDecodingMessagesWithExcludedPrefixes": _LEFT_OUT,
+        "shouldOnlyConsumeLogicalDecodingMessagesWithIncludedPrefixes": _MESSAGES,
+    },
+    "DecodeLogicalDecodingMessageContentTest": {
+        "shouldFailWhenLogicalDecodingMessageContentIsEmptyString": _DECODE,
+        "shouldConvertRecordWithNonTransactionalLogicalDecodingMessageWithEmptyContent": _DECODE,
+        "shouldConvertRecordWithTransactionalLogicalDecodingMessageWithContentNotIncludingNullField": _DECODE,
+        "shouldConvertRecordWithTransactionalLogicalDecodingMessageWithContentIncludingNullField": _DECODE,
+    },
+}
+
+_HEAD = """# Parity with Debezium
+
+The same rows through Debezium 3.7 on Kafka Connect and through the native relay, compared record by record: topic,
+partition, key, value, headers, timestamp. `pytest tests/parity` does it; this page is written by
+`python tests/parity/document.py`, and a test holds it to what the suite knows.
+
+*pass*: that case of the suite passes. *refused*: the native relay does not honour it, refuses the file and names the
+key; run it on Kafka Connect. *differs*: on purpose.
+"""
+_DIFFERENCES = """
+## Differences
+
+- **No key**: the partition is any, in both.
+- **No timestamp column**: each stamps with the time of its own processing.
+- **1970-01-01 00:00:00.000**: the native relay stamps 1 ms later, as librdkafka takes 0 for the present time.
+- **A primary key that is changed**: to Debezium a delete and an insert; its router publishes the row again, under its
+  new id and with a header `__debezium.oldkey`. To the native relay it is an update, of which
+  `table.op.invalid.behavior` says what becomes. A publication of inserts only, as ours, hides it from both.
+- **A row that the broker refuses**, such as one with a time more than an hour ahead
+  (`message.timestamp.after.max.ms`): Debezium's task fails; the native relay sends the row to `<connector>.dlq`.
+- **A restart** repeats rows in both; which ones is not compared, only the first copies.
+"""
+
+
+def document() -> str:
+    """Return the page."""
+    parts = [_HEAD, "\n## Cases\n\n", *(f"- {name}\n" for name in [*CASES, RESTART]), _DIFFERENCES]
+    tables = {"Event Router options": OPTIONS} | {f"Debezium's {name}": tests for name, tests in TESTS.items()}
+    for title, rows in tables.items():
+        passed = sum(str(outcome).startswith("pass") for outcome in rows.values())
+        parts.append(f"\n## {title}\n\n{passed} of {len(rows)} pass.\n\n| | |\n|---|---|\n")
+        parts += [f"| `{name}` | {outcome} |\n" for name, outcome in rows.items()]
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    print(document(), end="")

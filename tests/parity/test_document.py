@@ -1,0 +1,53 @@
+"""docs/debezium-parity.md says what the suite knows, and what it calls refused is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cases import CASES, RESTART
+from document import OPTIONS, TESTS, Fails, Outcome, Refused, Same, document
+from relays import connector_file
+
+from pipeline.connect.file import read
+from pipeline.connect.options import ROUTER
+from pipeline.connect.router import Placement, Router, RouterOptions
+from pipeline.errors import ConfigError
+from pipeline.postgres.pgoutput import Column
+
+OUTCOMES: list[Outcome] = [*OPTIONS.values(), *(one for tests in TESTS.values() for one in tests.values())]
+ENVIRONMENT = {f"PG{name}": "1" for name in ("HOST", "PORT", "USER", "PASSWORD", "DATABASE")}
+
+
+def test_the_page_is_what_the_suite_knows() -> None:
+    page = Path(__file__).parents[2] / "docs" / "debezium-parity.md"
+    assert page.read_text() == document(), "python tests/parity/document.py > docs/debezium-parity.md"
+    assert {one.case for one in OUTCOMES if isinstance(one, Same)} <= {*CASES, RESTART}
+    assert ROUTER.keys() - {"type"} <= OPTIONS.keys()
+    assert {name: len(tests) for name, tests in TESTS.items()} == {
+        "EventRouterTest": 44,
+        "AbstractEventRouterTest": 9,
+        "JsonSchemaDataTest": 8,
+        "LogicalDecodingMessageIT": 7,
+        "DecodeLogicalDecodingMessageContentTest": 4,
+    }
+
+
+@pytest.mark.parametrize("outcome", sorted({one for one in OUTCOMES if isinstance(one, Refused)}, key=str), ids=str)
+def test_what_is_called_refused_is_refused_by_its_key(outcome: Refused, tmp_path: Path) -> None:
+    more = {"transforms.decode.type": "io.debezium.transforms.X"} if outcome.key == "transforms" else {}
+    file = connector_file(tmp_path, "refused", **{outcome.key: outcome.value}, **more)
+    with pytest.raises(ConfigError) as refused:
+        read(file, ENVIRONMENT)
+    assert outcome.key in str(refused.value)
+
+
+@pytest.mark.parametrize("outcome", sorted({one for one in OUTCOMES if isinstance(one, Fails)}, key=str), ids=str)
+def test_a_column_that_is_missing_is_named(outcome: Fails) -> None:
+    columns = [Column(name, 25, -1, 0) for name in ("id", "aggregatetype", "aggregateid", "payload")]
+    options = {
+        "table.field.event.key": RouterOptions(event_key="nowhere"),
+        "table.fields.additional.placement": RouterOptions(placements=(Placement("nowhere", "header", "h"),)),
+    }
+    with pytest.raises(ConfigError, match=f"'nowhere', named by transforms.outbox.{outcome.option}, is not there"):
+        Router(options[outcome.option]).bind("public.outbox", columns)
