@@ -59,7 +59,7 @@ CATALOGUE: dict[str, Metric] = {
         Metric(
             "pipeline_records_total",
             "counter",
-            "Records settled, by outcome: done, retry, dead or skipped",
+            "Records settled, by outcome: done, retry, dead, skipped, cancelled, known (by an earlier owner)",
             ("group", "outcome"),
         ),
         Metric("pipeline_attempts_failed_total", "counter", "Attempts that ended in an error", ("group", "type")),

@@ -1,12 +1,11 @@
 """Delivered offsets of one partition in, the offset that may be committed out.
 
-Everything below the watermark is settled. Offsets are tracked as they were delivered, not as ranges: transaction
-markers and compaction leave holes.
+Everything below the watermark is settled. Only what is open is kept, so one record that takes hours costs no memory
+for those that pass it; holes that transaction markers and compaction leave count as settled.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
 __all__ = ["Watermark"]
@@ -15,41 +14,46 @@ __all__ = ["Watermark"]
 class Watermark:
     """Offsets of one partition between delivered and settled. One thread only."""
 
-    __slots__ = ("_delivered", "_next", "_settled")
+    __slots__ = ("_end", "_open")
 
     def __init__(self, start: int) -> None:
-        self._next = start
-        self._delivered: deque[int] = deque()
-        self._settled: set[int] = set()
+        self._end = start
+        self._open: dict[int, None] = {}
 
     @property
     def position(self) -> int:
         """The offset to commit: all that was delivered below it is settled."""
-        return self._next
+        return next(iter(self._open), self._end)
 
     @property
-    def open(self) -> int:
-        """How many offsets at or above the watermark were delivered, settled ones among them."""
-        return len(self._delivered)
+    def end(self) -> int:
+        """Nothing at or above it was delivered."""
+        return self._end
+
+    @property
+    def open(self) -> tuple[tuple[int, int], ...]:
+        """What was delivered and is not settled: first and last offset of each run, ascending."""
+        runs: list[tuple[int, int]] = []
+        first = last = -2
+        for offset in self._open:
+            if offset != last + 1:
+                if first >= 0:
+                    runs.append((first, last))
+                first = offset
+            last = offset
+        if first >= 0:
+            runs.append((first, last))
+        return tuple(runs)
 
     def deliver(self, offsets: Iterable[int]) -> None:
         """Take delivered offsets, ascending and above all earlier ones."""
-        self._delivered.extend(offsets)
+        before = len(self._open)
+        self._open.update(dict.fromkeys(offsets))
+        if len(self._open) > before:
+            self._end = next(reversed(self._open)) + 1
 
-    def settle(self, offsets: Iterable[int]) -> bool:
-        """Take settled offsets, each of them delivered before; tell whether the watermark rose."""
-        settled = self._settled
-        settled.update(offsets)
-        delivered = self._delivered
-        if not delivered or delivered[0] not in settled:
-            return False
-        last = -1
-        while delivered and delivered[0] in settled:
-            last = delivered.popleft()
-            settled.remove(last)
-        self._next = last + 1
-        return True
-
-    def above(self) -> tuple[int, ...]:
-        """Settled offsets above the watermark, ascending: what a crash would repeat."""
-        return tuple(sorted(self._settled))
+    def settle(self, offsets: Iterable[int]) -> None:
+        """Take settled offsets, each of them delivered before."""
+        pop = self._open.pop
+        for offset in offsets:
+            pop(offset, None)

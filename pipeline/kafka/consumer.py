@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pipeline.definition import Start
 from pipeline.errors import BrokerError, ConfigError
 from pipeline.kafka.errors import misconfigured, translate
+from pipeline.progress import Mark
 from pipeline.record import Record
 
 __all__ = ["GroupConsumer"]
@@ -59,8 +60,8 @@ T = TypeVar("T")
 class Listener(Protocol):
     """Who is told of the assignment and of trouble."""
 
-    def assigned(self, starts: Mapping[Partition, int]) -> None:
-        """Partitions are ours, from these offsets."""
+    def assigned(self, starts: Mapping[Partition, Mark]) -> None:
+        """Partitions are ours, from what was committed."""
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """Partitions are ours until this returns."""
@@ -152,9 +153,9 @@ class GroupConsumer:
             if message.error() is None or self._heard(message)
         ]
 
-    def commit(self, positions: Mapping[Partition, int], *, wait: bool) -> None:
+    def commit(self, marks: Mapping[Partition, Mark], *, wait: bool) -> None:
         """Commit the offsets to read next; without ``wait`` trouble goes to the listener."""
-        offsets = [TopicPartition(topic, partition, offset) for (topic, partition), offset in positions.items()]
+        offsets = [TopicPartition(topic, n, mark.offset, mark.metadata) for (topic, n), mark in marks.items()]
         try:
             if not wait:
                 self._consumer.commit(offsets=offsets, asynchronous=True)
@@ -276,7 +277,7 @@ class GroupConsumer:
             return  # on its way out the client answers no questions, and nothing is begun any more
         stored = self._stored(partitions) if partitions else []
         without = [p for p in stored if p.offset < 0]
-        starts = {(p.topic, p.partition): p.offset for p in stored if p.offset >= 0}
+        starts = {(p.topic, p.partition): Mark(p.offset, p.metadata or "") for p in stored if p.offset >= 0}
         if without:
             topics = {p.topic for p in without}
             siblings = [
@@ -289,10 +290,11 @@ class GroupConsumer:
             for partition in without:
                 # a partition that is new to a topic that is known begins at its beginning
                 start: Start = "earliest" if partition.topic in known else self._starts[partition.topic]
-                starts[partition.topic, partition.partition] = _patiently(
+                offset = _patiently(
                     partial(self._start_offset, partition, start), f"{partition.topic} [{partition.partition}]"
                 )
-        consumer.incremental_assign([TopicPartition(t, p, offset) for (t, p), offset in starts.items()])
+                starts[partition.topic, partition.partition] = Mark(offset)
+        consumer.incremental_assign([TopicPartition(t, p, mark.offset) for (t, p), mark in starts.items()])
         if self._listener is not None:
             self._listener.assigned(starts)
 

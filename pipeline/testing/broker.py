@@ -10,12 +10,15 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.errors import BrokerError
+from pipeline.progress import Mark
 from pipeline.record import Header, Record
 from pipeline.testing.coordinator import Coordinator
 from pipeline.testing.murmur import partition_of
 from pipeline.topics import TopicSpec
 
 __all__ = ["Broker"]
+
+_START = Mark(0)
 
 
 class _Log:
@@ -142,7 +145,7 @@ class Broker:
         """Count the records of topics that lie at or above what a group has committed."""
         committed = self.group(group).committed
         return sum(
-            len(log.offsets) - bisect_left(log.offsets, committed.get((topic, number), 0))
+            len(log.offsets) - bisect_left(log.offsets, committed.get((topic, number), _START).offset)
             for topic in topics
             for number, log in enumerate(self._logs.get(topic, ()))
         )

@@ -12,6 +12,7 @@ from random import Random
 
 from pipeline.definition import Start
 from pipeline.errors import BrokerError
+from pipeline.progress import Mark
 from pipeline.record import Record
 from pipeline.testing.broker import Broker
 from pipeline.testing.coordinator import Partition
@@ -37,7 +38,7 @@ class GroupConsumer:
         self._listener: Listener | None = None
         self._positions: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
-        self._on_the_way: dict[Partition, int] = {}
+        self._on_the_way: dict[Partition, Mark] = {}
         self._told_down = False
         self.fetched = 0
 
@@ -53,7 +54,7 @@ class GroupConsumer:
         for topic, start in topics.items():
             numbers = range(self._broker.topics[topic])
             if not any((topic, number) in committed for number in numbers):
-                committed.update({(topic, number): self._start(topic, number, start) for number in numbers})
+                committed.update({(topic, number): Mark(self._start(topic, number, start)) for number in numbers})
         self._group.join(self, topics)
 
     def poll(self, limit: int, wait_s: float) -> list[Record]:
@@ -74,9 +75,9 @@ class GroupConsumer:
         self.fetched += len(found)
         return found
 
-    def commit(self, positions: Mapping[Partition, int], *, wait: bool) -> None:
+    def commit(self, marks: Mapping[Partition, Mark], *, wait: bool) -> None:
         """Commit the offsets to read next; without ``wait`` trouble goes to the listener."""
-        self._on_the_way.update(positions)
+        self._on_the_way.update(marks)
         if not wait:
             return
         if self._broker.down:
@@ -151,7 +152,7 @@ class GroupConsumer:
         if fresh:
             group.take(self, fresh)
             starts = {partition: self._begin(partition) for partition in fresh}
-            self._positions.update(starts)
+            self._positions.update({partition: mark.offset for partition, mark in starts.items()})
             listener.assigned(starts)
 
     def _drop(self, partitions: Sequence[Partition]) -> None:
@@ -159,9 +160,9 @@ class GroupConsumer:
             self._positions.pop(partition, None)
             self._paused.discard(partition)
 
-    def _begin(self, partition: Partition) -> int:
+    def _begin(self, partition: Partition) -> Mark:
         found = self._group.committed.get(partition)
-        return self._broker.bounds(*partition)[0] if found is None else found  # a new one: at its beginning
+        return Mark(self._broker.bounds(*partition)[0]) if found is None else found  # a new one: at its beginning
 
     def _start(self, topic: str, number: int, start: Start) -> int:
         low, high = self._broker.bounds(topic, number)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from pipeline.progress import Mark
+
 __all__ = ["Coordinator", "Partition"]
 
 Partition = tuple[str, int]
@@ -21,10 +23,10 @@ class _Topics(Protocol):
 
 
 class Coordinator:
-    """One group. ``committed`` has the offset to read next of each partition."""
+    """One group. ``committed`` has what was committed for each partition."""
 
     def __init__(self, broker: _Topics) -> None:
-        self.committed: dict[Partition, int] = {}
+        self.committed: dict[Partition, Mark] = {}
         self._broker = broker
         self._members: dict[object, frozenset[str]] = {}
         self._owners: dict[Partition, object] = {}

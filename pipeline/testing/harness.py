@@ -60,6 +60,7 @@ _QUIET_TURNS = 6
 _MOST_TURNS = 300_000  # some ten seconds: what circulates for ever must end before its time does
 _OUTAGE_S = 5.0
 _NONE = Faults()
+_NEVER = 1 << 30
 _LIMITS = Limits(concurrency=8, records=200, backlog=20, drain_s=5)
 
 
@@ -109,7 +110,8 @@ class Harness:
             self._schemas.decoder,
             chance=self._chance,
             misfortune=self._misfortune,
-            limits=limits,
+            # a crash that chance wanted is no record's fault
+            limits=replace(limits, unclean_ends=_NEVER) if faults.crash or faults.expel else limits,
             ended=self._ended,
             call_of=self.inbox.around,
             state=State(**(state or {})),

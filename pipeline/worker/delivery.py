@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pipeline.definition import Handler
 from pipeline.headers import RetryState
+from pipeline.progress import Mark, Progress
 from pipeline.record import Record
 from pipeline.report import Entry
 from pipeline.watermark import Watermark
@@ -34,21 +35,76 @@ class Assigned:
     """A partition while it is ours. A later assignment of the same partition is another object: that is the fence.
 
     ``closed`` is set when it is being taken away: what was not begun is dropped then. ``lost`` is set when it is gone:
-    what ends later counts for nothing. ``whole`` is the key of order="partition".
+    what ends later counts for nothing. ``whole`` is the key of order="partition". ``named`` says that the group's
+    commit tells that this worker has it; ``careful`` that its records pass by the watch: until that is committed, below
+    ``watched_until``, where a worker before may have died of one, and while such wait.
     """
 
-    __slots__ = ("closed", "committed", "lost", "partition", "paused", "tier_s", "topic", "watermark", "whole")
+    __slots__ = (
+        "_before",
+        "begun",
+        "careful",
+        "closed",
+        "committed",
+        "lost",
+        "named",
+        "partition",
+        "paused",
+        "suspects",
+        "tier_s",
+        "topic",
+        "watched_until",
+        "watermark",
+        "whole",
+    )
 
-    def __init__(self, topic: str, partition: int, start: int, tier_s: float | None) -> None:
+    def __init__(self, topic: str, partition: int, before: Progress, tier_s: float | None, reach: int = 0) -> None:
+        """``reach`` is how far above what it had committed a worker's records in flight may be."""
         self.topic = topic
         self.partition = partition
         self.whole = (topic, partition)
-        self.watermark = Watermark(start)
-        self.committed = -1
+        self.watermark = Watermark(before.offset)
+        self.committed: Mark | None = None
         self.tier_s = tier_s
         self.paused: set[str] = set()
         self.closed = False
         self.lost = False
+        self.named = False
+        self.careful = True
+        self.begun: set[int] = set()
+        self.suspects = dict(before.suspects)
+        self.watched_until = before.watched_until
+        self._before = before
+        if before.in_hand:
+            self.suspects.update({offset: self.suspects.get(offset, 1) + 1 for offset in before.begun})
+            self.watched_until = max(before.watched_until, before.end + reach)
+
+    @property
+    def careful_until(self) -> int:
+        """The offset from which on nothing is known of an earlier owner."""
+        return max(self._before.end, self.watched_until)
+
+    def settled_before(self, offset: int) -> bool:
+        """Whether a record was settled by an earlier owner."""
+        return self._before.settled(offset)
+
+    def progress(self, *, in_hand: bool) -> Progress:
+        """Return what to commit; ``in_hand`` is False when the partition is given back in good order."""
+        mark, before = self.watermark, self._before
+        runs = mark.open
+        if mark.end < before.end:  # what an earlier owner knew of records that did not come yet
+            runs += tuple((max(first, mark.end), last) for first, last in before.open if last >= mark.end)
+        end = max(before.end, mark.end)
+        offset = runs[0][0] if runs else end
+        return Progress(
+            offset,
+            end,
+            runs,
+            in_hand,
+            self.watched_until if self.watched_until > offset else 0,
+            frozenset(self.begun) if in_hand else frozenset(),
+            {suspect: ends for suspect, ends in self.suspects.items() if suspect >= offset},
+        )
 
 
 class Delivery:

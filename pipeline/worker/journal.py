@@ -131,18 +131,27 @@ class Journal:
 
     def put(self, outcome: Outcome) -> None:
         """Take an outcome: of a tracked job it is stored first."""
-        delivery, decision = outcome
-        entry = delivery.entry
         with self._lock:
             self._gate.ended()
             begin = [] if self._gate.open else self._gate.take()
         if begin:
             self._engine.submit(begin)
+        self.tell(outcome)
+
+    def tell(self, outcome: Outcome) -> None:
+        """Take an outcome of what was never begun."""
+        delivery, decision = outcome
+        entry = delivery.entry
         if entry is None or not entry.job_id or not (decision is None or isinstance(decision, _TOLD)):
             self._forward(outcome)
         else:
             self._outcomes.append(outcome)
             self._wake.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether people hold the queue."""
+        return self._gate.paused
 
     # ── the worker's side ──────────────────────────────────────────────────────────────────────────────────────
 

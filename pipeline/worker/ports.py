@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pipeline.definition import Start
 from pipeline.errors import BrokerError
+from pipeline.progress import Mark
 from pipeline.record import Record
 
 __all__ = ["Flow", "Health", "Listener", "Partition", "Producer", "Source"]
@@ -18,8 +19,8 @@ Partition = tuple[str, int]
 class Listener(Protocol):
     """Who is told, inside ``Source.poll`` and ``close``, what becomes of the assignment."""
 
-    def assigned(self, starts: Mapping[Partition, int]) -> None:
-        """Partitions are ours from now on, read from these offsets."""
+    def assigned(self, starts: Mapping[Partition, Mark]) -> None:
+        """Partitions are ours from now on, read from what was committed."""
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """Partitions are ours until this returns: commit now."""
@@ -40,7 +41,7 @@ class Source(Protocol):
     def poll(self, limit: int, wait_s: float) -> list[Record]:
         """Return at most ``limit`` records, waiting for the first one only. Raises BrokerError when it is over."""
 
-    def commit(self, positions: Mapping[Partition, int], *, wait: bool) -> None:
+    def commit(self, marks: Mapping[Partition, Mark], *, wait: bool) -> None:
         """Commit the offsets to read next. Raises BrokerError only with ``wait``."""
 
     def close(self) -> None:

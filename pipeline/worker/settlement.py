@@ -55,7 +55,7 @@ class Move:
 class Dead:
     """To the DLQ."""
 
-    reason: Literal["poison", "rejected", "fatal", "exhausted"]
+    reason: Literal["poison", "rejected", "fatal", "exhausted", "unclean"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ from typing import Any
 
 from pipeline.definition import Group, Handler
 from pipeline.errors import BrokerError, PoisonError
-from pipeline.failure import describe
+from pipeline.failure import Failure, describe
 from pipeline.headers import TYPE, NewerFormat, RetryState
 from pipeline.metrics import Meter
+from pipeline.progress import MOST_BYTES, Mark, Progress
 from pipeline.record import Record
 from pipeline.surroundings import State, aenter, surrounded
 from pipeline.worker.attempt import Attempts, Decoder
@@ -35,6 +36,7 @@ from pipeline.worker.settlement import Again, Cancelled, Dead, HandBack, Move, S
 from pipeline.worker.tasks import LoopThread, Tasks
 from pipeline.worker.threads import Threads
 from pipeline.worker.tiers import Due, Tiers
+from pipeline.worker.watch import Watch
 
 __all__ = ["Limits", "Worker"]
 
@@ -48,6 +50,9 @@ _RECOMMIT_S = 30.0
 _REPORT_S = 1.0
 _FULL_S = 1.0
 _LAST_COMMIT_S = 10.0
+_NAME_AGAIN_S = 0.1
+_LONG = MOST_BYTES * 3 // 4
+_NEVER = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Limits:
 
     ``concurrency`` counts attempts side by side; ``records`` and ``bytes`` bound what is in flight, ``backlog`` what
     waits behind one held-back key. ``drain_s`` is how long running handlers may take at a rebalance or at the end.
+    A record in whose handler ``unclean_ends`` workers ended uncleanly is dead.
     """
 
     concurrency: int = 16
@@ -63,6 +69,7 @@ class Limits:
     bytes: int = 64_000_000
     backlog: int = 1_000
     drain_s: float = 30.0
+    unclean_ends: int = 3
 
 
 class Worker:
@@ -130,11 +137,13 @@ class Worker:
         self._timers: list[tuple[float, int, Delivery]] = []
         self._held: dict[Hashable, int] = {}
         self._waiting: set[Delivery] = set()
+        self._watch = Watch(limits.unclean_ends)
+        self._journal = journal
         self._number = 0
         self._in_flight = 0
         self._in_flight_bytes = 0
         self._full_since: float | None = None
-        self._next_commit = self._next_recommit = self._next_report = 0.0
+        self._next_commit = self._next_recommit = self._next_report = self._next_naming = 0.0
         self._in_trouble = False
         self._overrun: set[Delivery] = set()
 
@@ -205,6 +214,8 @@ class Worker:
         self._settle()
         now = self._clock()
         self._wake(now)
+        if self._watch.busy and now >= self._next_naming:
+            self._begin_watched(now)
         if now >= self._next_commit:
             self._commit(now)
             self._engine.tend()
@@ -247,6 +258,7 @@ class Worker:
         due = Due()
         now_ms = int(self._wall() * 1000)
         routes, held, size = self._routes, self._held, 0
+        careful = False
         for record in records:
             topic, partition, offset, key, value, raw, _ = record
             if here is None or partition != here[1] or topic != here[0]:
@@ -255,7 +267,11 @@ class Worker:
                 offsets = []
                 here = (topic, partition)
                 assigned = self._assigned.get(here)
+                careful = assigned is not None and assigned.careful
             if assigned is None or assigned.closed:
+                continue
+            if careful and assigned.settled_before(offset):
+                self._gauges.settled("known", 1)
                 continue
             offsets.append(offset)
             headers = dict(raw) if raw else {}
@@ -284,7 +300,7 @@ class Worker:
         if fresh:
             self._in_flight += len(fresh)
             self._in_flight_bytes += size
-            self._engine.submit(fresh)
+            self._submit(fresh)
         self._take(due)
 
     def _receive_retried(
@@ -315,7 +331,7 @@ class Worker:
         for delivery in due.now:
             self._count_in(delivery)
         if due.now:
-            self._engine.submit(due.now)
+            self._submit(due.now)
         for delivery in due.move:
             self._count_in(delivery)
             self._outlet.retry(delivery)
@@ -323,6 +339,69 @@ class Worker:
             self._pause(due.pause, "tier")
         if due.resume:
             self._unpause(due.resume, "tier")
+
+    # ── beginning with care ────────────────────────────────────────────────────────────────────────────────────
+
+    def _submit(self, deliveries: list[Delivery]) -> None:
+        if any(assigned.careful for assigned in {delivery.assigned for delivery in deliveries}):
+            self._watch.add(delivery for delivery in deliveries if delivery.assigned.careful)
+            deliveries = [delivery for delivery in deliveries if not delivery.assigned.careful]
+            self._begin_watched(self._clock())
+        if deliveries:
+            self._engine.submit(deliveries)
+
+    def _begin_watched(self, now: float) -> None:
+        """Begin what may begin of the watched, after the group's commit names it."""
+        if self._journal is not None and self._journal.paused:
+            return  # what a paused queue holds is in nobody's hands, and must not look so
+        taken = self._watch.take()
+        if not taken:
+            return
+        naming = [a for a in self._assigned.values() if not a.named]
+        naming += {d.assigned for d, _ in taken if d.assigned.named and d.record.offset in d.assigned.begun}
+        try:
+            if naming:
+                self._source.commit({(a.topic, a.partition): self._mark(a) for a in naming}, wait=True)
+        except BrokerError as error:
+            self.trouble(error)
+            self._watch.put_back(taken)
+            self._next_naming = now + _NAME_AGAIN_S
+            return
+        for assigned in naming:
+            assigned.named = True
+        fresh = []
+        for delivery, again in taken:
+            if self._watch.condemns(delivery):
+                self._condemn(delivery)
+            elif again:
+                self._engine.again(delivery)
+            else:
+                fresh.append(delivery)
+        if fresh:
+            self._engine.submit(fresh)
+        for assigned in {delivery.assigned for delivery, _ in taken}:
+            assigned.careful = self._watch.has(assigned) or assigned.watermark.end < assigned.careful_until
+
+    def _condemn(self, delivery: Delivery) -> None:
+        """A record that its worker did not survive, time and again, is dead."""
+        state = delivery.state or RetryState.first(delivery.record)
+        why = f"its worker ended uncleanly {self._limits.unclean_ends} times while it was handled"
+        delivery.state = state.failed(Failure("UncleanEnd", why), int(self._wall() * 1000))
+        outcome = (delivery, Dead("unclean"))
+        if self._journal is not None and delivery.route is not None:
+            delivery.entry = self._journal.entry(delivery, delivery.route)
+            self._journal.tell(outcome)
+        else:
+            self._outcomes.append(outcome)
+
+    def _mark(self, assigned: Assigned) -> Mark:
+        """Return what to commit; where it grows too long, fetch no more until what is open has ended."""
+        mark = assigned.progress(in_hand=True).mark()
+        if len(mark.metadata) > _LONG:
+            self._pause([assigned], "progress")
+        elif "progress" in assigned.paused and len(mark.metadata) < _LONG // 2:
+            self._unpause([assigned], "progress")
+        return mark
 
     # ── outcomes ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -343,7 +422,7 @@ class Worker:
                     done[assigned] = [record.offset]
                 else:
                     offsets.append(record.offset)
-                if self._held or self._waiting:
+                if self._held or self._waiting or self._watch.begun:
                     self._let_go(delivery)
             else:
                 self._decide(delivery, decision)
@@ -415,6 +494,7 @@ class Worker:
             self._engine.release(delivery)
             self._count_out(delivery)
             return
+        self._watch.rest(delivery)
         delay_s = decision.delay_s
         if isinstance(decision, Again):
             delay_s *= 1 + decision.jitter * self._chance()
@@ -455,6 +535,7 @@ class Worker:
         if delivery in self._waiting:
             self._waiting.discard(delivery)
             self._ready_if_none_waits()
+        self._watch.ended(delivery)
         self._release_key(delivery.key)
 
     def _release_key(self, key: Hashable) -> None:
@@ -468,16 +549,24 @@ class Worker:
     def _wake(self, now: float) -> None:
         timers = self._timers
         while timers and timers[0][0] <= now:
-            self._engine.again(heapq.heappop(timers)[2])
+            delivery = heapq.heappop(timers)[2]
+            if delivery.assigned.careful:
+                self._watch.add([delivery], again=True)
+            else:
+                self._engine.again(delivery)
         self._take(self._tiers.wake(int(self._wall() * 1000)))
 
     # ── assignment (called inside poll and close) ──────────────────────────────────────────────────────────────
 
-    def assigned(self, starts: Mapping[Partition, int]) -> None:
+    def assigned(self, starts: Mapping[Partition, Mark]) -> None:
         """Begin with partitions."""
         tiers = self._group.retry_topics
-        for (topic, partition), start in starts.items():
-            self._assigned[topic, partition] = Assigned(topic, partition, start, tiers.get(topic))
+        for (topic, partition), mark in starts.items():
+            before = Progress.read(mark)
+            assigned = Assigned(topic, partition, before, tiers.get(topic), self._limits.records)
+            self._assigned[topic, partition] = assigned
+            if before.in_hand:
+                self._report_unclean(assigned)
         self._next_commit = 0.0
         self._health.ready(self._group.name)
         log.info(
@@ -505,7 +594,7 @@ class Worker:
         self._gauges.broker_error()
         self._health.not_ready(f"{self._group.name} broker", error.what)
         for assigned in self._assigned.values():
-            assigned.committed = -1
+            assigned.committed = None
         if first:  # the client says it again with every try
             extra = {"action": "worker.trouble", "group": self._group.name, "why": error.what}
             log.warning("broker trouble", extra=extra)
@@ -543,9 +632,9 @@ class Worker:
 
     def _commit_last(self, taken: list[Assigned], until: float) -> None:
         """Commit partitions that go. In a rebalance the broker refuses that: take part in it, and commit then."""
-        while positions := {(a.topic, a.partition): a.watermark.position for a in taken if not a.lost}:
+        while marks := {(a.topic, a.partition): a.progress(in_hand=False).mark() for a in taken if not a.lost}:
             try:
-                self._source.commit(positions, wait=True)
+                self._source.commit(marks, wait=True)
             except BrokerError as error:
                 self.trouble(error)
                 if not error.retryable or self._clock() >= until or self._hurry.is_set():
@@ -560,19 +649,27 @@ class Worker:
             self._tiers.drop(assigned)
             if assigned.lost:
                 self._assigned.pop((assigned.topic, assigned.partition), None)
+            for delivery, again in self._watch.drop(assigned):
+                self._drop(delivery, held=again)
         kept = []
         for entry in self._timers:
             delivery = entry[2]
             if delivery.assigned.closed:
-                self._release_key(delivery.key)
-                self._waiting.discard(delivery)
-                self._engine.release(delivery)
-                self._count_out(delivery)
+                self._drop(delivery, held=True)
             else:
                 kept.append(entry)
         heapq.heapify(kept)
         self._timers = kept
         self._ready_if_none_waits()
+
+    def _drop(self, delivery: Delivery, *, held: bool) -> None:
+        """Forget a record that is not in a handler; ``held``: its key is held back for it."""
+        if held:
+            self._release_key(delivery.key)
+            self._waiting.discard(delivery)
+            self._engine.release(delivery)
+        self._watch.ended(delivery)
+        self._count_out(delivery)
 
     # ── commit, pause, report ──────────────────────────────────────────────────────────────────────────────────
 
@@ -581,13 +678,13 @@ class Worker:
         everything = now >= self._next_recommit
         if everything:
             self._next_recommit = now + _RECOMMIT_S
-        positions = {}
+        marks = {}
         for partition, assigned in self._assigned.items():
-            position = assigned.watermark.position
-            if everything or position != assigned.committed:
-                positions[partition] = assigned.committed = position
-        if positions:
-            self._source.commit(positions, wait=False)
+            mark = self._mark(assigned)
+            if everything or mark != assigned.committed:
+                marks[partition] = assigned.committed = mark
+        if marks:
+            self._source.commit(marks, wait=False)
 
     def _pause(self, partitions: Iterable[Assigned], why: str) -> None:
         closing = [a for a in partitions if not a.paused and not a.closed]
@@ -614,10 +711,26 @@ class Worker:
             self._report_overrun(delivery, now - since)
         oldest_s = max((now - since for _, since in running), default=0.0)
         ends = self._flow.ends(list(self._assigned))
+        for partition, assigned in self._assigned.items():
+            if assigned.watermark.end >= ends.get(partition, _NEVER):  # what comes from now on is new
+                assigned.watched_until = min(assigned.watched_until, assigned.watermark.end)
         self._gauges.report(self._assigned, ends, in_flight=self._in_flight, oldest_s=oldest_s, held=len(self._held))
         if self._in_trouble and self._flow.reachable():
             self._in_trouble = False
             self._health.ready(f"{self._group.name} broker")
+
+    def _report_unclean(self, assigned: Assigned) -> None:
+        log.warning(
+            "the worker before ended uncleanly: what it may have died of is begun with care",
+            extra={
+                "action": "worker.unclean",
+                "group": self._group.name,
+                "topic": assigned.topic,
+                "partition": assigned.partition,
+                "suspects": sorted(assigned.suspects),
+                "condemned": sorted(o for o, ends in assigned.suspects.items() if ends >= self._limits.unclean_ends),
+            },
+        )
 
     def _report_overrun(self, delivery: Delivery, seconds: float) -> None:
         route = delivery.route

@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from pipeline.errors import BrokerError
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.producer import AckProducer
+from pipeline.progress import Mark
 from pipeline.record import Record
 from pipeline.testing.broker import Broker
 from pipeline.testing.consumer import GroupConsumer as MemoryConsumer
@@ -126,13 +127,13 @@ class Listening:
     """What a member was told. ``commits`` is what it commits when partitions are taken."""
 
     def __init__(self) -> None:
-        self.starts: dict[Partition, int] = {}
+        self.starts: dict[Partition, Mark] = {}
         self.has: set[Partition] = set()
         self.told: list[tuple[str, tuple[Partition, ...]]] = []
         self.troubles: list[BrokerError] = []
         self.on_revoked: Callable[[], None] = lambda: None
 
-    def assigned(self, starts: Mapping[Partition, int]) -> None:
+    def assigned(self, starts: Mapping[Partition, Mark]) -> None:
         self.starts.update(starts)
         self.has |= set(starts)
         self.told.append(("assigned", tuple(sorted(starts))))

@@ -13,6 +13,7 @@ from clusters import FEATURES, Cluster, Kafka, Member, Memory, poll_until, send
 from confluent_kafka import murmur2
 
 from pipeline.errors import BrokerError
+from pipeline.progress import Mark
 
 
 def on(feature: str = "") -> pytest.MarkDecorator:
@@ -153,11 +154,11 @@ def test_a_member_goes_on_where_the_group_has_committed(cluster: Cluster, unique
     consumer = cluster.consumer(f"{unique}.g")
     member = Member(consumer, {topic: "earliest"})
     poll_until(lambda: len(member.records) == 10, member)
-    consumer.commit({(topic, 1): 4}, wait=True)
+    consumer.commit({(topic, 1): Mark(4)}, wait=True)
     consumer.close()
     again = Member(cluster.consumer(f"{unique}.g"), {topic: "earliest"})
     poll_until(lambda: len(again.records) == 6, again)
-    assert again.heard.starts[topic, 1] == 4
+    assert again.heard.starts[topic, 1].offset == 4
     assert again.values == [b"%d" % number for number in range(4, 10)]
 
 
@@ -166,13 +167,13 @@ def test_a_commit_without_waiting_arrives_while_the_member_polls(cluster: Cluste
     consumer = cluster.consumer(f"{unique}.g")
     member = Member(consumer, {topic: "earliest"})
     poll_until(lambda: len(member.records) == 3, member)
-    consumer.commit({(topic, 0): 3}, wait=False)
+    consumer.commit({(topic, 0): Mark(3)}, wait=False)
     member.poll()
-    consumer.commit({(topic, 1): 0}, wait=True)  # commits of one member arrive in order
+    consumer.commit({(topic, 1): Mark(0)}, wait=True)  # commits of one member arrive in order
     consumer.close()
     again = Member(cluster.consumer(f"{unique}.g"), {topic: "earliest"})
     poll_until(lambda: len(again.heard.has) == 3, again)
-    assert again.heard.starts[topic, 0] == 3
+    assert again.heard.starts[topic, 0].offset == 3
 
 
 def test_groups_do_not_know_of_each_other(cluster: Cluster, unique: str, topic: str) -> None:
@@ -208,12 +209,12 @@ def test_what_is_committed_while_partitions_are_taken_counts(cluster: Cluster, u
     consumer = cluster.consumer(f"{unique}.g")
     member = Member(consumer, {topic: "earliest"})
     poll_until(lambda: len(member.records) == 6, member)
-    member.heard.on_revoked = lambda: consumer.commit({(topic, p): 2 for p in range(3)}, wait=True)
+    member.heard.on_revoked = lambda: consumer.commit({(topic, p): Mark(2) for p in range(3)}, wait=True)
     consumer.close()
     assert ("revoked", ((topic, 0), (topic, 1), (topic, 2))) in member.heard.told
     again = Member(cluster.consumer(f"{unique}.g"), {topic: "earliest"})
     poll_until(lambda: len(again.heard.has) == 3, again)
-    assert set(again.heard.starts.values()) == {2}
+    assert set(again.heard.starts.values()) == {Mark(2)}
 
 
 def test_paused_partitions_wait_and_lose_nothing(cluster: Cluster, unique: str, topic: str) -> None:
@@ -276,7 +277,7 @@ def test_a_committed_offset_that_retention_took_is_an_error_and_not_a_skip(
     consumer = cluster.consumer(f"{unique}.g")
     member = Member(consumer, {topic: "earliest"})
     poll_until(lambda: len(member.heard.has) == 3, member)
-    consumer.commit({(topic, 0): 1}, wait=True)
+    consumer.commit({(topic, 0): Mark(1)}, wait=True)
     consumer.close()
     cluster.expire(topic, 0, 2)
     again = Member(cluster.consumer(f"{unique}.g"), {topic: "earliest"})

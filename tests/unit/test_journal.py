@@ -8,6 +8,7 @@ from pipeline import Job, RetryPolicy
 from pipeline.definition import Handler, Queue
 from pipeline.errors import ConfigError
 from pipeline.probes import Readiness
+from pipeline.progress import Progress
 from pipeline.record import Record
 from pipeline.report import Entry
 from pipeline.worker.delivery import Assigned, Delivery, Route
@@ -30,7 +31,7 @@ def test_a_job_whose_id_no_row_can_have_is_not_told_of(event_id: bytes | None) -
     journal = Journal(NoStore(), Queue("shop.jobs.email"), worker="w", health=Readiness("w"), concurrency=1)
     route = Route(Handler("h", print, Mail, "q", "g", "none", RetryPolicy()), print)
     record = Record("q", 0, 0, None, b"", [("id", event_id)], 0)
-    delivery = Delivery(Assigned("q", 0, 0, None), record, dict(record.headers), route, None, None)
+    delivery = Delivery(Assigned("q", 0, Progress(0, 0), None), record, dict(record.headers), route, None, None)
     assert journal.entry(delivery, route) is None
     told = journal.entry(
         Delivery(delivery.assigned, record, {"id": b"0190a1b2-0000-7000-8000-000000000001"}, route, None, None), route

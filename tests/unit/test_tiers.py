@@ -5,6 +5,7 @@ from typing import Any
 from pipeline import Job, RetryPolicy
 from pipeline.definition import Handler
 from pipeline.headers import Origin, RetryState
+from pipeline.progress import Progress
 from pipeline.record import Record
 from pipeline.worker.delivery import Assigned, Delivery, Route
 from pipeline.worker.tiers import Due, Tiers
@@ -37,7 +38,7 @@ def add(room: Tiers, one: Delivery, now_ms: int) -> Due:
 
 
 def five(**more: Any) -> Assigned:
-    return Assigned("g.retry.5s", 0, 0, 5.0)
+    return Assigned("g.retry.5s", 0, Progress(0, 0), 5.0)
 
 
 def test_what_is_due_is_handled_at_once_and_nothing_is_paused() -> None:
@@ -85,14 +86,14 @@ def test_what_is_due_a_little_later_waits_without_holding_the_partition() -> Non
 
 def test_a_newer_workers_record_moves_on_but_not_in_a_hurry() -> None:
     room = tiers()
-    one = delivery(Assigned("g.retry.0s", 0, 0, 0.0), written_ms=0, due_ms=None)
+    one = delivery(Assigned("g.retry.0s", 0, Progress(0, 0), 0.0), written_ms=0, due_ms=None)
     assert add(room, one, 10).move == []
     assert room.wake(29_999).move == []
     assert room.wake(30_000).move == [one]
 
 
 def test_a_full_room_pauses_and_skips_jitter() -> None:
-    room, assigned = tiers(chance=1.0), Assigned("g.retry.0s", 0, 0, 0.0)
+    room, assigned = tiers(chance=1.0), Assigned("g.retry.0s", 0, Progress(0, 0), 0.0)
     paused = []
     for offset in range(1000):
         due = add(room, delivery(assigned, written_ms=0, due_ms=1000 + offset, offset=offset), 10)

@@ -1,0 +1,124 @@
+"""Workers whose process ends in the midst of a handler: what is repeated, and what becomes of the record to blame."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from working import Broker, wait_until
+
+from pipeline.local import Endpoints
+from pipeline.progress import Mark, Progress
+
+APP = """
+import os, time
+from pipeline import Event, Pipeline, RetryPolicy
+
+app = Pipeline("unclean", topic_prefix="PREFIX.", partitions=1)
+log = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+class Placed(Event, aggregate="order", key="order_id", format="json"):
+    order_id: str
+    n: int
+
+@app.consumer(Placed, group="billing", retry=RetryPolicy(attempts=3, first_s=0.05, factor=1))
+def bill(event, ctx):
+    if event.n % 10 == 3 and ctx.attempt == 1:
+        raise ValueError("once")
+    os.write(log, f"{event.n}\\n".encode())
+    if event.order_id == "deadly":
+        os._exit(9)
+    if event.order_id == "slow":
+        time.sleep(600)
+"""
+
+
+class Workers:
+    """``pipeline consumer run`` as a static member, which is known again at once when it comes back."""
+
+    def __init__(self, folder: Path, env: dict[str, str], topic: str, bootstrap: str) -> None:
+        self._folder, self._env, self._topic, self._bootstrap = folder, env, topic, bootstrap
+        self.alive: subprocess.Popen[bytes] | None = None
+
+    def put(self, *keys: str) -> None:
+        producer = Producer({"bootstrap.servers": self._bootstrap})
+        for n, key in enumerate(keys):
+            value = json.dumps({"order_id": key, "n": n})
+            producer.produce(self._topic, value, key, headers=[("id", f"e{n}"), ("type", "Placed")])
+        assert producer.flush(30) == 0
+
+    def start(self) -> subprocess.Popen[bytes]:
+        command = ["consumer", "run", "unclean:app", "-X", "group.instance.id=one", "-X", "fetch.wait.max.ms=50"]
+        with (self._folder / "errors").open("ab") as errors:
+            self.alive = subprocess.Popen(
+                [sys.executable, "-m", "pipeline", *command], cwd=self._folder, env=self._env, stderr=errors
+            )
+        return self.alive
+
+    def begun(self) -> Counter[int]:
+        log = self._folder / "log"
+        return Counter(map(int, log.read_text().split())) if log.exists() else Counter()
+
+    def progress(self, group: str) -> Progress:
+        prefix = self._topic.split(".")[0]
+        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": f"{prefix}.unclean.{group}"})
+        [stored] = consumer.committed([TopicPartition(self._topic, 0)], timeout=10)
+        consumer.close()
+        return Progress.read(Mark(stored.offset, stored.metadata or ""))
+
+    def errors(self) -> str:
+        return (self._folder / "errors").read_text()
+
+
+@pytest.fixture
+def broker(bootstrap_servers: str) -> Broker:
+    return Broker(bootstrap_servers)
+
+
+@pytest.fixture
+def workers(cli_environment: dict[str, str], endpoints: Endpoints, prefix: str, tmp_path: Path) -> Iterator[Workers]:
+    (tmp_path / "unclean.py").write_text(APP.replace("PREFIX", prefix))
+    apply = [sys.executable, "-m", "pipeline", "topics", "apply", "unclean:app"]
+    subprocess.run(apply, cwd=tmp_path, env=cli_environment, check=True, capture_output=True)
+    made = Workers(tmp_path, cli_environment, f"{prefix}.outbox.event.order", endpoints.kafka)
+    yield made
+    if made.alive is not None:
+        made.alive.kill()
+        made.alive.wait()
+
+
+def test_a_record_that_ends_its_workers_is_dead_after_the_third_and_all_others_are_handled(
+    workers: Workers, broker: Broker, prefix: str
+) -> None:
+    keys = [f"k{n % 5}" for n in range(200)]  # some of each key fail once, and wait in place
+    keys[77] = "deadly"
+    workers.put(*keys)
+    for _ in range(3):
+        assert workers.start().wait(60) == 9
+    workers.start()
+    wait_until(lambda: set(workers.begun()) == set(range(200)))
+    [letter] = broker.read(f"{prefix}.unclean.billing.dlq", 1)
+    assert (letter.key(), json.loads(letter.value() or b"")["n"]) == (b"deadly", 77)
+    headers = dict(letter.headers() or [])
+    assert b"ended uncleanly 3 times" in (headers["__dlq.errors.message"] or b"")
+    assert workers.begun()[77] == 3
+    assert '"condemned": [77]' in workers.errors()
+
+
+def test_after_a_kill_only_what_was_in_flight_is_repeated(workers: Workers) -> None:
+    workers.put("slow", *(f"k{n}" for n in range(3000)))
+    worker = workers.start()
+    wait_until(lambda: len(workers.begun()) == 3001)
+    wait_until(lambda: workers.progress("billing").settled(3000))  # all above the slow one, in the commit's metadata
+    assert workers.progress("billing").offset == 0
+    worker.kill()
+    worker.wait()
+    workers.start()
+    wait_until(lambda: workers.begun()[0] == 2)
+    assert workers.begun() == Counter({0: 2, **dict.fromkeys(range(1, 3001), 1)})
