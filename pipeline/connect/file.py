@@ -47,6 +47,7 @@ class ConnectorFile:
     status_every_s: float
     heartbeat_every_s: float  # 0: never
     heartbeat_query: str
+    encodes: bool  # JSON payloads, to Avro
     on_update: str
     router: RouterOptions
     database: dict[str, str] = field(repr=False)
@@ -158,6 +159,7 @@ class _Config:
             status_every_s=self._milliseconds("status.update.interval.ms") / 1000,
             heartbeat_every_s=self._heartbeat(),
             heartbeat_query=self._get("heartbeat.action.query"),
+            encodes=self._encodes(),
             on_update=self._get("table.op.invalid.behavior"),
             router=self._router(),
             database=self._database(),
@@ -245,6 +247,17 @@ class _Config:
                 f"{self._path}: {key}: {text!r} is not a number of milliseconds", remedy=f"use {lowest}–600000"
             )
         return int(text)
+
+    def _encodes(self) -> bool:
+        """Tell whether JSON payloads are encoded: by the header ``type``, so there must be one."""
+        if self._get("pipeline.payload.encode") == "none":
+            return False
+        if not any((placed.to, placed.alias) == ("header", "type") for placed in self._placements()):
+            raise ConfigError(
+                f"{self._path}: pipeline.payload.encode: avro needs the record's name in a header type",
+                remedy=f"add type:header:type to {self._prefix}table.fields.additional.placement",
+            )
+        return True
 
     def _heartbeat(self) -> float:
         """Return the seconds between two heartbeats: here they are the action query alone."""

@@ -53,6 +53,7 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
         "org.apache.kafka.connect.storage.SimpleHeaderConverter",
     ),
     "transforms": ((), ""),
+    "pipeline.payload.encode": (("none", "avro"), "none"),  # ours: Kafka Connect passes over it
 }
 
 # of the one transform io.debezium.transforms.outbox.EventRouter

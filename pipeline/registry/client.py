@@ -14,6 +14,7 @@ from pipeline.errors import SchemaError
 __all__ = ["RegistrySchemas"]
 
 _TIMEOUT_S = 5.0
+_LATEST_S = 0.5
 _AGAIN_S = 0.5  # a refusal is repeated for so long without asking: many records name the same schema
 
 
@@ -31,7 +32,12 @@ class RegistrySchemas:
         *,
         on_error: Callable[[], None] = lambda: None,
     ) -> None:
-        config: dict[str, str | float | int] = {"url": url, "timeout": _TIMEOUT_S, "max.retries": 0}
+        config: dict[str, str | float | int] = {
+            "url": url,
+            "timeout": _TIMEOUT_S,
+            "max.retries": 0,
+            "cache.latest.ttl.sec": _LATEST_S,
+        }
         if username:
             config["basic.auth.user.info"] = f"{username}:{password or ''}"
         self._url = url
@@ -51,6 +57,22 @@ class RegistrySchemas:
             if found is None:
                 found = self._texts[schema_id] = self._ask(schema_id)
             return found
+
+    def latest(self, subject: str) -> tuple[int, str]:
+        """Return id and text of a subject's newest version of just now. Raises SchemaError, retryable."""
+        remedy = ""
+        try:
+            found = self._client.get_latest_version(subject)
+            if found.schema_id is not None and found.schema is not None and found.schema.schema_str:
+                return found.schema_id, found.schema.schema_str
+            what = "has no text"
+        except SchemaRegistryError as error:
+            what = f"{error.error_message} ({error.http_status_code})"
+            remedy = "push the schema; the relay waits for it"
+        except Exception as error:  # noqa: BLE001 — the HTTP library's errors differ by version
+            what, remedy = f"cannot be asked: {type(error).__name__}", "is it up, and PIPELINE_REGISTRY__URL right?"
+        self._on_error()
+        raise SchemaError(f"registry {self._url}: subject {subject}: {what}", remedy=remedy, retryable=True)
 
     def close(self) -> None:
         """Close the connections."""

@@ -17,7 +17,7 @@ from pipeline.capture import Routed
 from pipeline.config import Settings
 from pipeline.connect.file import ConnectorFile, read
 from pipeline.connect.router import Router
-from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn
+from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn, registry_address
 from pipeline.errors import BrokerError, ConfigError, SourceError
 from pipeline.kafka.admin import Topics
 from pipeline.kafka.producer import RecordProducer
@@ -29,7 +29,9 @@ from pipeline.postgres.pgoutput import Relation
 from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.postgres.statistics import measure
 from pipeline.postgres.wal import WalSettings, WalSource
-from pipeline.relay import Relay
+from pipeline.registry.client import RegistrySchemas
+from pipeline.relay import Relay, Source
+from pipeline.relay.encoding import EncodedSource
 from pipeline.topics import TopicSpec, dead_letters
 
 __all__ = ["binding", "read_connector", "run_relay", "wal_settings"]
@@ -81,7 +83,10 @@ def run_relay(
         meter.add("pipeline_broker_errors_total", role="relay")
         log.warning(error.what, extra={"action": "kafka.error", "connector": file.name})
 
-    source = WalSource(dsn, wal_settings(file), binding(file))
+    source: Source = WalSource(dsn, wal_settings(file), binding(file))
+    if file.encodes:
+        address = registry_address(settings)
+        source = EncodedSource(source, RegistrySchemas(address.url, address.username, address.password), readiness)
     relay = Relay(
         file.name,
         source,

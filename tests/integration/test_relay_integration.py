@@ -7,6 +7,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 from base64 import b64encode
 from collections.abc import Mapping
 from datetime import UTC
@@ -16,6 +17,7 @@ import psycopg
 import pytest
 from commands import runner
 from confluent_kafka import murmur2
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from relays import RelayProcess, connector_file, headers, ids, insert, read_topic, until
 from servers import Database, Endpoints, Topics, new_database
 
@@ -305,6 +307,55 @@ def test_the_active_relay_alone_runs_the_heartbeats_query_and_survives_its_failu
             until(lambda: beats().keys() - {first}, "a heartbeat of the new active relay")
             assert standby.stop() == 0
         assert active.actions().count("heartbeat.failed") == active.actions().count("heartbeat.back") == 1
+
+
+def test_json_payloads_are_encoded_by_their_subjects_schema_and_wait_for_it(
+    tmp_path: Path, prefix: str, topic: str, cli_environment: Mapping[str, str], database: Database,
+    bootstrap_servers: str, registry_client: SchemaRegistryClient,
+) -> None:  # fmt: skip
+    router = "transforms.outbox."
+    options = {
+        "table.include.list": "public.events",
+        "publication.name": "events",
+        "pipeline.payload.encode": "avro",
+        router + "table.fields.additional.placement": "type:header:type",
+    }
+    schema = {"type": "record", "name": "Paid", "namespace": "shop", "fields": [{"name": "cents", "type": "long"}]}
+    row = "INSERT INTO events (aggregateid, type, topic, payload) VALUES ('k', 'shop.Paid', %s, %s)"
+    with (
+        psycopg.connect(database.dsn, autocommit=True) as conn,
+        RelayProcess(connector_file(tmp_path, prefix, **options), cli_environment) as relay,
+    ):
+        assert relay.process.wait(30) == 1  # no such publication yet
+        conn.execute(
+            "CREATE TABLE events (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregatetype text, aggregateid text,"
+            " type text, topic text, payload jsonb, created_at timestamp DEFAULT (now() AT TIME ZONE 'UTC'))"
+        )
+        conn.execute("CREATE PUBLICATION events FOR TABLE events WITH (publish = 'insert')")
+        with RelayProcess(connector_file(tmp_path, prefix, **options), cli_environment) as relay:
+            relay.reading()
+            conn.execute(row, (topic, '{"cents": 5}'))
+            reasons = lambda: str(relay.readiness()["reasons"])  # noqa: E731
+            until(lambda: f"{topic}-shop.Paid" in reasons(), "not ready: the registry has no schema")
+            version = registry_client.register_schema(f"{topic}-shop.Paid", Schema(json.dumps(schema), "AVRO"))
+            (first,) = until(lambda: read_topic(bootstrap_servers, topic), "the first record")
+            until(lambda: relay.readiness()["ready"], "ready")
+            conn.execute(row, (topic, '{"cents": "many"}'))
+            conn.execute(row, (topic, '{"cents": 7}'))
+            (letter,) = until(lambda: read_topic(bootstrap_servers, f"{prefix}.dlq"), "the dead letter")
+            wider = {**schema, "fields": [*schema["fields"], {"name": "tip", "type": "long", "default": 0}]}
+            newer = registry_client.register_schema(f"{topic}-shop.Paid", Schema(json.dumps(wider), "AVRO"))
+            time.sleep(1.1)  # a schema is asked for again at most each second
+            conn.execute(row, (topic, '{"cents": 8, "tip": 2}'))
+            found = until(lambda: len(m := read_topic(bootstrap_servers, topic)) == 3 and m, "three records")
+            assert relay.stop() == 0
+    assert (first.key(), first.value()) == (b"k", struct.pack(">bI", 0, version) + b"\x0a")
+    assert letter.value() == b'{"cents": "many"}'
+    assert b"payload.cents: is not long" in headers(letter)["__dlq.errors.message"]
+    assert [record.value() for record in found[1:]] == [
+        struct.pack(">bI", 0, version) + b"\x0e",
+        struct.pack(">bI", 0, newer) + b"\x10\x04",
+    ]
 
 
 def test_a_huge_row_passes_where_the_topic_takes_it(
