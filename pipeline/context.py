@@ -137,6 +137,11 @@ class Context:
         self._conn = conn
         return self
 
+    @property
+    def entry(self) -> Entry | None:
+        """What the attempt tells of a tracked job: for what runs handlers."""
+        return self._entry
+
     # ── of a tracked job; of no effect in events and untracked jobs ────────────────────────────────────────────
 
     def progress(self, done: float, total: float | None = None) -> None:

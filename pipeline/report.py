@@ -64,19 +64,31 @@ class Report:
 class Entry:
     """One attempt at a tracked job: what its handler tells, and whether it should end. Written by the handler's thread.
 
-    ``begun_s`` is since 1970. ``news`` is set where something is to be stored before the attempt ends.
+    ``begun_s`` is since 1970. ``news`` is set where something is to be stored before the attempt ends, ``stored`` where
+    its row says already that the job is done.
     """
 
-    __slots__ = ("attempt", "begun_s", "cancelled", "children", "job_id", "news", "progress", "result", "told", "total")
+    __slots__ = (
+        "attempt", "begun_s", "cancelled", "children", "job_id", "news", "progress", "result", "stored", "told",
+        "total", "worker",
+    )  # fmt: skip
 
     def __init__(
-        self, job_id: str, attempt: int, begun_s: float, cancelled: bool, children: Callable[[], Sequence[Child]]
+        self,
+        job_id: str,
+        attempt: int,
+        begun_s: float,
+        cancelled: bool,
+        children: Callable[[], Sequence[Child]],
+        worker: str = "",
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt
         self.begun_s = begun_s
         self.cancelled = cancelled
         self.children = children
+        self.worker = worker
+        self.stored = False
         self.news = False
         self.told = False
         self.progress: float | None = None
@@ -111,7 +123,6 @@ class Entry:
     def report(
         self,
         state: State,
-        worker: str,
         *,
         attempts: int | None = None,
         due_at: datetime | None = None,
@@ -122,7 +133,7 @@ class Entry:
             self.job_id,
             state,
             self.attempt if attempts is None else attempts,
-            worker,
+            self.worker,
             datetime.fromtimestamp(self.begun_s, UTC),
             due_at,
             error,

@@ -1,12 +1,14 @@
 """Handlers in, the same handlers within a transaction that holds their inbox row out.
 
 Exactly once in effect: the row and what the handler does on ``ctx.conn`` are committed together, or neither is. A
-second delivery finds the row and does nothing; one that comes at the same moment waits for the first transaction.
+second delivery finds the row and does nothing; one that comes at the same moment waits for the first transaction. A
+tracked job is done, its key free and its parent told, in that transaction too.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import threading
 from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import psycopg
 
 from pipeline.context import Context
 from pipeline.definition import Handler
+from pipeline.errors import SourceError
 from pipeline.event import Message
 from pipeline.inbox import InboxKey, InboxUnavailable
 from pipeline.postgres.errors import translated
@@ -25,6 +28,7 @@ __all__ = ["Inbox"]
 _ENTER = """
 INSERT INTO pipeline.inbox (event_id, group_name, handler, generation) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING
 """
+_SETTLE = "SELECT pipeline.settle_jobs(%s)"
 _OPTIONS: dict[str, Any] = {
     "autocommit": True,
     "connect_timeout": 10,
@@ -91,17 +95,19 @@ class Inbox:
                 if entered:
                     try:
                         handler.function(message, context.within(conn))
+                        _look(conn, handler)
                     except BaseException:
                         failed = True
                         raise
+                    if reports := _done(context):
+                        conn.execute(_SETTLE, (reports,))
         except BaseException as error:  # noqa: BLE001 — raised again, or as what it comes to
             if _gone(error, conn) and kept and not entered:
                 return False
             _raise(error, conn, failed=failed)
         finally:
             self._put(conn)
-        if not entered:
-            self._on_repeat(handler)
+        self._ended(handler, context, entered=entered)
         return True
 
     async def _ahandle(self, handler: Handler, message: Message, context: Context) -> bool:
@@ -114,18 +120,26 @@ class Inbox:
                 if entered:
                     try:
                         await handler.function(message, context.within(conn))
+                        _look(conn, handler)
                     except BaseException:
                         failed = True
                         raise
+                    if reports := _done(context):
+                        await conn.execute(_SETTLE, (reports,))
         except BaseException as error:  # noqa: BLE001 — raised again, or as what it comes to
             if _gone(error, conn) and kept and not entered:
                 return False
             _raise(error, conn, failed=failed)
         finally:
             self._aput(conn)
+        self._ended(handler, context, entered=entered)
+        return True
+
+    def _ended(self, handler: Handler, context: Context, *, entered: bool) -> None:
         if not entered:
             self._on_repeat(handler)
-        return True
+        elif context.entry is not None:
+            context.entry.stored = True
 
     def _take(self) -> tuple[psycopg.Connection[Any], bool]:
         with self._lock:
@@ -163,6 +177,21 @@ class Inbox:
     def _reusable(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
         status = conn.info.transaction_status
         return not self._closed and not conn.closed and status == psycopg.pq.TransactionStatus.IDLE
+
+
+def _look(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], handler: Handler) -> None:
+    """Raise SourceError where a statement failed and the handler passed it over: a commit would undo all in silence."""
+    if conn.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
+        raise SourceError(
+            f"{handler.name}: a statement on ctx.conn failed, and with it the transaction",
+            remedy="let the error out, or wrap the statement in ctx.conn.transaction(), a savepoint",
+        )
+
+
+def _done(context: Context) -> str | None:
+    """Return what the row of a tracked job is to say; None where there is none."""
+    entry = context.entry
+    return json.dumps([entry.report("done").row()]) if entry is not None and entry.job_id else None
 
 
 def _gone(error: BaseException, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:

@@ -103,7 +103,7 @@ class Harness:
         self._jobs = Jobs(lambda: self.clock.now)
         self._groups = _chosen(app, groups)
         self._down_until: float | None = None
-        self.inbox = Inbox(self.connection)
+        self.inbox = Inbox(self.connection, self._jobs.settle)
         self._fleet = Fleet(
             self.broker,
             self.clock,

@@ -1,7 +1,8 @@
 """Outcomes of tracked jobs in, their rows updated in batches, then the outcomes out to settlement.
 
 A record is settled only after its job's row says what became of it: a crash repeats the record, and never leaves a row
-behind that tells of something else for ever. What people command comes back the same way: pause, cancel, rate.
+behind that tells of something else for ever. With an inbox, its transaction has written that a job is done. What people
+command comes back the same way: pause, cancel, rate.
 """
 
 from __future__ import annotations
@@ -127,7 +128,8 @@ class Journal:
             return None
         attempt = 1 if delivery.state is None else delivery.state.attempt
         children = self._store.children
-        return Entry(job_id, attempt, self._wall(), job_id in self._cancelled, lambda: children(job_id))
+        cancelled = job_id in self._cancelled
+        return Entry(job_id, attempt, self._wall(), cancelled, lambda: children(job_id), self._worker)
 
     def put(self, outcome: Outcome) -> None:
         """Take an outcome: of a tracked job it is stored first."""
@@ -142,7 +144,7 @@ class Journal:
         """Take an outcome of what was never begun."""
         delivery, decision = outcome
         entry = delivery.entry
-        if entry is None or not entry.job_id or not (decision is None or isinstance(decision, _TOLD)):
+        if entry is None or not entry.job_id or entry.stored or not (decision is None or isinstance(decision, _TOLD)):
             self._forward(outcome)
         else:
             self._outcomes.append(outcome)
@@ -260,16 +262,16 @@ class Journal:
         if entry is None:
             return None
         if decision is None:
-            return entry.report("done", self._worker)
+            return entry.report("done")
         if isinstance(decision, Cancelled):
-            return entry.report("cancelled", self._worker)
+            return entry.report("cancelled")
         error = state.last_error.kind if state is not None and state.last_error is not None else None
         if isinstance(decision, Dead):
-            return entry.report("dead", self._worker, error=error)
+            return entry.report("dead", error=error)
         assert isinstance(decision, Move | Again)
         due_at = datetime.fromtimestamp(self._wall() + decision.delay_s, UTC)
         attempts = entry.attempt if decision.counted else entry.attempt - 1
-        return entry.report("retrying", self._worker, attempts=attempts, due_at=due_at, error=error)
+        return entry.report("retrying", attempts=attempts, due_at=due_at, error=error)
 
     def _obey(self, control: Control) -> None:
         self._cancelled = control.cancelled
@@ -294,7 +296,7 @@ class Journal:
             if self._clock() - since < _RUNNING_S:
                 continue
             entry.told, entry.news = True, False
-            reports.append(entry.report("running", self._worker))
+            reports.append(entry.report("running"))
         if reports:
             self._store.settle(reports)
 

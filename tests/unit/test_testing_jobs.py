@@ -24,6 +24,10 @@ class Step(Job, queue="steps", format="json"):
     fails: bool = False
 
 
+class Book(Job, queue="books"):
+    name: str
+
+
 class Limited(Job, queue="limited"):
     n: int
 
@@ -52,6 +56,12 @@ def step(job: Step, ctx: Context) -> None:
     if job.fails:
         raise Reject("as asked")
     ctx.result([job.name, *(child.result for child in ctx.children())])
+
+
+@app.job(Book, inbox=True)
+def book(job: Book, ctx: Context) -> None:
+    app.enqueue(ctx.conn, Step(name=job.name))
+    ctx.result(job.name)
 
 
 @app.job(Limited)
@@ -222,6 +232,15 @@ def test_flows_end_once_whatever_crashes() -> None:
         assert harness.job(chained).result == ["3", ["2", ["1"]]]
         assert harness.job(mailed).result == ["sum", {"to": "ada"}, None]
         assert harness.faults["crash"] + harness.faults["duplicate"] > 0
+
+
+def test_a_job_with_an_inbox_has_its_row_and_its_effects_once_whatever_crashes() -> None:
+    for seed in range(10):
+        harness = Harness(app, seed=seed, faults=Faults(crash=0.1, duplicate=0.3))
+        booked = [harness.enqueue(Book(name=str(n))) for n in range(5)]
+        harness.run_until_idle()
+        assert [harness.job(one).result for one in booked] == ["0", "1", "2", "3", "4"]
+        assert len(harness.messages(Step)) == 5
 
 
 def test_a_parent_is_cancelled_and_its_own_parent_with_it(harness: Harness) -> None:
