@@ -10,7 +10,7 @@ from pipeline.job import Wanted
 from pipeline.schedule import Schedule
 from pipeline.scheduler import Made, Moved
 from pipeline.testing.jobs import Jobs
-from pipeline.testing.stored import Row
+from pipeline.testing.stored import BLOCKED, Row
 
 __all__ = ["Ticks"]
 
@@ -65,7 +65,7 @@ class Ticks:
 
     def due_in_s(self) -> float | None:
         """Return how long it takes until something is due."""
-        times = [at for at, _ in self._jobs.due.values()]
+        times = [at for at, _ in self._jobs.due.values() if at != BLOCKED]
         for one in self._schedules:
             last = self._last[one.name]
             if one.name not in self._next or self._next[one.name][0] != last:
