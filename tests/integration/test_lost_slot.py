@@ -1,0 +1,53 @@
+"""A slot that the server gave up, for real: on servers of its own, with a small max_slot_wal_keep_size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import psycopg
+from relays import RelayProcess, connector_file, ids, insert, read_topic, until
+from servers import Database, Topics
+
+from pipeline.local import Endpoints
+
+
+def test_a_slot_that_lost_its_wal_ends_the_relay_which_says_how_to_go_on(
+    tmp_path: Path, prefix: str, private_endpoints: Endpoints, private_database: Database,
+    private_cli_environment: Mapping[str, str],
+) -> None:  # fmt: skip
+    bootstrap_servers = private_endpoints.kafka
+    Topics(bootstrap_servers).create(topic := f"{prefix}.events")
+    file = connector_file(tmp_path, prefix)
+    with psycopg.connect(private_database.dsn, autocommit=True) as conn:
+        with RelayProcess(file, private_cli_environment) as relay:
+            relay.reading()
+            first = insert(conn, topic, "k")
+            until(lambda: ids(read_topic(bootstrap_servers, topic)) == [first], "the first row")
+            assert relay.stop() == 0
+        missed = insert(conn, topic, "k")
+        conn.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
+        conn.execute("SELECT pg_reload_conf()")
+        state = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = %s"
+
+        def lost() -> bool:
+            conn.execute("SELECT pg_logical_emit_message(false, 'noise', repeat('x', 1000000))")
+            conn.execute("SELECT pg_switch_wal()")
+            conn.execute("CHECKPOINT")
+            return conn.execute(state, (prefix,)).fetchone() == ("lost",)
+
+        until(lost, "the server gives the slot up")
+        with RelayProcess(file, private_cli_environment) as relay:
+            assert relay.process.wait(30) == 1
+        assert f"slot {prefix} is lost" in relay.log
+        assert "max_slot_wal_keep_size" in relay.log
+        assert f"pg_drop_replication_slot('{prefix}')" in relay.log
+        conn.execute("SELECT pg_drop_replication_slot(%s)", (prefix,))  # as it says
+        conn.execute("DELETE FROM pipeline.relay_position WHERE slot = %s", (prefix,))
+        with RelayProcess(file, private_cli_environment) as relay:
+            relay.reading()
+            last = insert(conn, topic, "k")
+            until(lambda: last in ids(read_topic(bootstrap_servers, topic)), "a row by the new slot")
+            assert relay.stop() == 0
+        assert ids(read_topic(bootstrap_servers, topic)) == [first, last]
+        assert conn.execute("SELECT count(*) FROM pipeline.outbox WHERE id = %s", (missed,)).fetchone() == (1,)
