@@ -8,10 +8,11 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.connect.expansion import Expansion, quoted
 from pipeline.connect.options import HONOURED, NOT_YET, ROUTER, WITHOUT_MEANING
 from pipeline.connect.producer import translate
 from pipeline.connect.references import resolve
@@ -211,7 +212,8 @@ class _Config:
     def _converter_option(self, key: str, value: str) -> None:
         if key.endswith(".encoding") and value.upper() not in {"UTF-8", "UTF8"}:
             raise self._refusal(key, value, ("UTF-8",))
-        self._notices.append(f"{key} has no meaning in the native relay: bytes pass through")
+        if key != "value.converter.schemas.enable":
+            self._notices.append(f"{key} has no meaning in the native relay: bytes pass through")
 
     def _unknown(self, key: str) -> None:
         known = [*HONOURED, *WITHOUT_MEANING, *(self._prefix + option for option in ROUTER)]
@@ -319,7 +321,26 @@ class _Config:
             route_replacement=replacement,
             tombstone_on_empty=self._get("route.tombstone.on.empty.payload") == "true",
             text_value=self._get("value.converter").endswith(".StringConverter"),
+            json_value=self._json_value(),
         )
+
+    def _json_value(self) -> Callable[[bytes], bytes] | None:
+        expand = "table.expand.json.payload"
+        if not self._get("value.converter").endswith(".JsonConverter"):
+            if self._get(expand) == "true":
+                raise ConfigError(
+                    f"{self._path}: {self._prefix}{expand}: 'true' is honoured with JsonConverter only",
+                    remedy="set value.converter=org.apache.kafka.connect.json.JsonConverter",
+                )
+            return None
+        if (schemas := self._values.get("value.converter.schemas.enable", "true")) != "false":
+            raise self._refusal("value.converter.schemas.enable", schemas, ("false",))
+        if self._get(expand) == "false":
+            return quoted
+        return Expansion(
+            keep_null=self._get("table.json.payload.null.behavior") == "optional_bytes",
+            keep_empty=self._get("table.json.payload.empty.array.behavior") == "optional_string",
+        ).encode
 
     def _placements(self) -> tuple[Placement, ...]:
         option = "table.fields.additional.placement"

@@ -66,6 +66,8 @@ class RouterOptions:
     tombstone_on_empty: bool = False
     text_value: bool = False
     """The value is written by StringConverter: payloads of any type that has a text."""
+    json_value: Callable[[bytes], bytes] | None = None
+    """What makes JSON of a payload's text, where the value is written by JsonConverter."""
 
 
 class Router:
@@ -141,6 +143,7 @@ class _Generator:
             "negative": lambda number: -1 if number is None else number if number >= 0 else -2,
             "latest": _LATEST_US // 1000,
             "blank": bytes(range(33)),  # what Java's trim takes away
+            "json_value": self._options.json_value,
             "odd": lambda by, record: self._odd(topics, by, record),
         }
         exec(body, scope)  # noqa: S102 — only column numbers and repr() of header names are in the text
@@ -149,6 +152,8 @@ class _Generator:
 
     def _value(self) -> str:
         options = self._options
+        if options.json_value:
+            return self._json_value()
         kind = self._types.get(options.payload)
         form = "text" if options.text_value and kind and not kind.payload else "payload"
         value = self._use(options.payload, form, "table.field.event.payload")
@@ -158,6 +163,13 @@ class _Generator:
             name = f"c{self._names.index(options.payload)}"
             return f"(None if {name} is None or not {value}.strip(blank) else {value})"
         return value
+
+    def _json_value(self) -> str:
+        text = _encoded(self._use(self._options.payload, "string", "table.field.event.payload"))
+        name = f"c{self._names.index(self._options.payload)}"
+        if self._options.tombstone_on_empty:
+            return f"(None if {name} is None or not {text}.strip(blank) else json_value({text}))"
+        return f"(b'null' if {name} is None else json_value({text}))"
 
     def _use(self, column: str, form: str, option: str) -> str:
         """Return the expression that gives a column in a form; None where it is NULL."""

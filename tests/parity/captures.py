@@ -61,7 +61,7 @@ def published(
         tables = ", ".join(table for group in GROUPS for table in group.tables)
         conn.execute(f"CREATE PUBLICATION parity FOR TABLE {tables} WITH (publish_via_partition_root = true)")
         with ExitStack() as stack:
-            connectors = [_debezium(prefix, database.name, text) for text in (False, True)]
+            connectors = [_debezium(prefix, database.name, value) for value in ("bytes", "text", "json")]
             for name, config in connectors:
                 stack.callback(_rest, connect_url, "DELETE", f"/connectors/{name}")
                 _rest(connect_url, "PUT", f"/connectors/{name}/config", config)
@@ -118,13 +118,13 @@ def _restarted(
     return made
 
 
-def _debezium(prefix: str, database: str, text: bool) -> tuple[str, dict[str, str]]:
+def _debezium(prefix: str, database: str, value: str) -> tuple[str, dict[str, str]]:
     """Return the connector that has a router for each group, under a predicate on the tables that it serves."""
-    groups = [group for group in GROUPS if group.text == text]
-    name = f"{prefix}-debezium-{'text' if text else 'bytes'}"
+    groups = [group for group in GROUPS if group.value == value]
+    name = f"{prefix}-debezium-{value}"
     base = json.loads(CONNECTOR.read_text())["config"]
     config = {key: value for key, value in base.items() if not key.startswith(_ROUTER)}
-    config |= _connector(database, name, [table for group in groups for table in group.tables], text)
+    config |= _connector(database, name, [table for group in groups for table in group.tables], value)
     config |= {"transforms": ",".join(group.name for group in groups)}
     config |= {"predicates": config["transforms"]}
     for group in groups:
@@ -142,19 +142,22 @@ def _debezium(prefix: str, database: str, text: bool) -> tuple[str, dict[str, st
 def _native(folder: Path, prefix: str, database: str, group: Group) -> Path:
     base = json.loads(CONNECTOR.read_text())["config"]
     router = _router(base, f"{prefix}.native.", group)
-    changes = _connector(database, f"{prefix}-{group.name}", list(group.tables), group.text)
+    changes = _connector(database, f"{prefix}-{group.name}", list(group.tables), group.value)
     return connector_file(
         folder, f"{prefix}-{group.name}", **changes, **{_ROUTER + key: value for key, value in router.items()}
     )
 
 
-def _connector(database: str, name: str, tables: list[str], text: bool) -> dict[str, str]:
+def _connector(database: str, name: str, tables: list[str], value: str) -> dict[str, str]:
     config = {
         "database.dbname": database, "topic.prefix": name, "slot.name": name.replace("-", "_"),
         "publication.name": "parity", "table.include.list": ",".join(table.replace(".", "\\.") for table in tables),
         "producer.override.max.request.size": "2000000",
     }  # fmt: skip
-    if text:
+    if value == "json":
+        config["value.converter"] = "org.apache.kafka.connect.json.JsonConverter"
+        config["value.converter.schemas.enable"] = "false"
+    if value == "text":
         config["tombstones.on.delete"] = "true"
         config["value.converter"] = "org.apache.kafka.connect.storage.StringConverter"
         config["header.converter"] = "org.apache.kafka.connect.storage.SimpleHeaderConverter"

@@ -34,14 +34,14 @@ _COLUMNS = {
 class Group:
     """Tables that one router serves. ``options`` change our file's router; None removes one of its keys.
 
-    ``tables``: name → columns that differ from an outbox's; empty columns are left out. ``text``: values are written
-    by StringConverter, and headers by SimpleHeaderConverter.
+    ``tables``: name → columns that differ from an outbox's; empty columns are left out. ``value``: bytes, text or
+    json, by ByteArrayConverter, StringConverter or JsonConverter without schemas.
     """
 
     name: str
     tables: dict[str, dict[str, str]]
     options: dict[str, str | None] = field(default_factory=dict)
-    text: bool = False
+    value: str = "bytes"
 
     def create(self, conn: Conn) -> None:
         for table, changes in self.tables.items():
@@ -66,7 +66,7 @@ class Writer:
             "aggregatetype": "shop.order",
             "aggregateid": "k",
             "type": "shop.OrderPlaced",
-            "payload": "{}" if self.group.text else b"\0\0\0\0\1x",
+            "payload": b"\0\0\0\0\1x" if self.group.value == "bytes" else "{}",
             "topic": self.group.name,
         } | values
         table = table or next(iter(self.group.tables))
@@ -180,12 +180,47 @@ TOMBSTONES = Group("tombstones", {"public.tombstones": {}}, {"route.tombstone.on
 TEXT = Group(
     "text",
     {f"public.payload_{kind}": {"payload": kind} for kind in ("text", "varchar", "json", "jsonb", "uuid", "bigint")},
-    text=True,
+    value="text",
 )
 TEXT_TOMBSTONES = Group(
-    "text-tombstones", {"public.empties": {"payload": "text"}}, {"route.tombstone.on.empty.payload": "true"}, text=True
+    "text-tombstones",
+    {"public.empties": {"payload": "text"}},
+    {"route.tombstone.on.empty.payload": "true"},
+    value="text",
 )
-GROUPS = [SHIPPED, TYPES, PARTITIONED, PLACED, ROUTED, OWN_NAMES, DEFAULTS, TOMBSTONES, TEXT, TEXT_TOMBSTONES]
+EXPANDED = Group(
+    "expanded",
+    {f"public.expanded_{kind}": {"payload": kind} for kind in ("text", "json", "jsonb")},
+    {"table.expand.json.payload": "true"},
+    value="json",
+)
+EXPANDED_KEPT = Group(
+    "expanded-kept",
+    {"public.kept": {"payload": "json"}},
+    {
+        "table.expand.json.payload": "true",
+        "table.json.payload.null.behavior": "optional_bytes",
+        "table.json.payload.empty.array.behavior": "optional_string",
+        "route.tombstone.on.empty.payload": "true",
+    },
+    value="json",
+)
+QUOTED = Group("quoted", {"public.quoted": {"payload": "text"}}, value="json")
+GROUPS = [
+    SHIPPED,
+    TYPES,
+    PARTITIONED,
+    PLACED,
+    ROUTED,
+    OWN_NAMES,
+    DEFAULTS,
+    TOMBSTONES,
+    TEXT,
+    TEXT_TOMBSTONES,
+    EXPANDED,
+    EXPANDED_KEPT,
+    QUOTED,
+]
 
 
 @case(SHIPPED, "payload: NULL, empty, any bytes")
@@ -397,3 +432,39 @@ def _(write: Writer) -> list[str]:
 @case(TEXT_TOMBSTONES, "route.tombstone.on.empty.payload: text")
 def _(write: Writer) -> list[str]:
     return [write.row(payload=payload) for payload in (None, "", " \t\n", "\x01", "\u00a0", "x")]
+
+
+_FIRST_EMPTY = '{"firstEmpty": [[], [1]]}'
+_DOCUMENTS = (
+    '{"a": 1, "b": "ü🔑\\n", "c": true, "d": 1.5, "e": 12345678901, "f": {"g": {"h": "i"}}}',
+    '{"z": 1, "y": 2, "a": {"c": 1, "b": 2}}',
+    '{"none": null, "empty": [], "nested": {"none": null, "empty": []}, "x": {}}',
+    "{}",
+    '{"ints": [1, 2], "texts": ["a", null], "objects": [{"a": 1}, {"a": 2}], "lists": [[1], [2, 3]]}',
+    '{"lines": [{"sku": "a"}, {"sku": "b", "n": 2}]}',
+    '{"mixed": [1, "a"]}',
+    '{"numbers": [1, 2.5]}',
+    '{"long": [1, 12345678901]}',
+    _FIRST_EMPTY,
+    '{"nulls": [null, {"a": 1}]}',
+)
+
+
+@case(EXPANDED, "table.expand.json.payload: objects, arrays, what is left out, what stays a string")
+def _(write: Writer) -> list[str]:
+    texts = (*_DOCUMENTS, '{"onlyNull": [null]}', "not JSON", "", "7", '"text"', "{broken", None)
+    made = [write.row("public.expanded_text", payload=text) for text in texts]
+    for kind in ("json", "jsonb"):
+        made += [write.row(f"public.expanded_{kind}", payload=text) for text in (*_DOCUMENTS, "true", None)]
+    return made
+
+
+@case(EXPANDED_KEPT, "table.json.payload.null.behavior, table.json.payload.empty.array.behavior")
+def _(write: Writer) -> list[str]:
+    # an empty array before others ends Debezium's task here
+    return [write.row(payload=text) for text in (*_DOCUMENTS, None) if text != _FIRST_EMPTY]
+
+
+@case(QUOTED, "JsonConverter without expansion: a JSON string")
+def _(write: Writer) -> list[str]:
+    return [write.row(payload=text) for text in ('{"a": 1}', 'ü🔑"\\/\t\x7f', "", None)]

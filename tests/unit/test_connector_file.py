@@ -68,7 +68,7 @@ def test_our_file_is_honoured_whole() -> None:
         ({"slot.name": "My-Slot"}, ["slot.name", "My-Slot"]),
         ({"table.include.list": "("}, ["table.include.list"]),
         ({"table.include.list": None}, ["table.include.list", "missing"]),
-        ({"value.converter": "org.apache.kafka.connect.json.JsonConverter"}, ["value.converter", "JsonConverter"]),
+        ({"value.converter": "org.apache.kafka.connect.json.JsonConverter"}, ["value.converter.schemas.enable"]),
         ({"transforms": "outbox,other", "transforms.other.type": "x"}, ["transforms.other.type", "'x'"]),
         ({R + "type": None}, [R + "type", "missing"]),
         ({R + "table.fields.additional.placement": "type:elsewhere"}, ["placement", "type:elsewhere"]),
