@@ -88,12 +88,14 @@ class Pipeline:
         topic: str | None = None,
         decoder: Decode | None = None,
         event_id: EventId | None = None,
+        process: bool = False,
     ) -> Callable[[F], F]:
         """Declare a handler ``(event, ctx)`` for an event type, in a group; sync or async.
 
         ``inbox``: what it does on ``ctx.conn`` happens exactly once per event, however often that is delivered.
         ``topic`` is one that others write, taken whole: its records are read by ``decoder`` ("json", or a function of a
         ``Record`` that returns the event); ``event_id`` names the header that has their ids, or makes one of a record.
+        ``process``: it runs in a child process, which is killed at ``timeout_s``, and may crash.
         ``start`` says where a group begins that has never run. Raises ConfigError for a definition that cannot work.
         """
         _check_kind(model, Event, "consumer")
@@ -102,7 +104,7 @@ class Pipeline:
             raise ConfigError(f"group {group}: two different start=", remedy="one start for the whole group")
         theirs = foreign(model, topic, decoder, event_id)
         own = topic or self.names.events(model.message_type.stream)
-        return self._handle(model, own, name, order, retry, on_exhausted, timeout_s, inbox, theirs)
+        return self._handle(model, own, name, order, retry, on_exhausted, timeout_s, inbox, theirs, process)
 
     def job(
         self,
@@ -112,15 +114,16 @@ class Pipeline:
         retry: RetryPolicy = JOB_POLICY,
         timeout_s: float | None = None,
         inbox: bool = False,
+        process: bool = False,
     ) -> Callable[[F], F]:
         """Declare the handler ``(job, ctx)`` of a job type; sync or async. Its group is its queue.
 
-        ``inbox`` as for ``consumer``.
+        ``inbox`` and ``process`` as for ``consumer``.
         """
         _check_kind(model, Job, "job")
         topic = self.names.jobs(model.message_type.stream)
         on_exhausted: Literal["dlq", "retry_topic"] = "dlq"
-        return self._handle(model, topic, topic, order, retry, on_exhausted, timeout_s, inbox)
+        return self._handle(model, topic, topic, order, retry, on_exhausted, timeout_s, inbox, None, process)
 
     def middleware(self, function: F) -> F:
         """Declare what goes around every handler: a generator function ``(message, ctx)`` that yields once.
@@ -197,13 +200,26 @@ class Pipeline:
         timeout_s: float | None,
         inbox: bool = False,
         theirs: Foreign | None = None,
+        process: bool = False,
     ) -> Callable[[F], F]:
         if timeout_s is not None and timeout_s <= 0:
             raise ConfigError(f"{model.__name__}: timeout_s={timeout_s}", remedy="more than 0, or None for no limit")
+        if process and inbox:
+            raise ConfigError(
+                f"{model.__name__}: inbox=True and process=True: a transaction cannot be had by two processes",
+                remedy="leave one of them out; a lifespan can give the process a connection of its own: ctx.state",
+            )
 
         def declare(function: F) -> F:
             name = f"{function.__module__}.{function.__qualname__}"
-            handler = Handler(name, function, model, topic, group, order, retry, on_exhausted, timeout_s, inbox, theirs)
+            if process and "<" in name:
+                raise ConfigError(
+                    f"process=True: {name} stands inside a function, where no process can import it",
+                    remedy="let it stand at the top of its module",
+                )
+            handler = Handler(
+                name, function, model, topic, group, order, retry, on_exhausted, timeout_s, inbox, theirs, process
+            )
             Group(group, (*(h for h in self._handlers if h.group == group), handler))  # raises for a second one
             self._handlers.append(handler)
             if theirs is None:  # its topic and schema are others' business

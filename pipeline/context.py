@@ -42,6 +42,10 @@ class Context:
         self._group = group
         self._state = state
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # on the way to a handler's process: the entry, the state and the connection are of this one
+        return Context, (self._record, dict(self._headers), self._type, self._group, self._state)
+
     def __repr__(self) -> str:
         return f"Context({self.type}, event_id={self.event_id!r}, attempt={self.attempt}, group={self.group!r})"
 
@@ -137,9 +141,14 @@ class Context:
         self._conn = conn
         return self
 
+    def among(self, entry: Entry | None, shared: State) -> Self:
+        """Return the same context with what belongs to this process: for what runs handlers."""
+        self._entry, self._shared = entry, shared
+        return self
+
     @property
     def entry(self) -> Entry | None:
-        """What the attempt tells of a tracked job: for what runs handlers."""
+        """What is told of a tracked job: for what runs handlers."""
         return self._entry
 
     # ── of a tracked job; of no effect in events and untracked jobs ────────────────────────────────────────────

@@ -31,7 +31,7 @@ class Handler:
     ``order="key"``: a failing record is tried again in place and holds back only its key; ``on_exhausted`` says what
     comes after the last attempt. ``order="none"``: a failing record moves to the retry topics at once. ``inbox``: its
     effects happen once, in the transaction of an inbox row. ``foreign``: its topic's records are others', and all are
-    its own, whatever their headers say.
+    its own, whatever their headers say. ``process``: it runs in a process of its own.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Handler:
     timeout_s: float | None = None
     inbox: bool = False
     foreign: Foreign | None = None
+    process: bool = False
 
     @property
     def in_place(self) -> bool:

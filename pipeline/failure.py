@@ -38,6 +38,9 @@ class Failure:
 
 def describe(error: BaseException, message: Message | None = None) -> Failure:
     """Return what may be told of ``error``. ``message`` is what was being handled: its personal values are masked."""
+    told = getattr(error, "pipeline_failure", None)
+    if isinstance(told, Failure):  # it was raised in another process, where its trace and its class were
+        return told
     try:
         return _describe(error, _pattern(message))
     except Exception:  # noqa: BLE001 — an error may be anything, and its record must still be settled

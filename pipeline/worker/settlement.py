@@ -14,6 +14,7 @@ from pipeline.errors import PoisonError, SchemaError
 from pipeline.headers import NewerFormat
 from pipeline.inbox import InboxUnavailable
 from pipeline.retry import Reject, RetryLater
+from pipeline.worker.mishaps import ProcessUnavailable
 
 __all__ = [
     "Again",
@@ -100,7 +101,7 @@ def settle(error: BaseException, handler: Handler | None, *, attempt: int, waite
             return Move(_UNKNOWN_S, counted=False)  # a newer worker can read it; others need not wait behind it
         what = error.what if isinstance(error, SchemaError) else f"decoding failed with {type(error).__name__}"
         return Wait(_waiting_s(waited), what, error.remedy if isinstance(error, SchemaError) else "")
-    if isinstance(error, InboxUnavailable):
+    if isinstance(error, InboxUnavailable | ProcessUnavailable):
         return Wait(_waiting_s(waited), error.what, error.remedy)
     policy = handler.retry
     if isinstance(error, Reject):

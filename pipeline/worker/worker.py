@@ -32,6 +32,7 @@ from pipeline.worker.gauges import Gauges
 from pipeline.worker.journal import Journal
 from pipeline.worker.outlet import Outlet
 from pipeline.worker.ports import Flow, Health, Partition, Producer, Source
+from pipeline.worker.processes import Processes
 from pipeline.worker.settlement import Again, Cancelled, Dead, HandBack, Move, Skip, Wait
 from pipeline.worker.tasks import LoopThread, Tasks
 from pipeline.worker.threads import Threads
@@ -53,6 +54,7 @@ _LAST_COMMIT_S = 10.0
 _NAME_AGAIN_S = 0.1
 _LONG = MOST_BYTES * 3 // 4
 _NEVER = 1 << 63
+_LEAVE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,8 @@ class Worker:
         self._loop: LoopThread | None = None  # where coroutines run
         self._lifespans = AsyncExitStack()
         routes = {handler: Route(handler, _within(group, handler, call_of)) for handler in group.handlers}
+        own = engine is None and any(handler.process for handler in group.handlers)  # another engine: in-line
+        self._processes = Processes(group, clock) if own else None
         self._state = State(**vars(state or State()))
         if journal is None:
             attempts, put = Attempts(group, routes, decoder, clock, wall, None, self._state), self._outcomes.append
@@ -195,6 +199,8 @@ class Worker:
             if self._loop is not None:
                 with suppress(Exception):  # an end that fails must not keep the others from ending
                     self._loop.wait(self._lifespans.aclose(), self._limits.drain_s)
+            if self._processes is not None:
+                self._processes.stop(0.0 if self._hurry.is_set() else min(self._limits.drain_s, _LEAVE_S))
             self._engine.stop()
             if self._bridge is not None:
                 self._bridge.stop()
@@ -736,6 +742,8 @@ class Worker:
         route = delivery.route
         if route is None or route.handler.timeout_s is None or seconds < route.handler.timeout_s:
             return
+        if route.handler.process:  # killed at its timeout
+            return
         record = delivery.record
         if delivery not in self._overrun:
             self._overrun.add(delivery)
@@ -757,7 +765,11 @@ class Worker:
     ) -> Engine:
         fault, name = self._faults.append, self._group.name
         many = self._limits.concurrency
-        coroutines = [route for h, route in routes.items() if inspect.iscoroutinefunction(h.function)]
+        if self._processes is not None:
+            for handler, route in routes.items():
+                if handler.process:
+                    route.call = self._processes.call_of(handler)
+        coroutines = [r for h, r in routes.items() if inspect.iscoroutinefunction(h.function) and not h.process]
         if len(coroutines) == len(routes):
             tasks = Tasks(attempts.arun, put, fault, concurrency=many, name=name, clock=self._clock)
             self._loop = tasks.thread
