@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-unit check format bench faults lock clean
+.PHONY: demo test test-unit check format bench faults fuzz lock clean
 
 demo: .venv/installed
 	$(BIN)/pipeline demo
@@ -30,6 +30,10 @@ bench: .venv/installed
 # FAULTS="--seconds 1500 --seed 20": see python -m tests.faults --help
 faults: .venv/installed
 	$(BIN)/python -m tests.faults $(FAULTS)
+
+# FUZZ="--inputs 5000000 --seed 7 --only 'Avro values'"
+fuzz: .venv/installed
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 # Locked by hash; what is not in the lock is not installed.
 .venv/installed: pyproject.toml requirements.lock

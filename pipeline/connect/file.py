@@ -244,7 +244,7 @@ class _Config:
 
     def _milliseconds(self, key: str, lowest: int = 1) -> int:
         text = self._get(key)
-        if not text.isascii() or not text.isdigit() or not lowest <= int(text) <= 600_000:
+        if not re.fullmatch(r"[0-9]{1,6}", text) or not lowest <= int(text) <= 600_000:
             raise ConfigError(
                 f"{self._path}: {key}: {text!r} is not a number of milliseconds", remedy=f"use {lowest}–600000"
             )
@@ -295,7 +295,7 @@ class _Config:
             "database.sslrootcert": "sslrootcert",
         }
         port = self._get("database.port")
-        if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
             raise ConfigError(f"{self._path}: database.port: {port!r} is not a port", remedy="use 1–65535")
         return {parameter: self._get(key) for key, parameter in names.items() if self._get(key)}
 

@@ -30,6 +30,9 @@ def kafka_connector(connector: Connector, *, cluster: str, secret: str = "") -> 
         raise ConfigError(
             f"{connector.source}: {connector.name!r} is no name for Kubernetes", remedy="use a-z, 0-9, - and ."
         )
+    tasks = connector.config.get("tasks.max", "1")
+    if not re.fullmatch(r"[1-9][0-9]{0,4}", tasks):
+        raise ConfigError(f"{connector.source}: tasks.max: {tasks!r} is not a number of tasks", remedy="write it as 1")
     config = {key: value for key, value in connector.config.items() if key not in _STRIMZI_KEYS}
     if secret:
         config = {key: _ENVIRONMENT.sub(rf"${{secrets:{secret}:\1}}", value) for key, value in config.items()}
@@ -39,7 +42,7 @@ def kafka_connector(connector: Connector, *, cluster: str, secret: str = "") -> 
         "metadata": {"name": name, "labels": {"strimzi.io/cluster": cluster}},
         "spec": {
             "class": connector.config.get("connector.class", ""),
-            "tasksMax": int(connector.config.get("tasks.max", "1")),
+            "tasksMax": int(tasks),
             "config": config,
         },
     }

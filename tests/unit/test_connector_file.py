@@ -301,3 +301,10 @@ def test_a_table_that_does_not_fit_is_an_error_of_configuration(options: RouterO
 def test_missing_additional_columns_can_be_ignored() -> None:
     options = RouterOptions(placements=(Placement("nope", "header", "p"),), ignore_missing=True)
     assert route(options)[3] == [("id", str(ID))]
+
+
+@pytest.mark.parametrize("key", ["database.port", "status.update.interval.ms"])
+@pytest.mark.parametrize("digits", ["9" * 5000, "\u0663", "", "0x1f"])
+def test_numbers_that_are_none_are_named(tmp_path: Path, key: str, digits: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        load(tmp_path, {key: digits})
