@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from pathlib import Path
 
 import click
 
 from pipeline import log
 from pipeline.cli.connect import COMMANDS
+from pipeline.cli.ending import ending
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.runtime.connect import check
@@ -43,23 +42,17 @@ def run(file: Path, metrics_port: int | None, ignore_unknown: bool, options: tup
     Logs are JSON on stderr. Exit codes: 0 stopped, 1 it cannot go on, and why.
     """
     log.configure(log_level)
-    until, at_once = threading.Event(), threading.Event()
-
-    def on_signal(_number: int, _frame: object) -> None:
-        (at_once if until.is_set() else until).set()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
-    run_relay(
-        file,
-        Settings.load(),
-        until=until,
-        at_once=at_once,
-        ignore_unknown=ignore_unknown,
-        metrics_port=metrics_port,
-        options=_pairs(options),
-        on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
-    )
+    with ending() as (until, at_once):
+        run_relay(
+            file,
+            Settings.load(),
+            until=until,
+            at_once=at_once,
+            ignore_unknown=ignore_unknown,
+            metrics_port=metrics_port,
+            options=_pairs(options),
+            on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
+        )
 
 
 @connector.command()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from dataclasses import asdict
 
 import click
 
 from pipeline import log
+from pipeline.cli.ending import ending
 from pipeline.cli.output import output_option, print_rows
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
@@ -54,26 +53,20 @@ def run(
     were still running: their records are handled again.
     """
     log.configure(log_level)
-    until, at_once = threading.Event(), threading.Event()
-
-    def on_signal(_number: int, _frame: object) -> None:
-        (at_once if until.is_set() else until).set()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
-    drained = run_worker(
-        load_app(app),
-        groups=groups,
-        queues=queues,
-        settings=Settings.load(),
-        concurrency=concurrency,
-        drain_timeout_s=drain_timeout,
-        metrics_port=metrics_port,
-        until=until,
-        at_once=at_once,
-        options=_pairs(options),
-        on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
-    )
+    with ending() as (until, at_once):
+        drained = run_worker(
+            load_app(app),
+            groups=groups,
+            queues=queues,
+            settings=Settings.load(),
+            concurrency=concurrency,
+            drain_timeout_s=drain_timeout,
+            metrics_port=metrics_port,
+            until=until,
+            at_once=at_once,
+            options=_pairs(options),
+            on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
+        )
     context.exit(0 if drained else 2)
 
 

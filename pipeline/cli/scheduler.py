@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-
 import click
 
 from pipeline import log
+from pipeline.cli.ending import ending
 from pipeline.config import Settings
 from pipeline.runtime.load import load_app
 from pipeline.runtime.scheduler import run_scheduler
@@ -36,14 +34,12 @@ def run(app: str | None, keep_days: int, metrics_port: int | None, log_level: st
       pipeline scheduler run shop:app --metrics-port 9103
     """
     log.configure(log_level)
-    until = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: until.set())
-    run_scheduler(
-        load_app(app) if app else None,
-        Settings.load(),
-        until=until,
-        keep_days=keep_days,
-        metrics_port=metrics_port,
-        on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
-    )
+    with ending() as (until, _):
+        run_scheduler(
+            load_app(app) if app else None,
+            Settings.load(),
+            until=until,
+            keep_days=keep_days,
+            metrics_port=metrics_port,
+            on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
+        )

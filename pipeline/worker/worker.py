@@ -567,12 +567,15 @@ class Worker:
     def assigned(self, starts: Mapping[Partition, Mark]) -> None:
         """Begin with partitions."""
         tiers = self._group.retry_topics
+        unclean: list[Assigned] = []
         for (topic, partition), mark in starts.items():
             before = Progress.read(mark)
             assigned = Assigned(topic, partition, before, tiers.get(topic), self._limits.records)
             self._assigned[topic, partition] = assigned
             if before.in_hand:
-                self._report_unclean(assigned)
+                unclean.append(assigned)
+        if unclean:
+            self._report_unclean(unclean)
         self._next_commit = 0.0
         self._health.ready(self._group.name)
         log.info(
@@ -725,16 +728,16 @@ class Worker:
             self._in_trouble = False
             self._health.ready(f"{self._group.name} broker")
 
-    def _report_unclean(self, assigned: Assigned) -> None:
+    def _report_unclean(self, unclean: Sequence[Assigned]) -> None:
+        suspects = {f"{a.topic}[{a.partition}]@{offset}": ends for a in unclean for offset, ends in a.suspects.items()}
         log.warning(
             "the worker before ended uncleanly: what it may have died of is begun with care",
             extra={
                 "action": "worker.unclean",
                 "group": self._group.name,
-                "topic": assigned.topic,
-                "partition": assigned.partition,
-                "suspects": sorted(assigned.suspects),
-                "condemned": sorted(o for o, ends in assigned.suspects.items() if ends >= self._limits.unclean_ends),
+                "partitions": len(unclean),
+                "suspects": sorted(suspects),
+                "condemned": sorted(where for where, ends in suspects.items() if ends >= self._limits.unclean_ends),
             },
         )
 

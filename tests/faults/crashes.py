@@ -174,6 +174,7 @@ class _Drained(Fault):
         self.began_ns = time.time_ns()
 
     def end(self, member: Member) -> str:
+        wait(member.ready, 30)  # an interpreter that just starts ends by the signal itself
         code = member.terminate()
         if code != 0:
             self.violations.append(f"{member.name} ended with code {code} after SIGTERM")

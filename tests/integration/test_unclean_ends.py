@@ -108,7 +108,8 @@ def test_a_record_that_ends_its_workers_is_dead_after_the_third_and_all_others_a
     headers = dict(letter.headers() or [])
     assert b"ended uncleanly 3 times" in (headers["__dlq.errors.message"] or b"")
     assert workers.begun()[77] == 3
-    assert '"condemned": [77]' in workers.errors()
+    assert '"condemned": ["' in workers.errors()
+    assert '[0]@77"]' in workers.errors()
 
 
 def test_after_a_kill_only_what_was_in_flight_is_repeated(workers: Workers) -> None:
