@@ -80,7 +80,10 @@ def listing(
     before: UUID | str | None = None,
     limit: int = 50,
 ) -> Steps[list[JobRow]]:
-    """Return jobs, the newest first, of those that all filters let through; ``before`` is the last id of a page."""
+    """Return jobs, the newest first, of those that all filters let through; ``before`` is the last id of a page.
+
+    Reads at most a page of each kind (queue, type and state) that is asked for; with ``tag`` what has that tag.
+    """
     edge = _id(before) if before else "ffffffff-ffff-ffff-ffff-ffffffffffff"
     given: tuple[object, ...]
     if tag:
@@ -175,7 +178,9 @@ _FIND = f"SELECT {_COLUMNS} FROM pipeline.job AS j WHERE j.id = CAST(%s AS uuid)
 
 _NEWEST = f"SELECT {_COLUMNS} FROM pipeline.job AS j WHERE j.id < CAST(%s AS uuid) ORDER BY j.id DESC LIMIT %s"  # noqa: S608 — fixed names
 
-# One short read of the index for each kind of job that there is; the kinds come from the counts.
+# One short read of the index for each kind of job that there is; the kinds come from the counts. Rows are compared as a
+# whole, not column by column: only the index job_state has that order. With three equations the planner may take
+# the order of the ids from the primary key, and read the table for a kind that is rarer than it thinks.
 _BY_KIND = f"""
 WITH kinds AS (
     SELECT DISTINCT queue, type, state FROM (
@@ -185,8 +190,9 @@ WITH kinds AS (
 )
 SELECT {_COLUMNS} FROM kinds AS k, LATERAL (
     SELECT * FROM pipeline.job AS i
-    WHERE i.queue = k.queue AND i.type = k.type AND i.state = k.state AND i.id < CAST(%s AS uuid)
-    ORDER BY i.id DESC LIMIT %s
+    WHERE (i.queue, i.type, i.state, i.id) < (k.queue, k.type, k.state, CAST(%s AS uuid))
+      AND (i.queue, i.type, i.state, i.id) >= (k.queue, k.type, k.state, CAST(repeat('0', 32) AS uuid))
+    ORDER BY i.queue DESC, i.type DESC, i.state DESC, i.id DESC LIMIT %s
 ) AS j ORDER BY j.id DESC LIMIT %s
 """  # noqa: S608 — fixed names
 
