@@ -19,8 +19,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -203,7 +203,9 @@ def throughput(bench: Bench, rows: int) -> dict[str, float]:
     }
 
 
-def latency(bench: Bench, seconds: float, rate: int) -> dict[str, float]:
+def latency(
+    bench: Bench, seconds: float, rate: int, publisher: Callable[[], AbstractContextManager[object]]
+) -> dict[str, float]:
     """Commit single rows at a steady rate and measure commit → consumer."""
     consumer = Consumer(
         {"bootstrap.servers": bench.kafka, "group.id": f"{bench.name}.latency", "auto.offset.reset": "latest"}
@@ -227,7 +229,7 @@ def latency(bench: Bench, seconds: float, rate: int) -> dict[str, float]:
                 )
                 committed[str(name).encode()] = time.perf_counter()
 
-    with bench.relay():
+    with publisher():
         wait_started(bench)
         writer = threading.Thread(target=write)
         writer.start()
@@ -291,7 +293,7 @@ def main() -> None:
                 source = WalSource(bench.dsn, wal_settings(bench.connector), binding(bench.connector))
                 source.start()
                 source.close()
-            found = latency(bench, arguments.seconds, arguments.rate)
+            found = latency(bench, arguments.seconds, arguments.rate, bench.relay)
             print(json.dumps({"latency": {name: round(value, 2) for name, value in found.items()}}), flush=True)
 
 

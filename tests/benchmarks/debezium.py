@@ -1,0 +1,133 @@
+"""The relay against Debezium on Kafka Connect: the same rows, the same file, in one run on one machine.
+
+    python -m tests.benchmarks.debezium [--rows 300000] [--seconds 15]
+
+Servers as PIPELINE_POSTGRES__DSN, PIPELINE_KAFKA__BOOTSTRAP_SERVERS and PIPELINE_CONNECT__URL say (``pipeline up
+--connect``). Debezium is warm: it has published 50,000 rows before. Both drain a backlog, from their first record of it
+to the last; CPU is that of all threads of the process, Connect's own among them. Latency with ``poll.interval.ms`` 10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from confluent_kafka import Consumer
+
+from tests.benchmarks.relay import Bench, latency, servers, throughput, wait_free, wait_started
+
+WARM_UP = 50_000
+
+
+def ask(method: str, path: str, body: object = None) -> object:
+    """Ask Connect, again while it rebalances."""
+    until = time.monotonic() + 60
+    while True:
+        request = urllib.request.Request(
+            os.environ["PIPELINE_CONNECT__URL"].rstrip("/") + path,
+            json.dumps(body).encode() if body is not None else None,
+            {"Content-Type": "application/json"},
+            method=method,
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            if error.code not in {404, 409, 500} or time.monotonic() > until:
+                raise SystemExit(f"{method} {path}: {error.code} {error.read().decode()}") from error
+            time.sleep(0.5)
+
+
+def connect_process() -> psutil.Process:
+    """Return the JVM that answers at Connect's port."""
+    port = int(os.environ["PIPELINE_CONNECT__URL"].rstrip("/").rpartition(":")[2])
+    for process in psutil.process_iter():
+        try:
+            if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections("tcp")):
+                return process
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+    raise SystemExit(f"nobody listens at port {port} here")
+
+
+@contextmanager
+def debezium(bench: Bench) -> Iterator[None]:
+    """Run the bench's file on Connect."""
+    config = json.loads(bench.file.read_text())["config"]
+    config |= {"database.dbname": bench.name, "topic.prefix": bench.name, "poll.interval.ms": "10"}
+    ask("PUT", f"/connectors/{bench.name}/config", config)
+    try:
+        wait_started(bench)
+        yield
+    finally:
+        ask("DELETE", f"/connectors/{bench.name}")
+        wait_free(bench)
+
+
+def drained(bench: Bench, rows: int) -> dict[str, float]:
+    """Drain a backlog with Debezium, after it has warmed up."""
+    consumer = Consumer({"bootstrap.servers": bench.kafka, "group.id": bench.name})
+    jvm = connect_process()
+    with debezium(bench):
+        bench.fill(WARM_UP)
+        while (before := bench.published(consumer)) < WARM_UP:
+            time.sleep(0.05)
+        ask("PUT", f"/connectors/{bench.name}/stop")
+        bench.fill(rows)
+        ask("PUT", f"/connectors/{bench.name}/resume")
+        while not (first := bench.published(consumer) - before):
+            time.sleep(0.005)
+        began, cpu = time.perf_counter(), sum(jvm.cpu_times()[:2])
+        while (done := bench.published(consumer) - before) < rows:
+            time.sleep(0.02)
+        took, cpu = time.perf_counter() - began, sum(jvm.cpu_times()[:2]) - cpu
+    consumer.close()
+    peak = next(
+        int(line.split()[1]) / 1024
+        for line in Path(f"/proc/{jvm.pid}/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
+    return {"per_s": (done - first) / took, "cpu_us": cpu / (done - first) * 1e6, "peak_mb": peak}
+
+
+def main() -> None:
+    """Run both and print their ratios."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.debezium")
+    parser.add_argument("--rows", type=int, default=300_000)
+    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--rate", type=int, default=500)
+    given = parser.parse_args()
+    if "PIPELINE_CONNECT__URL" not in os.environ:
+        raise SystemExit("set PIPELINE_CONNECT__URL: pipeline up --connect")
+    dsn, kafka = servers(None)
+    with tempfile.TemporaryDirectory() as folder:
+        with Bench(dsn, kafka, Path(folder)) as bench:
+            theirs = drained(bench, given.rows)
+            slow = latency(bench, given.seconds, given.rate, lambda: debezium(bench))
+        with Bench(dsn, kafka, Path(folder)) as bench:
+            ours = throughput(bench, given.rows)
+            fast = latency(bench, given.seconds, given.rate, bench.relay)
+    print(f"{given.rows} rows of 230 bytes, {os.cpu_count()} cores")
+    print(f"  Debezium  {theirs['per_s']:>9,.0f}/s  {theirs['cpu_us']:.1f} µs CPU  {theirs['peak_mb']:.0f} MB at most")
+    print(
+        f"  relay     {ours['relay_per_s']:>9,.0f}/s  {ours['relay_cpu_us']:.1f} µs CPU  {ours['relay_peak_mb']:.0f} MB"
+    )
+    print(f"  Debezium  p50 {slow['p50_ms']:.2f} ms  p99 {slow['p99_ms']:.2f} ms at {given.rate}/s")
+    print(f"  relay     p50 {fast['p50_ms']:.2f} ms  p99 {fast['p99_ms']:.2f} ms")
+    print(f"throughput, relay against Debezium: {ours['relay_per_s'] / theirs['per_s']:.1f} (target ≥ 3)")
+    print(f"CPU an event: 1/{theirs['cpu_us'] / ours['relay_cpu_us']:.1f} (target ≤ 1/5)")
+    print(f"peak memory: 1/{theirs['peak_mb'] / ours['relay_peak_mb']:.1f} (target ≤ 1/8)")
+    print(f"p50: 1/{slow['p50_ms'] / fast['p50_ms']:.1f} (target ≤ 1/4), p99: 1/{slow['p99_ms'] / fast['p99_ms']:.1f}")
+
+
+if __name__ == "__main__":
+    main()
