@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from pipeline.cli.main import cli
 from pipeline.demo import shop
 from pipeline.postgres.migrations import script
+from pipeline.testing import Harness
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -52,12 +54,34 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert re.search(r"Example:\s+pipeline ", found.help or "")
 
 
-def test_the_example_of_the_readme_is_an_application() -> None:
-    readme = (ROOT / "README.md").read_text()
-    code = readme.partition("```python\n")[2].partition("```")[0]
+def readme_example() -> dict[str, Any]:
     found: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(code, "README.md", "exec"), found)
-    assert set(found["app"].groups) == {"shop.billing", "shop.jobs.email"}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        exec(compile(code, "README.md", "exec", dont_inherit=True), found)  # as in a file of its own
+    return found
+
+
+def test_the_examples_of_the_readme_are_an_application() -> None:
+    groups = {"shop.billing", "shop.jobs.email", "shop.jobs.pages", "shop.jobs.schedules"}
+    assert set(readme_example()["app"].groups) == groups
+
+
+def test_the_jobs_of_the_readme_do_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    found = readme_example()
+    harness = Harness(found["app"])
+    began = harness.clock.now
+    with harness.connection() as conn:
+        found["remind"](conn, "o-1")
+        found["remind"](conn, "o-1")
+        found["send_catalogue"](conn, 2, "ada@example.org")
+    harness.tick("nightly-catalogue")
+    harness.run_until_idle()
+    assert sorted(capsys.readouterr().out.splitlines()) == [
+        "ada@example.org gets page-0.pdf page-1.pdf",
+        "order o-1 is not paid yet",
+    ]
+    assert harness.clock.now >= began + timedelta(days=1)
+    assert harness.dead_letters == []
 
 
 def test_every_table_stands_in_the_architecture() -> None:
