@@ -41,6 +41,8 @@ class ConnectorFile:
     name: str
     slot: str
     publication: str
+    creates: str  # publication.autocreate.mode
+    by_root: bool  # of a publication that is created
     tables: re.Pattern[str]
     tables_text: str
     failover: bool
@@ -153,6 +155,8 @@ class _Config:
             name=name,
             slot=self._identifier("slot.name"),
             publication=self._get("publication.name"),
+            creates=self._get("publication.autocreate.mode"),
+            by_root=self._get("publish.via.partition.root") == "true",
             tables=tables,
             tables_text=self._get("table.include.list"),
             failover=self._get("slot.failover") == "true",

@@ -15,6 +15,7 @@ from pipeline.capture import Batch, lsn_text
 from pipeline.errors import SourceError
 from pipeline.postgres.changes import Binding, Changes
 from pipeline.postgres.position import Position, PositionStore, resume_at
+from pipeline.postgres.publication import Mode, ensure
 from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy, quoted
 
 __all__ = ["WalSettings", "WalSource"]
@@ -37,6 +38,8 @@ class WalSettings:
     publication: str
     wanted: Callable[[str, str], bool]
     wanted_text: str
+    creates: Mode = "disabled"  # the publication
+    by_root: bool = False
     failover: bool = False
     trust_slot: bool = False
     status_every_s: float = 10.0
@@ -157,6 +160,8 @@ class WalSource:
         conn = self._conn = ReplicationConnection(self._dsn, liveness_s=settings.liveness_s, clock=self._clock)
         server = conn.identify()
         slot = conn.slot(settings.slot)
+        if not (slot and slot.active):
+            ensure(conn, settings.publication, settings.creates, settings.wanted, by_root=settings.by_root)
         self._check_publication(conn)  # before a slot is made, and by a standby too
         if slot and slot.active:
             return self._begin_anew()
@@ -285,7 +290,8 @@ class WalSource:
         if not any(settings.wanted(schema, table) for schema, table in tables):
             raise SourceError(
                 f"publication {settings.publication} has no table that table.include.list={settings.wanted_text} takes",
-                remedy=f"it has {_named(tables)}; a partitioned table needs publish_via_partition_root",
+                remedy=f"it has {_named(tables)}: ALTER PUBLICATION {settings.publication} ADD TABLE …; a partitioned "
+                "table needs publish_via_partition_root",
             )
 
 

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 from prometheus_client import CollectorRegistry
 from psycopg.conninfo import make_conninfo
@@ -26,6 +27,7 @@ from pipeline.postgres import heartbeat
 from pipeline.postgres.changes import Binding
 from pipeline.postgres.layout import insert_parser
 from pipeline.postgres.pgoutput import Relation
+from pipeline.postgres.publication import Mode
 from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.postgres.statistics import measure
 from pipeline.postgres.wal import WalSettings, WalSource
@@ -121,6 +123,8 @@ def wal_settings(file: ConnectorFile) -> WalSettings:
         publication=file.publication,
         wanted=file.captures,
         wanted_text=file.tables_text,
+        creates=cast(Mode, file.creates),
+        by_root=file.by_root,
         failover=file.failover,
         trust_slot=file.trust_slot,
         status_every_s=file.status_every_s,

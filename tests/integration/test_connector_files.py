@@ -118,4 +118,6 @@ def test_connect_takes_every_file_and_the_native_relay_takes_it_or_names_the_key
     native = pipeline("connector", "validate", str(file))
     config = json.loads(file.read_text())["config"]
     told = native.stderr.rpartition("error: ")[2]
-    assert native.code == 0 or any(told.startswith(f"{file}: {key}: ") for key in [*config, "transforms"]), told
+    assert native.code == 0 or (
+        stem == "table-avro" and any(told.startswith(f"{file}: {key}: ") for key in [*config, "transforms"])
+    ), told

@@ -214,6 +214,8 @@ _DIFFERENCES = """
   `table.op.invalid.behavior` says what becomes. A publication of inserts only, as ours, hides it from both.
 - **A row that the broker refuses**, such as one with a time more than an hour ahead
   (`message.timestamp.after.max.ms`): Debezium's task fails; the native relay sends the row to `<connector>.dlq`.
+- **A publication without any wanted table**, as `publication.autocreate.mode=no_tables` makes: Debezium runs and
+  publishes nothing; the native relay ends with an error. In each mode both make the same publication (tested).
 - **Expanded JSON** is compared as `JsonConverter` writes it without schemas; with schemas the file is refused. A
   document that ends Debezium's task, such as `[[], [1]]` with `empty.array.behavior=optional_string`, is
   published as it stands.

@@ -57,7 +57,7 @@ def test_our_file_is_honoured_whole() -> None:
         ({"plugin.name": None}, ["plugin.name", "decoderbufs"]),
         ({"snapshot.mode": None}, ["snapshot.mode", "initial", "no_data"]),
         ({"extended.headers.enabled": None}, ["extended.headers.enabled", "true"]),
-        ({"publication.autocreate.mode": "filtered"}, ["publication.autocreate.mode", "filtered", "disabled"]),
+        ({"publication.autocreate.mode": "some"}, ["publication.autocreate.mode", "'some'", "filtered"]),
         ({"heartbeat.interval.ms": "often"}, ["heartbeat.interval.ms", "'often'", "0–600000"]),
         ({"predicates": "p"}, ["predicates", "not honour it yet"]),
         ({"database.password": "${env:NOWHERE}"}, ["database.password", "NOWHERE is not set"]),
