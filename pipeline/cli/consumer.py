@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import datetime
 
 import click
 
 from pipeline import log
 from pipeline.cli.ending import ending
-from pipeline.cli.output import output_option, print_rows
+from pipeline.cli.output import output_option, print_rows, say
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.runtime.load import load_app
-from pipeline.runtime.worker import lag_of, run_worker
+from pipeline.runtime.worker import Place, lag_of, reset, run_worker
 
 __all__ = ["consumer"]
 
@@ -87,6 +88,45 @@ def lag(app: str | None, groups: tuple[str, ...], output: str) -> None:
     """
     rows = lag_of(Settings.load(), load_app(app) if app else None, groups)
     print_rows([asdict(row) for row in rows], output, empty="no group has committed anything")
+
+
+@consumer.command("reset")
+@click.argument("group")
+@click.option("--to", required=True, metavar="WHERE", help="earliest, latest, an offset, or a time with its zone.")
+@click.option("--topic", "topics", multiple=True, help="Only this topic (full name); needed for a retry topic.")
+@click.option("--partition", type=click.IntRange(0), help="Only this partition.")
+@click.option("--execute", is_flag=True, help="Do it; without, only the plan is shown.")
+@output_option
+def reset_(group: str, to: str, topics: tuple[str, ...], partition: int | None, execute: bool, output: str) -> None:
+    """Set where a group (full name) goes on. Its workers must be stopped. Shows the plan; --execute does it.
+
+    Records between the new and the old offset are handled again (again > 0) or skipped (again < 0). Retry topics stay
+    as they are unless they are named.
+
+    \b
+    Example:
+      pipeline consumer reset shop.billing --to 2026-11-01T00:00:00+00:00
+      pipeline consumer reset shop.billing --to 4711 --topic outbox.event.order --partition 2 --execute
+    """
+    moves = reset(Settings.load(), group, _place(to), topics=topics, partition=partition, execute=execute)
+    print_rows([asdict(move) for move in moves], output)
+    say("done" if execute else "nothing was changed: add --execute")
+
+
+def _place(text: str) -> Place:
+    if text == "earliest":
+        return "earliest"
+    if text == "latest":
+        return "latest"
+    if text.isascii() and text.isdigit() and len(text) < 19:
+        return int(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: earliest, latest, an offset or an ISO time", param_hint="--to") from error
+    if at.tzinfo is None:
+        raise click.BadParameter(f"{text!r} has no zone: write {text}+00:00 for UTC", param_hint="--to")
+    return at
 
 
 def _pairs(options: tuple[str, ...]) -> dict[str, str]:

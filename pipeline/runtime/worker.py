@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.lag import Lag, Lags
 from pipeline.kafka.producer import AckProducer
+from pipeline.kafka.reset import Move, Place, Resets
 from pipeline.metrics import PrometheusMeter
 from pipeline.postgres.inbox import Inbox
 from pipeline.postgres.jobs import JobRows
@@ -33,7 +34,7 @@ from pipeline.surroundings import State, enter
 from pipeline.worker import Limits, Worker
 from pipeline.worker.journal import Control, Journal
 
-__all__ = ["lag_of", "run_worker", "selected_groups"]
+__all__ = ["Place", "lag_of", "reset", "run_worker", "selected_groups"]
 
 _LOOK_S = 0.2
 _CONSUMER_ONLY = frozenset(
@@ -218,6 +219,26 @@ def lag_of(settings: Settings, app: Pipeline | None = None, groups: Sequence[str
         ]
     finally:
         lags.close()
+
+
+def reset(
+    settings: Settings,
+    group: str,
+    to: Place,
+    *,
+    topics: Sequence[str] = (),
+    partition: int | None = None,
+    execute: bool,
+) -> list[Move]:
+    """Plan where a group would begin, and with ``execute`` commit that. Raises BrokerError and ConfigError."""
+    resets = Resets(kafka_options(settings))
+    try:
+        moves = resets.plan(group, to, topics=topics, partition=partition)
+        if execute:
+            resets.make(moves)
+        return moves
+    finally:
+        resets.close()
 
 
 class _Run(threading.Thread):

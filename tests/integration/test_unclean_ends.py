@@ -54,12 +54,19 @@ class Workers:
         assert producer.flush(30) == 0
 
     def start(self) -> subprocess.Popen[bytes]:
-        command = ["consumer", "run", "unclean:app", "-X", "group.instance.id=one", "-X", "fetch.wait.max.ms=50"]
+        command = ["consumer", "run", "unclean:app", "-X", "group.instance.id=one"]
+        command += ["-X", "session.timeout.ms=6000", "-X", "heartbeat.interval.ms=1000"]
         with (self._folder / "errors").open("ab") as errors:
             self.alive = subprocess.Popen(
                 [sys.executable, "-m", "pipeline", *command], cwd=self._folder, env=self._env, stderr=errors
             )
         return self.alive
+
+    def cli(self, *words: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "pipeline", *words]
+        done = subprocess.run(command, cwd=self._folder, env=self._env, capture_output=True, text=True, timeout=60)
+        said = " ".join((done.stdout + done.stderr).split())
+        return said if done.returncode == code else f"code {done.returncode}"
 
     def begun(self) -> Counter[int]:
         log = self._folder / "log"
@@ -123,3 +130,33 @@ def test_after_a_kill_only_what_was_in_flight_is_repeated(workers: Workers) -> N
     workers.start()
     wait_until(lambda: workers.begun()[0] == 2)
     assert workers.begun() == Counter({0: 2, **dict.fromkeys(range(1, 3001), 1)})
+
+
+def test_a_group_that_is_reset_handles_again_what_its_metadata_called_settled(workers: Workers, prefix: str) -> None:
+    workers.put("slow", *(f"k{n}" for n in range(30)))
+    worker = workers.start()
+    wait_until(lambda: workers.progress("billing").settled(30))
+    group = f"{prefix}.unclean.billing"
+    assert "stop its workers first" in workers.cli("consumer", "reset", group, "--to", "0", "--execute", code=1)
+    worker.kill()
+    worker.wait()
+    topic = f"{prefix}.outbox.event.order"
+    wait_until(lambda: "done" in workers.cli("consumer", "reset", group, "--to", "5", "--topic", topic, "--execute"))
+    workers.start()
+    wait_until(lambda: all(workers.begun()[n] == 2 for n in range(5, 31)))
+    assert workers.begun()[4] == 1
+
+
+def test_a_reset_is_planned_first_and_says_what_is_wrong(workers: Workers, prefix: str) -> None:
+    workers.put("k", "k")
+    group, topic = f"{prefix}.unclean.billing", f"{prefix}.outbox.event.order"
+    reset = ("consumer", "reset", group, "--topic", topic, "--to")
+    assert "nothing was changed" in workers.cli(*reset, "latest")
+    assert workers.progress("billing").offset < 0
+    assert "there is no offset 3" in workers.cli(*reset, "3", code=1)
+    assert "has no zone" in workers.cli(*reset, "2026-11-01T00:00:00", code=2)
+    assert "earliest, latest, an offset or an ISO time" in workers.cli(*reset, "soon", code=2)
+    assert "nothing to reset" in workers.cli("consumer", "reset", group, "--to", "latest", code=1)
+    assert "no such topic" in workers.cli("consumer", "reset", group, "--to", "latest", "--topic", "x", code=1)
+    workers.cli(*reset, "2100-01-01T00:00:00+01:00", "--execute")
+    assert workers.progress("billing").offset == 2
