@@ -90,6 +90,30 @@ def test_after_a_drain_the_position_is_stored_and_nothing_comes_again(
         assert len(published) == len(set(published))
 
 
+def test_a_row_of_1970_is_stamped_1_ms_and_one_that_is_too_late_goes_to_the_dlq(
+    file: Path, topics: Topics, prefix: str, cli_environment: Mapping[str, str], database: Database,
+    bootstrap_servers: str,
+) -> None:  # fmt: skip
+    """The client takes 0 for now; the broker refuses times far ahead, and column values reach to the year 294276."""
+    topics.create(topic := f"{prefix}.old", config={"retention.ms": "-1"})
+    times = ("1970-01-01", "2300-01-01", "200000-01-01", "2026-01-01")
+    with RelayProcess(file, cli_environment) as relay, psycopg.connect(database.dsn, autocommit=True) as conn:
+        relay.reading()
+        row = (
+            "INSERT INTO pipeline.outbox (id, aggregatetype, aggregateid, type, payload, topic, created_at)"
+            " VALUES (gen_random_uuid(), 'order', 'k', 'T', %s, %s, %s)"
+        )
+        for time_ in times:
+            conn.execute(row, (time_.encode(), topic, time_))
+        late = {b"2300-01-01", b"200000-01-01"}
+        letters = lambda: read_topic(bootstrap_servers, f"{prefix}.dlq")  # noqa: E731
+        until(lambda: {one.value() for one in letters()} == late, "both letters, perhaps some of them twice", 12)
+        values = lambda found: {(one.value(), one.timestamp()[1]) for one in found}  # noqa: E731
+        good = {(b"1970-01-01", 1), (b"2026-01-01", 1_767_225_600_000)}
+        until(lambda: values(read_topic(bootstrap_servers, topic)) == good, "both good rows, some of them twice")
+        assert relay.stop() == 0
+
+
 def test_a_row_with_a_bad_topic_goes_to_the_dlq_and_stops_nobody(
     file: Path, topic: str, topics: Topics, cli_environment: Mapping[str, str], database: Database,
     bootstrap_servers: str, prefix: str,
