@@ -298,10 +298,20 @@ class _Config:
             "database.sslpassword": "sslpassword",
             "database.sslrootcert": "sslrootcert",
         }
-        port = self._get("database.port")
-        if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-            raise ConfigError(f"{self._path}: database.port: {port!r} is not a port", remedy="use 1–65535")
-        return {parameter: self._get(key) for key, parameter in names.items() if self._get(key)}
+        hosts, ports = self._get("database.hostname").split(","), self._get("database.port").split(",")
+        for port in ports:
+            if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+                raise ConfigError(f"{self._path}: database.port: {port!r} is not a port", remedy="use 1–65535")
+        if len(ports) not in {1, len(hosts)}:
+            raise ConfigError(
+                f"{self._path}: database.port: {len(ports)} ports for {len(hosts)} hosts",
+                remedy="give one port for all hosts of database.hostname, or one for each",
+            )
+        found = {parameter: self._get(key) for key, parameter in names.items() if self._get(key)}
+        if len(hosts) > 1:
+            self._notices.append("database.hostname is a list: the primary among them is read; Debezium takes one only")
+            found["target_session_attrs"] = "primary"
+        return found
 
     def _router(self) -> RouterOptions:
         regex, replacement = self._get("route.topic.regex"), self._get("route.topic.replacement")

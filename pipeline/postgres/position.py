@@ -104,6 +104,9 @@ def resume_at(stored: Position | None, slot: Slot, server: Identity, *, trust_sl
     The server silently moves a request below ``confirmed_flush_lsn`` forward, so a gap must be found here. Raises
     SourceError, with what may be missing, where the stored position belongs to another server, or lies before the
     slot's (unless ``trust_slot``) or beyond the end of the server's WAL.
+
+    On a promoted standby the slot is where it was when it was copied last, and the stored position may be older than
+    that: its row is replicated for itself.
     """
     if stored is None:
         return slot.confirmed, ""
@@ -118,12 +121,15 @@ def resume_at(stored: Position | None, slot: Slot, server: Identity, *, trust_sl
             f" server's WAL, which ends at {lsn_text(server.lsn)} on timeline {server.timeline}: was it restored?",
             slot,
         )
+    promoted = stored.timeline < server.timeline
+    if promoted and (slot.synced or slot.confirmed <= stored.lsn):
+        return slot.confirmed, (
+            f"the server was promoted to timeline {server.timeline}: rows after {lsn_text(slot.confirmed)} come again"
+        )
     if slot.confirmed > stored.lsn:
         if not trust_slot:
             raise _gap(f"slot {slot.name}: it was recreated or moved by somebody else between {between}", slot)
         return slot.confirmed, f"rows between {between} were published by somebody else, or are missing"
-    if stored.timeline < server.timeline:
-        return slot.confirmed, f"the server was promoted to timeline {server.timeline}: rows from {between} come again"
     return stored.lsn, ""
 
 

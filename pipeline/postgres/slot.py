@@ -24,6 +24,13 @@ _EPOCH_S = 946_684_800  # 2000-01-01 UTC, PostgreSQL's epoch, in Unix time
 _STATUS = struct.Struct(">cQQQqB")
 _READY = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COPY_BOTH)
 
+# a server of before PostgreSQL 17 has no column "synced"
+_SLOT = """
+SELECT active, coalesce(confirmed_flush_lsn, '0/0'), coalesce(wal_status, ''),
+       coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint, plugin, database,
+       to_jsonb(s) ->> 'synced'
+FROM pg_replication_slots s WHERE slot_name = """
+
 # SQLSTATE → (what to do, whether a later try can succeed by itself)
 _STATES: dict[str, tuple[str, bool]] = {
     "28P01": ("correct database.user and database.password", False),
@@ -59,7 +66,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The server's view of a slot. ``retained_bytes`` is the WAL kept for it."""
+    """The server's view of a slot. ``retained_bytes`` is the WAL kept for it.
+
+    ``synced``: a copy of the slot that a primary had, on this server since it was that one's standby.
+    """
 
     name: str
     active: bool
@@ -68,6 +78,7 @@ class Slot:
     retained_bytes: int
     plugin: str
     database: str
+    synced: bool = False
 
 
 class ReplicationConnection:
@@ -119,15 +130,11 @@ class ReplicationConnection:
                 remedy="promote it, or let database.hostname name the primary",
                 retryable=True,
             )
-        found = self.rows(
-            "SELECT active, coalesce(confirmed_flush_lsn, '0/0'), coalesce(wal_status, ''), "
-            "coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint, plugin, database "
-            "FROM pg_replication_slots WHERE slot_name = " + quoted(name)
-        )
+        found = self.rows(_SLOT + quoted(name))
         if not found:
             return None
-        active, confirmed, status, retained, plugin, database = (value or "" for value in found[0])
-        return Slot(name, active == "t", _lsn(confirmed), status, int(retained), plugin, database)
+        active, confirmed, status, retained, plugin, database, synced = (value or "" for value in found[0])
+        return Slot(name, active == "t", _lsn(confirmed), status, int(retained), plugin, database, synced == "true")
 
     def create_slot(self, name: str, *, failover: bool) -> int:
         """Create a slot for pgoutput and return where it begins. Waits for older transactions to end."""

@@ -159,6 +159,7 @@ class WalSource:
         settings = self._settings
         conn = self._conn = ReplicationConnection(self._dsn, liveness_s=settings.liveness_s, clock=self._clock)
         server = conn.identify()
+        self._check_not_older(server)
         slot = conn.slot(settings.slot)
         if not (slot and slot.active):
             ensure(conn, settings.publication, settings.creates, settings.wanted, by_root=settings.by_root)
@@ -167,7 +168,7 @@ class WalSource:
             return self._begin_anew()
         self._store = PositionStore(self._dsn, settings.slot)
         stored = self._store.load()
-        slot = slot or self._create(conn, stored)
+        slot = slot or self._create(conn, stored, server)
         self._check(slot, conn)
         after, warning = resume_at(stored, slot, server, trust_slot=settings.trust_slot)
         if self._server and (server.system_id, server.timeline) != (self._server.system_id, self._server.timeline):
@@ -244,11 +245,24 @@ class WalSource:
             raise SourceError("PostgreSQL: not connected", retryable=True)
         return self._conn
 
-    def _create(self, conn: ReplicationConnection, stored: Position | None) -> Slot:
+    def _check_not_older(self, server: Identity) -> None:
+        """Refuse the primary of before a failover that came back as one: what is written there belongs to nobody."""
+        known = self._server
+        if known and known.system_id == server.system_id and known.timeline > server.timeline:
+            raise SourceError(
+                f"PostgreSQL: this server is on timeline {server.timeline}, the one read before on {known.timeline}: "
+                "an old primary that came back",
+                remedy="stop it, and make it a standby of the new primary (pg_rewind)",
+                retryable=True,
+            )
+
+    def _create(self, conn: ReplicationConnection, stored: Position | None, server: Identity) -> Slot:
         settings = self._settings
         if stored is not None:
+            promoted = ": the server was promoted, and had no copy of it (slot.failover, sync_replication_slots)"
             raise SourceError(
-                f"slot {settings.slot} is gone, but rows up to {lsn_text(stored.lsn)} were published from it",
+                f"slot {settings.slot} is gone, but rows up to {lsn_text(stored.lsn)} were published from it"
+                + (promoted if stored.timeline < server.timeline else ""),
                 remedy="rows committed since then may be missing on the topics: compare the outbox with them; then "
                 f"delete the row '{settings.slot}' of pipeline.relay_position, and the slot is created anew",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -239,6 +240,7 @@ SLOT = Slot("s", False, 500, "reserved", 0, "pgoutput", "d")
 @pytest.mark.parametrize(
     ("stored", "trust", "after", "told"),
     [
+        (Position("sys", 1, 400), False, None, "recreated or moved"),  # it was not there when the standby was promoted
         (None, False, 500, ""),
         (Position("sys", 2, 500), False, 500, ""),
         (Position("sys", 2, 800), False, 800, ""),  # the server forgot what it had not saved
@@ -262,3 +264,10 @@ def test_a_stored_position_is_compared_with_slot_and_server(
         found, warning = resume_at(stored, SLOT, SERVER, trust_slot=trust)
         assert found == after
         assert told in warning
+
+
+def test_a_copied_slot_is_believed_where_its_position_was_not_replicated_before_the_promotion() -> None:
+    copied = replace(SLOT, synced=True)
+    assert resume_at(Position("sys", 1, 400), copied, SERVER, trust_slot=False)[0] == 500
+    with pytest.raises(SourceError, match="recreated or moved"):  # no promotion since
+        resume_at(Position("sys", 2, 400), copied, SERVER, trust_slot=False)

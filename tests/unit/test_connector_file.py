@@ -64,6 +64,7 @@ def test_our_file_is_honoured_whole() -> None:
         ({"database.password": "${vault:a:b}"}, ["database.password", "unknown provider 'vault'"]),
         ({"database.password": "${file:/nowhere:key}"}, ["database.password", "/nowhere"]),
         ({"database.port": "many"}, ["database.port", "'many'"]),
+        ({"database.port": "5432,5433"}, ["database.port", "2 ports for 1 hosts", "one for each"]),
         ({"status.update.interval.ms": "soon"}, ["status.update.interval.ms", "'soon'"]),
         ({"slot.name": "My-Slot"}, ["slot.name", "My-Slot"]),
         ({"table.include.list": "("}, ["table.include.list"]),
@@ -308,3 +309,11 @@ def test_missing_additional_columns_can_be_ignored() -> None:
 def test_numbers_that_are_none_are_named(tmp_path: Path, key: str, digits: str) -> None:
     with pytest.raises(ConfigError, match=key):
         load(tmp_path, {key: digits})
+
+
+def test_of_several_servers_the_primary_is_asked_for(tmp_path: Path) -> None:
+    found = load(tmp_path, {"database.hostname": "a,b", "database.port": "5432,5433"})
+    assert (found.database["host"], found.database["port"]) == ("a,b", "5432,5433")
+    assert found.database["target_session_attrs"] == "primary"
+    assert any("Debezium takes one only" in notice for notice in found.notices)
+    assert "target_session_attrs" not in load(tmp_path, {"database.hostname": "a"}).database
