@@ -14,7 +14,7 @@ from pipeline.report import Entry
 from pipeline.watermark import Watermark
 from pipeline.worker.settlement import Decision
 
-__all__ = ["Assigned", "Delivery", "Engine", "Outcome", "Route"]
+__all__ = ["Assigned", "Delivery", "Engine", "InFlight", "Outcome", "Route"]
 
 
 class Route:
@@ -134,6 +134,26 @@ class Delivery:
         self.state = state
         self.waited = 0
         self.entry: Entry | None = None
+
+
+class InFlight:
+    """What was delivered to a worker and is not settled."""
+
+    __slots__ = ("bytes", "records")
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.bytes = 0
+
+    def enter(self, delivery: Delivery) -> None:
+        """Count one in."""
+        self.records += 1
+        self.bytes += len(delivery.record.value or b"")
+
+    def leave(self, delivery: Delivery) -> None:
+        """Count one off."""
+        self.records -= 1
+        self.bytes -= len(delivery.record.value or b"")
 
 
 Outcome = tuple[Delivery, Decision | None]

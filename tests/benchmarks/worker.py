@@ -155,7 +155,7 @@ def worker_latency(bootstrap: str, topic: str) -> dict[str, Any]:
     running, _ = make(bootstrap, topic, lambda event, ctx: latencies.append(age_ms(event)), start="latest")
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
-    while not running._assigned:
+    while not running.assigned_now:
         time.sleep(0.05)
     time.sleep(2)
     feeder = feed(bootstrap, topic)
@@ -194,7 +194,7 @@ def make(bootstrap: str, topic: str, handle: Any, start: Any = "earliest") -> tu
 
 
 def settled(running: Worker) -> int:
-    return sum(a.watermark.position for a in list(running._assigned.values()) if a.tier_s is None)
+    return sum(a.watermark.position for a in list(running.assigned_now.values()) if a.tier_s is None)
 
 
 def feed(bootstrap: str, topic: str) -> subprocess.Popen[bytes]:

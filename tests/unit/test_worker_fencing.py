@@ -327,7 +327,7 @@ def test_a_key_that_was_held_back_is_free_when_its_partition_comes_back(benches:
     bench.put(0)
     until(lambda: begun == [0])
     source = bench.source
-    until(lambda: bench.worker._timers)
+    until(lambda: bench.worker._holding._timers)
     source.do(lambda: source.listener.revoked([(TOPIC, 0)]))
     source.do(lambda: source.listener.assigned({(TOPIC, 0): Mark(0)}))
     bench.put(0)

@@ -1,0 +1,150 @@
+"""Records that wait in place in, taken up again when their time comes; the keys behind them are held back meanwhile.
+
+Behind a held-back key a bounded number of records is kept; then its partition is paused until the key goes on.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Callable, Hashable
+
+from pipeline.worker.delivery import Assigned, Delivery, Engine, InFlight
+from pipeline.worker.partitions import Partitions
+from pipeline.worker.ports import Health
+from pipeline.worker.settlement import Again, Wait
+from pipeline.worker.watch import Watch
+
+__all__ = ["Holding"]
+
+log = logging.getLogger("pipeline.worker")
+
+
+class Holding:
+    """What waits in a worker for its next attempt. ``keys`` has held-back keys, with how many wait behind.
+
+    The poll thread only. ``backlog`` is how many are kept behind one key; ``chance`` gives a number from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        engine: Engine,
+        partitions: Partitions,
+        in_flight: InFlight,
+        watch: Watch,
+        health: Health,
+        *,
+        backlog: int,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self._group = group
+        self._engine = engine
+        self._partitions = partitions
+        self._in_flight = in_flight
+        self._watch = watch
+        self._health = health
+        self._backlog = backlog
+        self._clock = clock
+        self._chance = chance
+        self._timers: list[tuple[float, int, Delivery]] = []
+        self._number = 0
+        self.keys: dict[Hashable, int] = {}
+        self.waiting: set[Delivery] = set()
+
+    @property
+    def next_at(self) -> float | None:
+        """When the next one is due, by the clock."""
+        return self._timers[0][0] if self._timers else None
+
+    def hold(self, delivery: Delivery, decision: Again | Wait) -> None:
+        """Keep a record, and its key, until its next attempt. Dropped when the partition is being taken away."""
+        if delivery.assigned.closed:
+            self.let_go(delivery)
+            self._engine.release(delivery)
+            self._in_flight.leave(delivery)
+            return
+        self._watch.rest(delivery)
+        delay_s = decision.delay_s
+        if isinstance(decision, Again):
+            delay_s *= 1 + decision.jitter * self._chance()
+        else:
+            self._report_waiting(delivery, decision)
+        if delivery.key is not None:
+            self.keys.setdefault(delivery.key, 0)
+        self._number += 1
+        heapq.heappush(self._timers, (self._clock() + delay_s, self._number, delivery))
+
+    def hold_behind(self, assigned: Assigned, key: Hashable) -> None:
+        """Count one more behind a held-back key."""
+        self.keys[key] += 1
+        if self.keys[key] == self._backlog:
+            self._partitions.pause([assigned], "backlog")
+
+    def let_go(self, delivery: Delivery) -> None:
+        """A held-back key goes on."""
+        if delivery in self.waiting:
+            self.waiting.discard(delivery)
+            self._ready_if_none_waits()
+        self._watch.ended(delivery)
+        self._release_key(delivery.key)
+
+    def wake(self, now: float) -> None:
+        """Take up again what is due."""
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            delivery = heapq.heappop(timers)[2]
+            if delivery.assigned.careful:
+                self._watch.add([delivery], again=True)
+            else:
+                self._engine.again(delivery)
+
+    def forget_closed(self) -> None:
+        """Drop what waits of partitions that are taken away: their next owner begins at the committed offset."""
+        kept = []
+        for entry in self._timers:
+            if entry[2].assigned.closed:
+                self.drop(entry[2], held=True)
+            else:
+                kept.append(entry)
+        heapq.heapify(kept)
+        self._timers = kept
+        self._ready_if_none_waits()
+
+    def drop(self, delivery: Delivery, *, held: bool) -> None:
+        """Forget a record that is not in a handler; ``held``: its key is held back for it."""
+        if held:
+            self._release_key(delivery.key)
+            self.waiting.discard(delivery)
+            self._engine.release(delivery)
+        self._watch.ended(delivery)
+        self._in_flight.leave(delivery)
+
+    def _release_key(self, key: Hashable) -> None:
+        if self.keys.pop(key, 0) >= self._backlog:
+            self._partitions.resume([a for a in self._partitions.mine.values() if "backlog" in a.paused], "backlog")
+
+    def _report_waiting(self, delivery: Delivery, decision: Wait) -> None:
+        """Say which record waits, for what and for whom: at ``/readyz``, and in the log when it begins to."""
+        record, new = delivery.record, delivery not in self.waiting
+        self.waiting.add(delivery)
+        where = f"{record.topic}[{record.partition}]@{record.offset}"
+        self._health.not_ready(f"{self._group} decoding", f"{where} waits: {decision.what}")
+        if new:
+            log.warning(
+                "a record waits",
+                extra={
+                    "action": "worker.waiting",
+                    "group": self._group,
+                    "topic": record.topic,
+                    "partition": record.partition,
+                    "offset": record.offset,
+                    "why": decision.what,
+                    "remedy": decision.remedy,
+                },
+            )
+
+    def _ready_if_none_waits(self) -> None:
+        if not self.waiting:
+            self._health.ready(f"{self._group} decoding")
