@@ -9,6 +9,7 @@ import click
 from pipeline import log
 from pipeline.cli.connect import COMMANDS
 from pipeline.cli.ending import ending
+from pipeline.cli.reconcile import reconcile
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.runtime.connect import check
@@ -24,7 +25,7 @@ def connector() -> None:
     """Capture: run a connector file with the native relay, or deploy it to Kafka Connect."""
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, reconcile):
     connector.add_command(_command)
 
 

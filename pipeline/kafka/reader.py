@@ -7,7 +7,7 @@ records that retention took) are passed over.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
@@ -68,7 +68,7 @@ class TopicReader:
         except KafkaException as error:
             raise translate(error.args[0], f"topic {topic}") from error
 
-    def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Record]:
+    def read(self, topic: str, partition: int, start: int, end: int) -> Generator[Record, None, None]:
         """Give the records from ``start`` to before ``end``, in order. Ask ``bounds`` for offsets that are there."""
         if start >= end:
             return

@@ -215,7 +215,7 @@ class _Examination:
         drop = f"SELECT pg_drop_replication_slot('{name}');"
         if row["wal_status"] == "lost":
             yield _judged(
-                check, "problem", "was invalidated: its WAL is gone", f"{drop} then compare the outbox with the topics"
+                check, "problem", "was invalidated: its WAL is gone", f"{drop} then pipeline connector reconcile"
             )
         elif row["elsewhere"] or row["plugin"] != "pgoutput":
             yield _judged(

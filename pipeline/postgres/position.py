@@ -136,7 +136,7 @@ def resume_at(stored: Position | None, slot: Slot, server: Identity, *, trust_sl
 def _gap(what: str, slot: Slot) -> PipelineError:
     return SourceError(
         what,
-        remedy="rows may be missing on the topics: compare the outbox with them; then accept the slot's position by "
-        f"deleting the row '{slot.name}' of pipeline.relay_position, or by offset.mismatch.strategy=trust_slot "
-        "where the slot was moved on purpose",
+        remedy="rows may be missing on the topics: accept the slot's position by deleting the row "
+        f"'{slot.name}' of pipeline.relay_position, or by offset.mismatch.strategy=trust_slot where the slot was moved "
+        "on purpose; start again, and publish what is missing: pipeline connector reconcile FILE --execute",
     )

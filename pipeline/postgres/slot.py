@@ -46,7 +46,7 @@ _STATES: dict[str, tuple[str, bool]] = {
     "57P01": ("the server is stopping", True),
     "57P02": ("the server crashed and recovers", True),
     "57P03": ("the server is starting", True),
-    "58P01": ("the WAL that the slot needs is gone: drop the slot, then look for what is missing", False),
+    "58P01": ("the WAL that the slot needs is gone: drop the slot, then pipeline connector reconcile", False),
 }
 
 

@@ -263,8 +263,9 @@ class WalSource:
             raise SourceError(
                 f"slot {settings.slot} is gone, but rows up to {lsn_text(stored.lsn)} were published from it"
                 + (promoted if stored.timeline < server.timeline else ""),
-                remedy="rows committed since then may be missing on the topics: compare the outbox with them; then "
-                f"delete the row '{settings.slot}' of pipeline.relay_position, and the slot is created anew",
+                remedy="rows committed since then may be missing on the topics: delete the row "
+                f"'{settings.slot}' of pipeline.relay_position, start again, which creates the slot anew, and publish "
+                "what is missing: pipeline connector reconcile FILE --execute",
             )
         log.info("creating slot %s", settings.slot, extra={"action": "slot.create", "slot": settings.slot})
         conn.create_slot(settings.slot, failover=settings.failover)
@@ -277,8 +278,9 @@ class WalSource:
         if slot.wal_status == "lost":
             raise SourceError(
                 f"slot {slot.name} is lost: the server removed WAL that it needed (max_slot_wal_keep_size)",
-                remedy=f"drop it with pg_drop_replication_slot('{slot.name}'), look for rows that are missing on "
-                "the topics, delete its row of pipeline.relay_position, and start again",
+                remedy=f"drop it with pg_drop_replication_slot('{slot.name}'), delete its row of "
+                "pipeline.relay_position, start again, and publish what is missing: pipeline connector reconcile FILE "
+                "--execute",
             )
         if slot.plugin != "pgoutput":
             raise SourceError(

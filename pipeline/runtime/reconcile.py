@@ -1,0 +1,145 @@
+"""Settings and a connector file in, what its topics are missing out; published where that is wanted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from pipeline import reconcile
+from pipeline.config import Settings
+from pipeline.connect.file import ConnectorFile
+from pipeline.connect.router import Router
+from pipeline.endpoints import kafka_options, registry_address
+from pipeline.errors import ConfigError
+from pipeline.kafka.archive import TopicArchive
+from pipeline.kafka.producer import RecordProducer
+from pipeline.metrics import SilentMeter
+from pipeline.postgres.errors import translated
+from pipeline.postgres.refused_rows import RefusedRows
+from pipeline.postgres.retained import Range, Retained, Source
+from pipeline.postgres.table import captured
+from pipeline.registry.client import RegistrySchemas
+from pipeline.relay.delivery import Delivery
+from pipeline.relay.encoding import EncodedSource
+from pipeline.runtime.relay import read_connector
+from pipeline.topics import dead_letters
+
+__all__ = ["Reconciliation", "open_reconciliation"]
+
+
+class Reconciliation:
+    """One comparison, and what follows from it. Every method raises PipelineError."""
+
+    def __init__(self, file: ConnectorFile, settings: Settings, dsn: str, comparison: reconcile.Comparison) -> None:
+        self._file = file
+        self._settings = settings
+        self._dsn = dsn
+        self._kafka = {**kafka_options(settings), **file.producer}
+        self._comparison = comparison
+
+    def compare(self, *, wait_s: float, despite_retention: bool) -> list[reconcile.TopicCount]:
+        """Return a count for each topic."""
+        return self._comparison.run(wait_s=wait_s, despite_retention=despite_retention)
+
+    def publish(self, step: Callable[[int], None]) -> tuple[int, int]:
+        """Publish what is missing; return how many rows, and how many were pruned meanwhile."""
+        health = _Reasons()
+        missing = self._comparison.missing()
+        source: reconcile.Source = missing
+        if self._file.encodes:
+            address = registry_address(self._settings)
+            registry = RegistrySchemas(address.url, address.username, address.password)
+            source = EncodedSource(missing, registry, health)
+        delivery = Delivery(
+            self._file.name,
+            lambda: RecordProducer(self._kafka),
+            keep=RefusedRows(self._dsn, self._file.name).keep,
+            meter=SilentMeter(),
+            health=health,
+            clock=time.monotonic,
+            now=time.time,
+        )
+        with closing(delivery):
+            reconcile.publish(source, missing.total, delivery, health.why, step=step)
+        return missing.total - missing.pruned, missing.pruned
+
+
+@contextmanager
+def open_reconciliation(
+    path: Path, settings: Settings, range_: Range, *, step: Callable[[str], None]
+) -> Iterator[Reconciliation]:
+    """Give what compares the tables of a connector file with its topics. ``step`` hears what is done."""
+    file = read_connector(path, settings)
+    dsn = make_conninfo("", **file.database)
+    kafka = {key: text for key, text in {**kafka_options(settings), **file.producer}.items() if _connects(key)}
+    rows = Retained(dsn, file.slot, _sources(file, dsn, range_), range_)
+    with closing(rows), closing(TopicArchive(kafka)) as archive:
+        comparison = reconcile.Comparison(rows, archive, dead_letters(file.name), step=step)
+        with closing(comparison):
+            yield Reconciliation(file, settings, dsn, comparison)
+
+
+def _connects(key: str) -> bool:
+    """Tell whether a producer's setting is for a consumer too."""
+    return key.startswith(("bootstrap.", "security.", "sasl.", "ssl.", "client."))
+
+
+def _sources(file: ConnectorFile, dsn: str, range_: Range) -> list[Source]:
+    """Bind the router to the tables that are there: as the relay does, and once more for ids and topics alone."""
+    if (range_.since or range_.until) and not file.router.timestamp:
+        raise ConfigError(
+            f"connector {file.name}: --since and --until need a time",
+            remedy=f"name a timestamp column by {file.router.prefix}table.field.event.timestamp, or leave them out",
+        )
+    try:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as conn:
+            relations = captured(conn, file.captures)
+    except psycopg.Error as error:
+        raise translated(error) from error
+    if not relations:
+        raise ConfigError(
+            f"connector {file.name}: there is no table that table.include.list={file.tables_text} takes",
+            remedy="correct table.include.list or database.dbname",
+        )
+    names_only = replace(
+        file.router, placements=(), payload=file.router.route_by, text_value=True, json_value=None,
+        tombstone_on_empty=False,
+    )  # fmt: skip
+    names, whole = Router(names_only, clock=lambda: 0.0), Router(file.router)
+    made = []
+    for relation in relations:
+        table = f"{relation.schema}.{relation.table}"
+        ordered = "seq" if any(column.name == "seq" for column in relation.columns) else file.router.timestamp
+        made.append(
+            Source(
+                relation,
+                names.bind(table, relation.columns),
+                whole.bind(table, relation.columns),
+                file.router.event_id,
+                file.router.timestamp,
+                ordered,
+            )
+        )
+    return made
+
+
+class _Reasons:
+    """Why nothing goes on, as whoever publishes says it."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+
+    def ready(self, part: str, *, role: str | None = None) -> None:  # noqa: ARG002 — as Health has it
+        self._reasons.pop(part, None)
+
+    def not_ready(self, part: str, why: str) -> None:
+        self._reasons[part] = why
+
+    def why(self) -> str:
+        return "; ".join(self._reasons.values())
