@@ -21,8 +21,11 @@ def captured(conn: psycopg.Connection[Any], wanted: Callable[[str, str], bool]) 
     found = [row for row in conn.execute(_TABLES).fetchall() if wanted(row[1], row[2])]
     made = []
     for oid, schema, table in found:
-        columns = conn.execute(_COLUMNS, (oid,)).fetchall()
-        made.append(Relation(oid, schema, table, tuple(Column(*c[:3], in_key=c[3]) for c in columns)))
+        columns = tuple(
+            Column(name, type_oid, modifier, in_key=False)
+            for name, type_oid, modifier in conn.execute(_COLUMNS, (oid,)).fetchall()
+        )
+        made.append(Relation(oid, schema, table, columns))
     return made
 
 
@@ -52,6 +55,6 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_
 ORDER BY 2, 3
 """
 _COLUMNS = """
-SELECT attname, atttypid::bigint, atttypmod, false FROM pg_attribute
+SELECT attname, atttypid::bigint, atttypmod FROM pg_attribute
 WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
