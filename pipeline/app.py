@@ -31,6 +31,7 @@ __all__ = ["Pipeline"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
+M = TypeVar("M", bound=Message)
 Headers = Mapping[str, str]
 
 
@@ -387,7 +388,9 @@ class Pipeline:
         options = Options(**given)
         if options.traceparent is None:
             options = replace(options, traceparent=current_traceparent())
-        return store_jobs([self._wanted(job, options) for job in jobs], self.outbox, self._schema_ids)
+        return store_jobs(
+            [self._wanted(job, options) for job in _several(jobs, "enqueue")], self.outbox, self._schema_ids
+        )
 
     def _wanted(self, job: Job, options: Options) -> Wanted:
         _check_kind(type(job), Job, "enqueue")
@@ -405,7 +408,7 @@ class Pipeline:
         trace = traceparent or current_traceparent()
         envelopes = []
         topics: dict[type[Message], str] = {}
-        for message in messages:
+        for message in _several(messages, "publish"):
             model = type(message)
             if model not in topics:
                 _check_kind(model, kind, "publish" if kind is Event else "enqueue")
@@ -417,8 +420,14 @@ class Pipeline:
 def _check_kind(model: object, kind: type[Message], where: str) -> None:
     if not (isinstance(model, type) and issubclass(model, kind)):
         name = model.__name__ if isinstance(model, type) else type(model).__name__
-        other = "enqueue or job" if kind is Event else "publish or consumer"
-        raise ConfigError(
-            f"{where}: {name} is not {'an Event' if kind is Event else 'a Job'}",
-            remedy=f"{other} is for the other kind",
-        )
+        remedy = "pass an instance of a class that is declared as one"
+        if isinstance(model, type) and issubclass(model, Message):
+            remedy = f"{'enqueue or job' if kind is Event else 'publish or consumer'} is for the other kind"
+        raise ConfigError(f"{where}: {name} is not {'an Event' if kind is Event else 'a Job'}", remedy=remedy)
+
+
+def _several(messages: Iterable[M] | Message, where: str) -> Iterable[M]:
+    """Return the messages. Raises ConfigError for a single one, whose fields it would be to go through."""
+    if isinstance(messages, Message):
+        raise ConfigError(f"{where}_many: one {type(messages).__name__}", remedy=f"{where}, or a list")
+    return messages

@@ -56,6 +56,8 @@ def key_text(value: object, name: str) -> str:
 
 def headers_text(headers: Mapping[str, str]) -> str:
     """Return headers as JSON. Raises ConfigError naming the one that is not text, never its value."""
+    if not isinstance(headers, Mapping):
+        raise ConfigError(f"headers: a {type(headers).__name__}", remedy='a dict: headers={"name": "text"}')
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str) or not _storable(name) or not _storable(value):
             raise ConfigError(

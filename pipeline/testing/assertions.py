@@ -157,10 +157,13 @@ SELECT seq, id, topic, aggregateid, payload, CAST(headers AS text), traceparent,
 FROM pipeline.outbox WHERE type = %s AND xid = pg_current_xact_id() ORDER BY seq
 """
 
-# rows of savepoints carry later numbers than that of their transaction
+# Rows of savepoints carry later numbers than that of their transaction, and so do rows that others commit meanwhile.
+# Of the rows that can be seen, only our own are of a transaction in progress.
 _DUE = """
 SELECT 9223372036854775807, id, topic, aggregateid, payload, CAST(headers AS text), traceparent, due_at
-FROM pipeline.due WHERE type = %s AND CAST(CAST(xmin AS text) AS bigint)
-    >= mod(CAST(CAST(pg_current_xact_id() AS text) AS bigint), 4294967296)
+FROM pipeline.due, CAST(CAST(pg_current_xact_id() AS text) AS bigint) AS own,
+    CAST(CAST(xmin AS text) AS bigint) AS writer
+WHERE type = %s AND CASE WHEN writer >= mod(own, 4294967296) THEN
+    pg_xact_status(CAST(CAST(own - mod(own, 4294967296) + writer AS text) AS xid8)) = 'in progress' END
 ORDER BY due_at
 """

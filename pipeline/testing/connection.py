@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 from pipeline.app import Pipeline
 from pipeline.event import Message
 from pipeline.outbox import Statement
+from pipeline.testing.cursor import AsyncFakeCursor, FakeCursor
 from pipeline.testing.schemas import Schemas
 from pipeline.testing.stored import Commands, Row, Tables
 from pipeline.writers import AsyncExecute, Execute
@@ -38,26 +39,6 @@ class _Writer:
             return conn.sync.store(statement)
 
         return execute
-
-
-class FakeCursor:
-    """The answer to one statement of yours."""
-
-    def __init__(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        self._rows = list(rows)
-        self.rowcount = len(self._rows)
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return iter(self._rows)
-
-    def fetchone(self) -> tuple[Any, ...] | None:
-        """Return the next row."""
-        return self._rows.pop(0) if self._rows else None
-
-    def fetchall(self) -> list[tuple[Any, ...]]:
-        """Return the rows that are left."""
-        rows, self._rows = self._rows, []
-        return rows
 
 
 class FakeConnection:
@@ -103,21 +84,18 @@ class FakeConnection:
 
     # ── what the code under test calls ─────────────────────────────────────────────────────────────────────────
 
-    def execute(self, query: object, params: object = None, **_options: object) -> FakeCursor:
+    def execute(self, query: object, params: object = None, **options: object) -> FakeCursor:
         """Note a statement of yours."""
-        self._begin()
-        self.executed.append((str(query), params))
-        return FakeCursor(next((rows for part, rows in self._answers if part in str(query)), ()))
+        return self.cursor().execute(query, params, **options)
+
+    def cursor(self, **_options: object) -> FakeCursor:
+        """Return a cursor for statements of yours."""
+        return FakeCursor(self._answer)
 
     def store(self, statement: Statement) -> list[tuple[Any, ...]]:
         """Run a statement of the writer."""
         self._begin()
         return self._tables.run(statement)
-
-    @contextmanager
-    def cursor(self) -> Iterator[FakeConnection]:
-        """Give something with ``execute``."""
-        yield self
 
     @contextmanager
     def transaction(self) -> Iterator[FakeConnection]:
@@ -155,6 +133,11 @@ class FakeConnection:
         """Close: what was not committed is rolled back."""
         self.rollback()
 
+    def _answer(self, query: object, params: object) -> Sequence[tuple[Any, ...]]:
+        self._begin()
+        self.executed.append((str(query), params))
+        return next((rows for part, rows in self._answers if part in str(query)), ())
+
     def _begin(self) -> None:
         if not self._open:
             self._open = True
@@ -179,9 +162,13 @@ class AsyncFakeConnection:
     def __init__(self, sync: FakeConnection) -> None:
         self.sync = sync
 
-    async def execute(self, query: object, params: object = None, **options: object) -> FakeCursor:
+    async def execute(self, query: object, params: object = None, **options: object) -> AsyncFakeCursor:
         """Note a statement of yours."""
-        return self.sync.execute(query, params, **options)
+        return await self.cursor().execute(query, params, **options)
+
+    def cursor(self, **options: object) -> AsyncFakeCursor:
+        """Return a cursor for statements of yours."""
+        return AsyncFakeCursor(self.sync.cursor(**options))
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncFakeConnection]:

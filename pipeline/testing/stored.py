@@ -17,7 +17,7 @@ from pipeline.app import Pipeline
 from pipeline.errors import SourceError
 from pipeline.event import Message
 from pipeline.outbox import Statement
-from pipeline.row import COLUMNS
+from pipeline.row import COLUMNS, quoted
 from pipeline.testing.schemas import Schemas, own_value
 
 __all__ = ["BLOCKED", "Commands", "Row", "Tables"]
@@ -25,7 +25,7 @@ __all__ = ["BLOCKED", "Commands", "Row", "Tables"]
 BLOCKED = datetime.max.replace(tzinfo=UTC)
 """The time of what waits for its children."""
 
-_INSERT = re.compile(r"INSERT INTO ([\w.\"]+) \((.*?)\) VALUES", re.DOTALL)
+_INSERT = re.compile(r"INSERT INTO (.+?) \((.*?)\) VALUES", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ class Tables:
             self.told += _json(statement)
             return []
         if found_insert := _INSERT.match(sql):
-            table, columns = found_insert[1].replace('"', ""), found_insert[2].replace('"', "").split(", ")
-            if table in {"pipeline.due", f"{self._app.outbox.schema}.{self._app.outbox.table}"}:
+            table, columns = found_insert[1], found_insert[2].replace('"', "").split(", ")
+            if table in {"pipeline.due", f"{quoted(self._app.outbox.schema)}.{quoted(self._app.outbox.table)}"}:
                 self.rows += [self._row(columns, row) for row in statement.rows]
                 return []
         answer = None if self.commands is None else self.commands.run(statement)

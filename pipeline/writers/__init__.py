@@ -13,17 +13,14 @@ from typing import Any, Literal, Protocol
 from pipeline.errors import ConfigError
 from pipeline.outbox import Statement
 
-__all__ = ["AsyncConnection", "AsyncExecute", "Connection", "Execute", "async_executor", "executor", "outside"]
+__all__ = ["AsyncConnection", "AsyncExecute", "Connection", "Execute", "async_executor", "bare", "executor", "outside"]
 
 Execute = Callable[[Statement], list[tuple[Any, ...]]]
 AsyncExecute = Callable[[Statement], Awaitable[list[tuple[Any, ...]]]]
 
 
-class Connection(Protocol):
-    """For type checkers: what commits when it is told to, so that an awaited one does not fit.
-
-    psycopg's and psycopg2's connection, SQLAlchemy's Connection and Session, Django's.
-    """
+class Commit(Protocol):
+    """psycopg's and psycopg2's connection, SQLAlchemy's Connection and Session, Django's of ``connections``."""
 
     def commit(self) -> None:
         """Commit the transaction. Never called here."""
@@ -37,13 +34,22 @@ class AsyncCommit(Protocol):
 
 
 class AsyncpgConnection(Protocol):
-    """asyncpg's, also from its pool."""
+    """asyncpg's."""
 
     def is_in_transaction(self) -> bool:
         """Tell whether a transaction is open."""
 
 
-AsyncConnection = AsyncCommit | AsyncpgConnection
+class Stand(Protocol):
+    """What stands for a connection: Django's ``connection``, what asyncpg's pool gives."""
+
+    def __getattr__(self, name: str, /) -> Any:
+        """Ask the connection that it stands for."""
+
+
+# For type checkers: what commits when it is told to, so that one whose commit is awaited does not fit.
+Connection = Commit | Stand
+AsyncConnection = AsyncCommit | AsyncpgConnection | Stand
 
 _WRITERS = {
     "psycopg": "pipeline.writers.psycopg",
@@ -54,8 +60,9 @@ _WRITERS = {
 }
 """First part of the module that a connection's class (or a base of it) comes from → the writer's module.
 
-Each has ``kind(conn)``: "sync", "async", or "" for what is no connection; ``executor`` and ``async_executor``. A
-connection of another kind may bring the same in an attribute ``__pipeline_writer__``.
+Each has ``kind(conn)``: "sync", "async", or "" for what is no connection; ``executor`` and ``async_executor``; and
+``AWAITED`` where asynchronous code has another way to it than the usual. A connection of another kind may bring the
+same in an attribute ``__pipeline_writer__``.
 """
 
 
@@ -64,14 +71,23 @@ def executor(conn: object) -> Execute:
 
     Raises ConfigError for an async connection, outside a transaction, or for what is no connection at all.
     """
+    conn = bare(conn)
     writer = _writer(conn, "sync")
     return writer.executor(conn)  # type: ignore[no-any-return]
 
 
 def async_executor(conn: object) -> AsyncExecute:
     """Return how to run a statement on an async ``conn``. Raises ConfigError as ``executor`` does."""
+    conn = bare(conn)
     writer = _writer(conn, "async")
     return writer.async_executor(conn)  # type: ignore[no-any-return]
+
+
+def bare(conn: Any) -> Any:  # of whichever class it is
+    """Return the driver's own connection, out of a proxy that a tracer put around it (wrapt's, as Datadog's is)."""
+    while hasattr(type(conn), "__wrapped__"):
+        conn = conn.__wrapped__
+    return conn
 
 
 def outside(remedy: str) -> ConfigError:
@@ -102,7 +118,7 @@ def _writer(conn: object, wanted: Literal["sync", "async"]) -> Any:
             return writer
         if found:
             what, remedy = _WRONG_CALL[found]
-            raise ConfigError(what.format(type(conn).__name__), remedy=remedy)
+            raise ConfigError(what.format(type(conn).__name__), remedy=getattr(writer, "AWAITED", remedy))
     raise ConfigError(
         f"{type(conn).__module__}.{type(conn).__qualname__} is not a database connection that is known here",
         remedy="pass the connection (or SQLAlchemy session) of your transaction, not a pool, an engine or a cursor; "

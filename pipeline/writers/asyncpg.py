@@ -22,9 +22,11 @@ def kind(conn: object) -> str:
 def async_executor(conn: Any) -> AsyncExecute:
     """Return how to run a statement. A pool's proxy has no types of its own."""
     try:
-        inside = conn.is_in_transaction()
+        closed, inside = conn.is_closed(), conn.is_in_transaction()
     except asyncpg.InterfaceError as error:
         raise translated(error) from error
+    if closed:
+        raise translated(asyncpg.InterfaceError("the connection is closed"))
     if not inside:
         raise outside("async with conn.transaction(): … around the business change and the call")
 

@@ -40,17 +40,24 @@ def translated(error: BaseException) -> PipelineError:
                 f"the connection's client_encoding ({cause.encoding}) cannot hold a key or header of this message",
                 remedy="client_encoding=UTF8",
             )
-        state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+        state, text = _said(cause)
         if state:
-            return of_psycopg(_of_state(str(state), cause))
+            return of_psycopg(_of_state(state, text))
         cause = getattr(cause, "orig", None) or cause.__cause__
     first = str(error).partition("\n")[0]
     return SourceError(f"PostgreSQL: {type(error).__name__}: {first}")
 
 
-def _of_state(state: str, error: BaseException) -> psycopg.Error:
-    """Return psycopg's error of a SQLSTATE, with the server's message and without its detail, which quotes the row."""
-    text = getattr(getattr(error, "diag", None), "message_primary", None) or str(error).partition("\n")[0]
+def _said(error: BaseException) -> tuple[str, str]:
+    """Return SQLSTATE ("" where there is none) and the server's message, without its detail, which quotes the row."""
+    fields = error.args[0] if error.args and isinstance(error.args[0], dict) else {}  # pg8000's
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or fields.get("C") or ""
+    text = getattr(getattr(error, "diag", None), "message_primary", None) or fields.get("M")
+    return str(state), str(text or str(error).partition("\n")[0])
+
+
+def _of_state(state: str, text: str) -> psycopg.Error:
+    """Return psycopg's error of a SQLSTATE."""
     try:
         return lookup(state)(text)
     except KeyError:

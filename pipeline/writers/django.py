@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg as driver
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.connection import ConnectionProxy
@@ -14,7 +15,12 @@ from pipeline.outbox import Statement
 from pipeline.writers import Execute, outside, psycopg
 from pipeline.writers.dbapi import run, translated
 
-__all__ = ["executor", "kind"]
+__all__ = ["AWAITED", "executor", "kind"]
+
+AWAITED = (
+    "Django's connections are synchronous. In an async view: await sync_to_async(place_order)(…), and in that function "
+    "with transaction.atomic(): the business change and the call"
+)
 
 
 def kind(conn: object) -> str:
@@ -29,7 +35,13 @@ def executor(conn: Any) -> Execute:
             f"Django: the outbox is in PostgreSQL, connection {conn.alias!r} is {conn.vendor}",
             remedy="pass connections['…'] of the PostgreSQL database",
         )
-    if conn.get_autocommit():
+    try:
+        autocommit = conn.get_autocommit()
+    except SynchronousOnlyOperation:
+        raise ConfigError("Django: publishing on an event loop", remedy=AWAITED) from None
+    except Error as error:
+        raise translated(error) from error
+    if autocommit:
         raise outside("with transaction.atomic(): … around the business change and the call")
 
     def execute(statement: Statement) -> list[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from pipeline.outbox import Statement
-from pipeline.writers import AsyncExecute, Execute, outside
+from pipeline.writers import AsyncExecute, Execute, bare, outside
 from pipeline.writers.dbapi import translated
 
 __all__ = ["async_executor", "executor", "kind"]
@@ -29,6 +29,7 @@ def kind(conn: object) -> str:
 
 def executor(conn: psycopg.Connection[Any]) -> Execute:
     """Return how to run a statement on a connection."""
+    conn = bare(conn)
     _check_transaction(conn)
 
     def execute(statement: Statement) -> list[tuple[Any, ...]]:
@@ -53,6 +54,7 @@ def executor(conn: psycopg.Connection[Any]) -> Execute:
 
 def async_executor(conn: psycopg.AsyncConnection[Any]) -> AsyncExecute:
     """Return how to run a statement on an async connection."""
+    conn = bare(conn)
     _check_transaction(conn)
 
     async def execute(statement: Statement) -> list[tuple[Any, ...]]:

@@ -65,7 +65,7 @@ def async_executor(conn: AsyncConnection | AsyncSession | async_scoped_session[A
 
 def _run(connection: Connection, statement: Statement) -> list[tuple[Any, ...]]:
     """Run a statement by SQLAlchemy, in the driver's own placeholders."""
-    style = connection.dialect.paramstyle
+    style = "pg8000" if connection.dialect.driver == "pg8000" else connection.dialect.paramstyle
     try:
         if statement.returns:
             found = connection.exec_driver_sql(_in_style(statement.sql, style), plain(statement.rows[0]))
@@ -81,6 +81,8 @@ def _run(connection: Connection, statement: Statement) -> list[tuple[Any, ...]]:
 def _in_style(sql: str, style: str) -> str:
     if style in {"format", "pyformat"}:
         return sql
+    if style == "pg8000":
+        return sql.replace("%%", "%")  # ours stand in quotes, which it leaves as they are
     if style == "numeric_dollar":
         return numbered(sql)
     raise ConfigError(

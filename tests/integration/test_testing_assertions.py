@@ -79,6 +79,10 @@ def test_what_the_open_transaction_published_is_found_and_nothing_else(database:
         app.enqueue(other, Mail(address="other@example.org"), delay_s=60)
     with connection(database.dsn) as conn:
         assert_nothing_published(conn, Paid)
+        with psycopg.connect(database.dsn) as other:
+            app.publish(other, paid("committed while it is open"))
+            app.enqueue(other, Mail(address="other@example.org"), delay_s=60)
+        assert_nothing_published(conn, Paid)
         assert_nothing_enqueued(conn, Mail)
         app.publish(conn, paid("o-1"), headers={"tenant": "a"})
         app.publish(conn, paid("o-2"))

@@ -19,6 +19,7 @@ import psycopg
 import psycopg2
 import pytest
 import sqlalchemy as sa
+import wrapt
 from psycopg import conninfo, sql
 from psycopg.rows import dict_row
 from servers import Database
@@ -197,6 +198,7 @@ WAYS = {
     "sqlalchemy-scoped-psycopg": by_sqlalchemy("psycopg", "scoped"),
     "sqlalchemy-connection-psycopg2": by_sqlalchemy("psycopg2", "connection"),
     "sqlalchemy-session-psycopg2": by_sqlalchemy("psycopg2", "session"),
+    "sqlalchemy-session-pg8000": by_sqlalchemy("pg8000", "session"),
     "django": by_django(),
 }
 
@@ -449,6 +451,38 @@ def test_a_table_of_ones_own(pushed: Database, way: Way, is_async: bool) -> None
     }  # fmt: skip
 
 
+def test_rolled_back_to_a_savepoint_leaves_what_was_before_and_comes_after(
+    pushed: Database, way: Way, is_async: bool
+) -> None:
+    inner = [Placed(order_id=f"inner {n}") for n in range(30)]
+
+    def work(conn: Any, execute: Any) -> None:
+        app.publish(conn, Placed(order_id="before"))
+        execute("SAVEPOINT one")
+        app.publish_many(conn, inner)
+        execute("ROLLBACK TO SAVEPOINT one")
+        app.publish(conn, Placed(order_id="after"))
+
+    async def awork(conn: Any, execute: Any) -> None:
+        await app.apublish(conn, Placed(order_id="before"))
+        await execute("SAVEPOINT one")
+        await app.apublish_many(conn, inner)
+        await execute("ROLLBACK TO SAVEPOINT one")
+        await app.apublish(conn, Placed(order_id="after"))
+
+    way.run(pushed.dsn, awork if is_async else work, True)
+    assert sorted(row["aggregateid"] for row in rows(pushed)) == ["after", "before"]
+
+
+def test_a_refusal_of_the_server_is_said_without_the_row(pushed: Database, way: Way, is_async: bool) -> None:
+    with psycopg.connect(pushed.dsn) as conn:
+        conn.execute("ALTER TABLE pipeline.outbox ADD CHECK (aggregateid <> 'secret')")
+    with pytest.raises(SourceError, match="violates check constraint") as caught:
+        way.run(pushed.dsn, writing(is_async, Placed(order_id="secret")), True)
+    assert "secret" not in str(caught.value)
+    assert "SQLSTATE 23514" in str(caught.value)
+
+
 # ── what is psycopg's or a framework's own ─────────────────────────────────────────────────────────────────────────
 
 
@@ -508,6 +542,61 @@ def test_a_closed_connection_pools_and_engines_are_refused(pushed: Database) -> 
         app.publish(Session(), Placed(order_id="1"))
 
 
+class Traced(wrapt.ObjectProxy):
+    """What a tracer puts around a connection."""
+
+
+def test_a_connection_with_a_tracer_around_it_is_known(pushed: Database) -> None:
+    events = [Placed(order_id=f"{n}") for n in range(30)]
+    for driver in (psycopg, psycopg2):
+        with plain(driver.connect, pushed.dsn) as conn:
+            app.publish_many(Traced(conn), events)
+            conn.commit()
+    engine = sa.create_engine(
+        "postgresql+psycopg://", creator=lambda: Traced(psycopg.connect(pushed.dsn)), poolclass=NullPool
+    )
+    with Session(engine) as session:
+        app.publish_many(session, events)
+        session.commit()
+    assert len(rows(pushed)) == 90
+
+
+def test_an_asyncpg_connection_that_is_closed_or_back_in_its_pool_is_said(pushed: Database) -> None:
+    async def run() -> None:
+        conn = await asyncpg.connect(pushed.dsn)
+        await conn.close()
+        with pytest.raises(SourceError, match="connection is closed"):
+            await app.apublish(conn, Placed(order_id="1"))
+        async with asyncpg.create_pool(pushed.dsn, min_size=1, max_size=1) as pool:
+            async with pool.acquire() as conn:
+                pass
+            with pytest.raises(SourceError, match="released back to the pool"):
+                await app.apublish(conn, Placed(order_id="1"))
+
+    asyncio.run(run())
+
+
+def test_in_an_asynchronous_view_of_django_it_is_said_how(pushed: Database) -> None:
+    from asgiref.sync import sync_to_async
+    from django.db import connections, transaction
+
+    def place(conn: Any) -> None:
+        with transaction.atomic():
+            app.publish(conn, Placed(order_id="1"))
+
+    async def view(conn: Any) -> None:
+        with pytest.raises(ConfigError, match=r"on an event loop[\s\S]*sync_to_async"):
+            app.publish(conn, Placed(order_id="1"))
+        with pytest.raises(ConfigError, match=r"not an async connection[\s\S]*sync_to_async"):
+            await app.apublish(conn, Placed(order_id="1"))
+        await sync_to_async(place)(conn)
+        await sync_to_async(connections.close_all)()
+
+    with django_connection(pushed.dsn) as conn:
+        asyncio.run(view(conn))
+    assert len(rows(pushed)) == 1
+
+
 def test_an_error_of_sqlalchemy_does_not_quote_the_parameters(pushed: Database) -> None:
     with psycopg.connect(pushed.dsn) as conn:
         conn.execute("ALTER TABLE pipeline.outbox ADD CHECK (aggregateid <> 'secret')")
@@ -556,10 +645,18 @@ def test_an_event_is_not_enqueued_and_a_job_not_published(pushed: Database) -> N
             app.publish(conn, Mail(to="x"))  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="enqueue: Placed is not a Job"):
             app.enqueue(conn, Placed(order_id="1"))  # type: ignore[call-overload]
+        with pytest.raises(ConfigError, match="pass an instance"):
+            app.publish(conn, Placed)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"publish_many: one Placed[\s\S]*a list"):
+            app.publish_many(conn, Placed(order_id="1"))  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="enqueue_many: one Mail"):
+            app.enqueue_many(conn, Mail(to="x"))  # type: ignore[arg-type]
 
 
 def test_headers_and_traceparent_are_checked(pushed: Database) -> None:
     with psycopg.connect(pushed.dsn) as conn:
+        with pytest.raises(ConfigError, match="headers: a list"):
+            app.publish(conn, Placed(order_id="1"), headers=[("a", "b")])  # type: ignore[arg-type]
         for headers in ({"a": 1}, {"a": "\0"}, {"a": "\ud800"}):
             with pytest.raises(ConfigError, match="header 'a'"):
                 app.publish(conn, Placed(order_id="1"), headers=headers)  # type: ignore[arg-type]

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import asyncpg
 import psycopg
+from django.db import connection as django_connection
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
 
 from pipeline import Event, Job, Pipeline
 
@@ -34,6 +36,11 @@ def accepted(conn: psycopg.Connection, connection: Connection, session: Session,
     app.enqueue(job)
 
 
+def accepted_too(session: scoped_session[Session], event: Placed) -> None:
+    app.publish(session, event)
+    app.publish(django_connection, event)
+
+
 async def accepted_when_awaited(
     conn: psycopg.AsyncConnection, connection: AsyncConnection, session: AsyncSession, event: Placed, job: Mail
 ) -> None:
@@ -41,6 +48,15 @@ async def accepted_when_awaited(
         await app.apublish(each, event)
         await app.aenqueue(each, job)
     await app.apublish_many(conn, [event])
+
+
+async def accepted_too_when_awaited(
+    conn: asyncpg.Connection, pool: asyncpg.Pool, session: async_scoped_session[AsyncSession], event: Placed
+) -> None:
+    await app.apublish(conn, event)
+    async with pool.acquire() as held:
+        await app.apublish(held, event)
+    await app.apublish(session, event)
 
 
 def refused(conn: psycopg.Connection, later: psycopg.AsyncConnection, session: AsyncSession, job: Mail) -> None:

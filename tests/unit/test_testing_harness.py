@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import Context, Event, Job, Money, Personal, Pipeline, Reject, RetryLater, RetryPolicy
+from pipeline import Context, Event, Job, Money, Outbox, Personal, Pipeline, Reject, RetryLater, RetryPolicy
 from pipeline.demo import shop
 from pipeline.errors import ConfigError, JobError, SchemaError
 from pipeline.job import Unique
@@ -281,6 +281,46 @@ def test_savepoints_roll_back_what_was_published_in_them() -> None:
             _ = 1 / 0
         app.publish(conn, paid("kept too"))
     assert [one.order_id for one in harness.messages(Paid)] == ["kept", "kept too"]
+
+
+def test_a_table_of_ones_own_is_written_to_in_tests_too() -> None:
+    table = Outbox(
+        "public", "event log", columns={"id": "event_id", "topic": None, "headers": None}, extra={"by": "me"}
+    )
+    own = Pipeline("own", outbox=table, topic_prefix="")
+    seen = []
+    own.consumer(Paid, group="books")(lambda event, _ctx: seen.append(event))
+    harness = Harness(own)
+    harness.publish(paid("o-1"))
+    harness.run_until_idle()
+    assert seen == [paid("o-1")]
+
+
+def test_a_fake_connection_answers_as_psycopg_does() -> None:
+    conn = Harness(app).connection()
+    conn.answer("FROM customers", [(1, "ada"), (2, "bob"), (3, "eve"), (4, "joe")])
+    with conn.cursor() as cursor:
+        cursor.execute("SELECT id, name FROM customers WHERE id > %s", (0,))
+        assert (cursor.rowcount, cursor.fetchone(), cursor.fetchmany(2)) == (4, (1, "ada"), [(2, "bob"), (3, "eve")])
+        assert (cursor.fetchall(), cursor.fetchone()) == ([(4, "joe")], None)
+        cursor.executemany("UPDATE orders SET paid = %s", [(True,), (False,)])
+    assert list(conn.execute("SELECT FROM customers"))[-1] == (4, "joe")
+    assert [params for _, params in conn.executed] == [(0,), (True,), (False,), None]
+
+
+def test_an_async_fake_connection_answers_as_psycopg_does() -> None:
+    async def run() -> None:
+        async with Harness(app).aconnection() as conn:
+            conn.sync.answer("FROM customers", [(1, "ada"), (2, "bob"), (3, "eve")])
+            async with conn.cursor() as cursor:
+                await cursor.execute("SELECT FROM customers")
+                assert (cursor.rowcount, await cursor.fetchone()) == (3, (1, "ada"))
+                assert (await cursor.fetchmany(1), await cursor.fetchall()) == ([(2, "bob")], [(3, "eve")])
+                await cursor.executemany("UPDATE orders SET paid = %s", [(True,), (False,)])
+            assert [row async for row in await conn.execute("SELECT FROM customers")][-1] == (3, "eve")
+            assert len(conn.sync.executed) == 4
+
+    asyncio.run(run())
 
 
 def test_assertions_look_into_the_open_transaction() -> None:
