@@ -327,10 +327,11 @@ class Pipeline:
     def enqueue(self, conn: Connection | Job, job: Job | None = None, **options: Unpack[EnqueueOptions]) -> UUID:
         """Store a job in the caller's transaction and return its id: it exists exactly when that commits.
 
-        ``delay_s`` or ``run_at`` (with a zone) for later, ``unique``, ``tags``, ``priority`` and ``track`` as
-        ``pipeline.job.Options`` has them; ``headers`` and ``traceparent`` as for ``publish``. ``enqueue(job)``, without
-        a connection, opens and commits a short transaction on PIPELINE_POSTGRES__DSN (or the local stack's). Raises
-        what ``publish`` raises, and JobError where a unique key is taken.
+        Options are those of ``pipeline.job.Options``: ``delay_s`` or ``run_at`` (with a zone) for later, ``unique``,
+        ``tags``, ``priority``, ``timeout_s``, ``retry``, ``expires_s``, ``track``; ``headers`` and ``traceparent`` as
+        for ``publish``. ``enqueue(job)``, without a connection, opens and commits a short transaction on
+        PIPELINE_POSTGRES__DSN (or the local stack's). Raises what ``publish`` raises, and JobError where a unique key
+        is taken.
         """
         if job is not None:
             return self.enqueue_many(cast(Connection, conn), [job], **options)[0]
@@ -362,7 +363,8 @@ class Pipeline:
     def enqueue_flow(self, conn: Connection, flow: Flow, **options: Unpack[EnqueueOptions]) -> UUID:
         """Store a flow, children first and then their parent with their results; return the id of its last job.
 
-        Options are those of ``enqueue``, for all its jobs, without delay and unique. Raises ConfigError for a cycle.
+        Options are those of ``enqueue``, for all its jobs, without delay and unique; those of a ``Flow`` hold for its
+        job. Raises ConfigError for a cycle.
         """
         return self.run(conn, self._store_flow(flow, options))
 
@@ -379,18 +381,17 @@ class Pipeline:
         return await adrive(steps, async_executor(conn))
 
     def _store_flow(self, flow: Flow, given: EnqueueOptions) -> Steps[UUID]:
-        options = Options(**given)
-        wanted = flow.wanted(lambda job: self._wanted(job, options))
+        def make(job: Job, own: EnqueueOptions) -> Wanted:
+            return self._wanted(job, _options({**given, **own}))
+
+        wanted = flow.wanted(make)
         ids = yield from store_jobs(wanted, self.outbox, self._schema_ids)
         return ids[-1]
 
     def _store_jobs(self, jobs: Iterable[Job], given: EnqueueOptions) -> Steps[list[UUID]]:
-        options = Options(**given)
-        if options.traceparent is None:
-            options = replace(options, traceparent=current_traceparent())
-        return store_jobs(
-            [self._wanted(job, options) for job in _several(jobs, "enqueue")], self.outbox, self._schema_ids
-        )
+        options = _options(given)
+        wanted = [self._wanted(job, options) for job in _several(jobs, "enqueue")]
+        return store_jobs(wanted, self.outbox, self._schema_ids)
 
     def _wanted(self, job: Job, options: Options) -> Wanted:
         _check_kind(type(job), Job, "enqueue")
@@ -415,6 +416,11 @@ class Pipeline:
                 topics[model] = self.topic_of(model)
             envelopes.append(Envelope(message, topics[model], headers or {}, trace))
         return self.outbox.store(envelopes, self._schema_ids, uuid7)
+
+
+def _options(given: EnqueueOptions) -> Options:
+    options = Options(**given)
+    return options if options.traceparent is not None else replace(options, traceparent=current_traceparent())
 
 
 def _check_kind(model: object, kind: type[Message], where: str) -> None:

@@ -21,7 +21,7 @@ class Context:
     Made for every attempt: it keeps what it is given and works the rest out when asked.
     """
 
-    __slots__ = ("_conn", "_entry", "_group", "_headers", "_record", "_shared", "_state", "_type")
+    __slots__ = ("_conn", "_entry", "_group", "_headers", "_record", "_shared", "_state", "_timeout_s", "_type")
 
     def __init__(
         self,
@@ -32,7 +32,9 @@ class Context:
         state: RetryState | None,
         entry: Entry | None = None,
         shared: State | None = None,
+        timeout_s: float | None = None,
     ) -> None:
+        self._timeout_s = timeout_s
         self._conn: Any = None
         self._shared = shared
         self._entry = entry
@@ -44,7 +46,10 @@ class Context:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # on the way to a handler's process: the entry, the state and the connection are of this one
-        return Context, (self._record, dict(self._headers), self._type, self._group, self._state)
+        return (
+            Context,
+            (self._record, dict(self._headers), self._type, self._group, self._state, None, None, self._timeout_s),
+        )
 
     def __repr__(self) -> str:
         return f"Context({self.type}, event_id={self.event_id!r}, attempt={self.attempt}, group={self.group!r})"
@@ -53,6 +58,11 @@ class Context:
     def attempt(self) -> int:
         """1 for the first try."""
         return 1 if self._state is None else self._state.attempt
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long this attempt may take, in seconds; None: as long as it likes."""
+        return self._timeout_s
 
     @property
     def type(self) -> str:

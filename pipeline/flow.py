@@ -7,12 +7,12 @@ the statement that finishes a child also counts it off. A crash at any point lea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from pipeline.errors import ConfigError
 from pipeline.event import Job
-from pipeline.job import OnFailure, Wanted
+from pipeline.job import EnqueueOptions, OnFailure, Wanted
 
 __all__ = ["Flow", "batch", "chain"]
 
@@ -24,14 +24,16 @@ class Flow:
     """A job that runs when its children have finished: jobs, or flows of their own.
 
     ``on_failure`` says what it means to the job when one of them is dead or cancelled: ``fail``, it is dead too and
-    never runs; ``ignore``, it runs when all others have finished; ``continue``, it runs at once.
+    never runs; ``ignore``, it runs when all others have finished; ``continue``, it runs at once. ``options`` are the
+    job's own, over those that the flow is enqueued with.
     """
 
     job: Job
     children: Sequence[Flow | Job] = ()
     on_failure: OnFailure = "fail"
+    options: EnqueueOptions = field(default_factory=EnqueueOptions)
 
-    def wanted(self, make: Callable[[Job], Wanted]) -> list[Wanted]:
+    def wanted(self, make: Callable[[Job, EnqueueOptions], Wanted]) -> list[Wanted]:
         """Return what is to be stored, children before parents. Raises ConfigError for a cycle."""
         found = list(self._walk(make, None, 0, None, ()))
         if len(found) > _MOST:
@@ -40,7 +42,7 @@ class Flow:
 
     def _walk(
         self,
-        make: Callable[[Job], Wanted],
+        make: Callable[[Job, EnqueueOptions], Wanted],
         parent: UUID | None,
         place: int,
         rule: OnFailure | None,
@@ -51,7 +53,7 @@ class Flow:
             raise ConfigError(f"flow of {name}: it is its own child", remedy="a flow is a tree: take the cycle out")
         if self.on_failure not in {"fail", "ignore", "continue"}:
             raise ConfigError(f"flow of {name}: on_failure={self.on_failure!r}", remedy="fail, ignore or continue")
-        mine = make(self.job)
+        mine = make(self.job, self.options)
         options = mine.options
         if options.delay_s or options.run_at is not None or options.unique is not None or not options.tracks(self.job):
             raise ConfigError(

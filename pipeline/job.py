@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 from uuid import UUID
@@ -18,7 +18,9 @@ from uuid import UUID
 from pipeline.errors import ConfigError, JobError
 from pipeline.event import Job
 from pipeline.outbox import Envelope, Outbox, SchemaIds, Statement, Steps
+from pipeline.retry import RetryPolicy
 from pipeline.row import COLUMNS, placeholders
+from pipeline.terms import HEADER, Terms
 from pipeline.topics import PRIORITIES, Priority, priority_topic
 
 __all__ = [
@@ -91,6 +93,9 @@ class EnqueueOptions(TypedDict, total=False):
     unique: Unique | None
     tags: Sequence[str]
     priority: Priority
+    timeout_s: float | None
+    retry: RetryPolicy | None
+    expires_s: float | None
     track: bool | None
     headers: Mapping[str, str] | None
     traceparent: str | None
@@ -100,8 +105,9 @@ class EnqueueOptions(TypedDict, total=False):
 class Options:
     """How jobs are enqueued. Raises ConfigError for what cannot be.
 
-    ``delay_s`` counts from the enqueue by the database's clock; ``run_at`` is a time with a zone. ``track`` None means
-    what the job's class says.
+    ``delay_s`` counts from the enqueue by the database's clock; ``run_at`` is a time with a zone. ``timeout_s`` and
+    ``retry`` hold in place of what the handler declares, its fatal and uncounted errors stay its own; ``expires_s``
+    after its time came, the job does not begin any more. ``track`` None means what the job's class says.
     """
 
     delay_s: float = 0
@@ -109,11 +115,18 @@ class Options:
     unique: Unique | None = None
     tags: Sequence[str] = ()
     priority: Priority = "normal"
+    timeout_s: float | None = None
+    retry: RetryPolicy | None = None
+    expires_s: float | None = None
     track: bool | None = None
     headers: Mapping[str, str] | None = None
     traceparent: str | None = None
+    terms: Terms = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", Terms(self.timeout_s, self.retry, self.expires_s))
+        if HEADER in (self.headers or ()):
+            raise ConfigError(f"header {HEADER} is ours", remedy="timeout_s=, retry= and expires_s= write it")
         if isinstance(self.delay_s, bool) or not 0 <= self.delay_s <= _LONGEST_S or math.isnan(self.delay_s):
             raise ConfigError(f"delay_s={self.delay_s}", remedy="seconds, from 0 to 100 years")
         if self.run_at is not None:
@@ -129,6 +142,11 @@ class Options:
             raise ConfigError(f"priority={self.priority!r}", remedy=f"one of: {', '.join(PRIORITIES)}")
         if self.unique is not None and self.track is False:
             raise ConfigError("unique jobs are tracked", remedy="leave track=False out")
+
+    @property
+    def row_headers(self) -> Mapping[str, str]:
+        """The headers of the row: what was given, and the job's terms."""
+        return {**(self.headers or {}), HEADER: self.terms.header()} if self.terms else self.headers or {}
 
     def tracks(self, job: Job) -> bool:
         """Whether the job gets a row in ``pipeline.job``."""
@@ -168,9 +186,14 @@ def store_jobs(orders: Sequence[Wanted], outbox: Outbox, schema_ids: SchemaIds) 
     rows: dict[UUID, tuple[Any, ...]] = {}
     for order in orders:
         order.options.tracks(order.job)
+        if order.options.terms and outbox.columns.get("headers", "headers") is None:
+            raise ConfigError(
+                f"{outbox.schema}.{outbox.table} has no headers: no job can have a timeout_s, retry or expires_s",
+                remedy="name a jsonb column: Outbox(columns={'headers': …}), or declare them with the handler",
+            )
         schema_id = yield from schema_ids.find(order.queue, type(order.job))
         topic = priority_topic(order.queue, order.options.priority)
-        envelope = Envelope(order.job, topic, order.options.headers or {}, order.options.traceparent)
+        envelope = Envelope(order.job, topic, order.options.row_headers, order.options.traceparent)
         rows[order.id] = (_WAITING_ROOM if _later(order) else outbox).row(order.id, envelope, schema_id)
     keys = {order.id: _key(order) for order in orders}
     holders = yield from _claim([order for order in orders if keys[order.id]], keys)
@@ -232,6 +255,7 @@ def _told(order: Wanted, key: str | None) -> dict[str, Any]:
         "place": order.place,
         "on_failure": order.on_failure,
         "children": order.children,
+        "terms": options.terms.data() or None,
     }
 
 
@@ -299,13 +323,13 @@ UPDATE pipeline.due SET payload = %s, aggregateid = %s WHERE id = CAST(%s AS uui
 
 _TRACK = """
 INSERT INTO pipeline.job (id, queue, type, state, priority, tags, due_at, unique_key, parent, place, on_failure,
-                          children)
+                          children, terms)
 SELECT x.id, x.queue, x.type, x.state, x.priority, x.tags,
        coalesce(x.run_at, clock_timestamp() + make_interval(secs => x.delay_s)),
-       x.unique_key, x.parent, x.place, x.on_failure, x.children
+       x.unique_key, x.parent, x.place, x.on_failure, x.children, x.terms
 FROM json_to_recordset(CAST(%s AS json)) AS x(id uuid, queue text, type text, state text, priority text, tags text[],
      delay_s float8, run_at timestamptz, unique_key text, parent uuid, place integer, on_failure text,
-     children integer)
+     children integer, terms jsonb)
 """
 
 _CLAIM = """

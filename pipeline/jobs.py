@@ -6,7 +6,7 @@ kept: nothing here reads more the more jobs there are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -31,13 +31,16 @@ __all__ = [
 
 _FIELDS = (
     "id", "queue", "type", "state", "priority", "tags", "attempts", "created_at", "due_at", "started_at", "finished_at",
-    "seen_at", "worker", "progress", "total", "result", "error", "parent", "children", "cancel_at",
+    "seen_at", "worker", "progress", "total", "result", "error", "parent", "children", "cancel_at", "terms",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """What is known of one tracked job. ``seen_at`` is the last sign of life; ``cancel_at`` when its end was asked."""
+    """What is known of one tracked job. ``seen_at`` is the last sign of life; ``cancel_at`` when its end was asked.
+
+    ``terms`` are those of ``timeout_s``, ``retry`` and ``expires_s`` that it was enqueued with.
+    """
 
     id: UUID
     queue: str
@@ -59,6 +62,7 @@ class JobRow:
     parent: UUID | None
     children: int
     cancel_at: datetime | None
+    terms: Mapping[str, Any] | None
 
 
 def find(job_id: UUID | str) -> Steps[JobRow]:

@@ -11,13 +11,17 @@ from typing import Any
 from pipeline.errors import ConfigError
 from pipeline.job import State
 
-__all__ = ["RESULT_BYTES", "Child", "Entry", "JobCancelled", "Report"]
+__all__ = ["RESULT_BYTES", "Child", "Entry", "JobCancelled", "JobExpired", "Report"]
 
 RESULT_BYTES = 65_536
 
 
 class JobCancelled(Exception):
     """Raised by ``ctx.raise_if_cancelled()``: the job ends here, and is told as cancelled."""
+
+
+class JobExpired(Exception):
+    """The job was to begin by a time that has passed."""
 
 
 @dataclass(frozen=True, slots=True)

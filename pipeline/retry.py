@@ -60,7 +60,7 @@ class RetryPolicy:
             for bad, text in (
                 (not 1 <= self.attempts <= 1000, f"attempts={self.attempts} must be 1 to 1000"),
                 (not 0 <= self.first_s <= self.cap_s, f"first_s={self.first_s} must be 0 to cap_s={self.cap_s}"),
-                (self.factor < 1, f"factor={self.factor} must be at least 1"),
+                (not 1 <= self.factor <= 1_000_000, f"factor={self.factor} must be 1 to 1,000,000"),
                 (self.cap_s > _LONGEST_DELAY_S, f"cap_s={self.cap_s} must be at most {_LONGEST_DELAY_S} (7 days)"),
                 (not 0 <= self.jitter <= 1, f"jitter={self.jitter} must be 0 to 1"),
                 (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import datetime
+from typing import Any
 
 import click
 
@@ -12,6 +13,7 @@ from pipeline.cli.output import output_option, print_object, print_rows, say
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.job import EnqueueOptions, Unique
+from pipeline.retry import RetryPolicy
 from pipeline.runtime import jobs as stage
 from pipeline.runtime.load import load_app
 
@@ -84,6 +86,9 @@ def show(job_id: str, wait_s: float | None, output: str) -> None:
 @click.option("--run-at", help="A time with its zone, such as 2031-03-01T03:00:00+01:00.")
 @click.option("--tag", "tags", multiple=True, help="May be repeated.")
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True)
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Seconds for each attempt.")
+@click.option("--retry", help="Its policy: attempts=3,first_s=10,factor=2,cap_s=60,jitter=0.1, or some of these.")
+@click.option("--expires", type=click.FloatRange(0, min_open=True), help="Seconds after which it does not begin.")
 @click.option("--unique-key", help="Only where no unfinished job has this key; else the id of that one is printed.")
 def enqueue(
     app: str,
@@ -93,6 +98,9 @@ def enqueue(
     run_at: str | None,
     tags: tuple[str, ...],
     priority: str,
+    timeout: float | None,
+    retry: str | None,
+    expires: float | None,
     unique_key: str | None,
 ) -> None:
     """Enqueue a job by its name, with arguments that its model checks. Prints its id.
@@ -102,6 +110,7 @@ def enqueue(
       pipeline jobs enqueue shop:app SendReceipt '{"order_id": "7", "address": "a@example.org"}' --delay 60
     """
     options: EnqueueOptions = {"delay_s": delay, "tags": tags, "priority": priority, "run_at": _time(run_at)}  # type: ignore[typeddict-item]  # click has checked it
+    options |= {"timeout_s": timeout, "retry": _policy(retry), "expires_s": expires}
     if unique_key:
         options["unique"] = Unique(key=unique_key)
     click.echo(stage.enqueue_text(load_app(app), Settings.load(), name, arguments, options))
@@ -195,6 +204,20 @@ def explain(app: str, name: str, output: str) -> None:
       pipeline jobs policy explain shop:app SendReceipt
     """
     print_rows(stage.explain(load_app(app), name), output)
+
+
+def _policy(text: str | None) -> RetryPolicy | None:
+    if text is None:
+        return None
+    wrong = ConfigError(f"--retry {text}: is not a policy", remedy="attempts=3,first_s=10,factor=2,cap_s=60,jitter=0.1")
+    given: dict[str, Any] = {}
+    try:
+        for part in text.split(","):
+            name, _, number = part.partition("=")
+            given[name.strip()] = int(number) if name.strip() == "attempts" else float(number)
+        return RetryPolicy(**given)
+    except (ValueError, TypeError):
+        raise wrong from None
 
 
 def _time(text: str | None) -> datetime | None:

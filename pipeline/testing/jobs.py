@@ -59,7 +59,7 @@ class Jobs:
             row = JobRow(
                 UUID(one["id"]), one["queue"], one["type"], one["state"], one["priority"], one["tags"], 0, self.now(),
                 due_at, None, None, None, None, None, None, None, None, UUID(one["parent"]) if one["parent"] else None,
-                one["children"], None,
+                one["children"], None, one["terms"],
             )  # fmt: skip
             self._rows[row.id] = _Kept(row, one["unique_key"], one["place"], one["on_failure"])
 

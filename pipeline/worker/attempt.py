@@ -15,8 +15,9 @@ from pipeline.definition import Group, Handler
 from pipeline.event import Message
 from pipeline.failure import describe
 from pipeline.headers import EVENT_ID, TYPE, RetryState
-from pipeline.report import Entry, JobCancelled
+from pipeline.report import Entry, JobCancelled, JobExpired
 from pipeline.surroundings import State
+from pipeline.terms import Terms
 from pipeline.worker.delivery import Delivery, Outcome, Route
 from pipeline.worker.settlement import Again, Cancelled, Move, Wait, settle, unknown_type
 
@@ -112,21 +113,30 @@ class Attempts:
             route = delivery.route = self._find(delivery)
             if route is None:
                 return None
+        if (terms := Terms.of(delivery.headers)) is not None:
+            route = delivery.route = route.on(terms)
         if (foreign := route.handler.foreign) is None:
             message = self._decoder.decode(record.value, route.handler.model)
         else:
             message = foreign.message(record)
             if (event_id := foreign.id_of(record)) is not None:
                 delivery.headers = {**delivery.headers, EVENT_ID: event_id}
-        if self._entry is None:
-            return (
-                route,
-                message,
-                Context(record, delivery.headers, route.type_name, self._name, delivery.state, None, self._state),
-            )
-        entry = delivery.entry = self._entry(delivery, route)
-        context = Context(record, delivery.headers, route.type_name, self._name, delivery.state, entry, self._state)
+        entry = None
+        if self._entry is not None:
+            entry = delivery.entry = self._entry(delivery, route)
+        context = Context(
+            record,
+            delivery.headers,
+            route.type_name,
+            self._name,
+            delivery.state,
+            entry,
+            self._state,
+            route.handler.timeout_s,
+        )
         context.raise_if_cancelled()
+        if terms is not None and terms.expires_s is not None and self._wall() > _came_s(delivery) + terms.expires_s:
+            raise JobExpired
         return route, message, context
 
     def _find(self, delivery: Delivery) -> Route | None:
@@ -149,15 +159,15 @@ class Attempts:
 
     def _measure(self, route: Route, delivery: Delivery, begun: float) -> None:
         route.seconds.append(self._clock() - begun)
-        state = delivery.state
-        inserted_ms = delivery.record.timestamp_ms if state is None else state.origin.timestamp_ms
-        route.ages_s.append(self._wall() - inserted_ms * 0.001)
+        route.ages_s.append(self._wall() - _came_s(delivery))
 
     def _failed(self, delivery: Delivery, error: BaseException, prepared: _Prepared | None) -> Outcome:
         """Settle what was raised, and write it into the delivery's state."""
         entry, route = delivery.entry, delivery.route
         if entry is not None and entry.cancelled and isinstance(error, asyncio.CancelledError | JobCancelled):
-            return (delivery, Cancelled())
+            return (delivery, Cancelled(begun=prepared is not None))
+        if isinstance(error, JobExpired):
+            return (delivery, Cancelled("Expired"))
         state = delivery.state or RetryState.first(delivery.record)
         decision = settle(
             error,
@@ -177,3 +187,9 @@ class Attempts:
             state = replace(state, attempt=state.attempt + 1)
         delivery.state = state
         return (delivery, decision)
+
+
+def _came_s(delivery: Delivery) -> float:
+    """When the record's row was inserted, in seconds since 1970."""
+    state = delivery.state
+    return (delivery.record.timestamp_ms if state is None else state.origin.timestamp_ms) * 0.001

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
+from copy import copy
+from dataclasses import replace
 from typing import Any, Protocol
 
 from pipeline.definition import Handler
@@ -11,6 +13,7 @@ from pipeline.headers import RetryState
 from pipeline.progress import Mark, Progress
 from pipeline.record import Record
 from pipeline.report import Entry
+from pipeline.terms import Terms
 from pipeline.watermark import Watermark
 from pipeline.worker.settlement import Decision
 
@@ -29,6 +32,14 @@ class Route:
         self.seconds: deque[float] = deque()
         self.ages_s: deque[float] = deque()
         self.failed: deque[None] = deque()
+
+    def on(self, terms: Terms) -> Route:
+        """Return the same route for a job with terms of its own; what is measured goes into this one."""
+        other = copy(self)
+        declared = self.handler
+        timeout_s = declared.timeout_s if terms.timeout_s is None else terms.timeout_s
+        other.handler = replace(declared, retry=terms.policy(declared.retry), timeout_s=timeout_s)
+        return other
 
 
 class Assigned:

@@ -6,12 +6,14 @@ Records of a retry topic wait for their time first.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 
 from pipeline.definition import Group, Handler
 from pipeline.errors import PoisonError
 from pipeline.failure import describe
 from pipeline.headers import TYPE, NewerFormat, RetryState
 from pipeline.record import Record
+from pipeline.terms import Terms
 from pipeline.worker.beginning import Beginning
 from pipeline.worker.delivery import Assigned, Delivery, InFlight, Route
 from pipeline.worker.gauges import Gauges
@@ -130,6 +132,8 @@ class Dispatch:
             or self._routes.get((state.origin.topic, headers.get(TYPE) or b""))
         ):
             order, origin = route.handler.order, state.origin
+            with suppress(PoisonError, NewerFormat):  # its attempt says so
+                route = route if (terms := Terms.of(headers)) is None else route.on(terms)
             order_by = record.key if order == "key" else None if order == "none" else (origin.topic, origin.partition)
         self._tiers.add(Delivery(assigned, record, headers, route, order_by, state), now_ms, due)
 

@@ -49,7 +49,7 @@ def build(
     bridge = LoopThread(f"{name}-loop") if coroutines else None
     for route in coroutines:
         assert bridge is not None
-        route.call = bridge.blocking(route.call, route.handler.timeout_s)
+        route.call = bridge.blocking(route.call)
     return Built(
         Threads(attempts.run, put, fault, concurrency=concurrency, name=name, clock=clock), loop=bridge, bridge=bridge
     )

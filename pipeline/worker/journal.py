@@ -264,7 +264,8 @@ class Journal:
         if decision is None:
             return entry.report("done")
         if isinstance(decision, Cancelled):
-            return entry.report("cancelled")
+            attempts = entry.attempt if decision.begun else entry.attempt - 1
+            return entry.report("cancelled", attempts=attempts, error=decision.error)
         error = state.last_error.kind if state is not None and state.last_error is not None else None
         if isinstance(decision, Dead):
             return entry.report("dead", error=error)

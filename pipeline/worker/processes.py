@@ -66,7 +66,7 @@ class Processes:
             child = self._take()
             kept = False
             try:
-                child.attempt(number, message, context, handler.timeout_s, self._clock)
+                child.attempt(number, message, context, self._clock)
                 kept = True
             except ProcessEnded:
                 raise
@@ -163,10 +163,9 @@ class _Child:
             retryable=True,
         )
 
-    def attempt(
-        self, number: int, message: Message, context: Context, timeout_s: float | None, clock: Callable[[], float]
-    ) -> None:
+    def attempt(self, number: int, message: Message, context: Context, clock: Callable[[], float]) -> None:
         """Have one attempt made. Raises what the handler raised, TimeoutError, JobCancelled or ProcessEnded."""
+        timeout_s = context.timeout_s
         entry = context.entry
         job = None if entry is None else (entry.job_id, entry.attempt, entry.begun_s)
         until = None if timeout_s is None else clock() + timeout_s

@@ -80,7 +80,10 @@ class HandBack:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """Somebody asked for the end of this job."""
+    """Somebody asked for the end of this job; or, with ``error``, why it ends without. ``begun``: its handler was."""
+
+    error: str | None = None
+    begun: bool = False
 
 
 Decision = Again | Move | Dead | Wait | Skip | HandBack | Cancelled

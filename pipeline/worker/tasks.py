@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from pipeline.context import Context
 from pipeline.worker.delivery import Delivery, Outcome
 from pipeline.worker.keys import KeyQueues
 from pipeline.worker.settlement import Again, HandBack, Wait
@@ -28,14 +29,12 @@ class LoopThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def blocking(
-        self, function: Callable[..., Coroutine[Any, Any, Any]], timeout_s: float | None
-    ) -> Callable[..., Any]:
-        """Return a plain function that runs ``function`` on the loop and waits for it, at most ``timeout_s``."""
+    def blocking(self, function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+        """Return a plain function that runs ``function`` on the loop and waits for it, as long as its context says."""
 
-        async def bounded(*args: Any) -> Any:
-            async with asyncio.timeout(timeout_s):
-                return await function(*args)
+        async def bounded(message: Any, context: Context) -> Any:
+            async with asyncio.timeout(context.timeout_s):
+                return await function(message, context)
 
         return lambda *args: asyncio.run_coroutine_threadsafe(bounded(*args), self.loop).result()
 

@@ -26,10 +26,13 @@ from pipeline.deadletter import Letter
 from pipeline.errors import ConfigError, PoisonError, SchemaError, SourceError
 from pipeline.failure import Failure
 from pipeline.headers import DeadLetter, NewerFormat, RetryState
+from pipeline.job import Options
 from pipeline.postgres.layout import insert_parser
 from pipeline.postgres.pgoutput import Column, Relation, parse
 from pipeline.progress import Mark, Progress
 from pipeline.record import Header, Record
+from pipeline.retry import RetryPolicy
+from pipeline.terms import HEADER, Terms
 from tests.fuzz.mutation import mutated
 
 __all__ = ["TARGETS", "Target"]
@@ -186,6 +189,19 @@ def _headers(chance: Random) -> Record:
     return record._replace(headers=headers)
 
 
+_POLICY = RetryPolicy(attempts=9, first_s=0.5)
+_TERMS = [
+    Options(retry=_POLICY, timeout_s=5, headers={"tenant": "7"}).row_headers[HEADER].encode(),
+    Options(expires_s=1e6).row_headers[HEADER].encode(),
+]
+
+
+def _terms(chance: Random) -> dict[str, bytes | None]:
+    if chance.random() < 0.3:
+        return {"headers": mutated([json.dumps({HEADER: text.decode()}).encode() for text in _TERMS], chance)}
+    return {"headers": json.dumps({HEADER: mutated(_TERMS, chance).decode("utf-8", "replace")}).encode()}
+
+
 # ── what stands beside a commit ────────────────────────────────────────────────────────────────────────────────────
 
 _MARKS = [
@@ -257,6 +273,7 @@ TARGETS = [
     ),
     _target("JSON values", 60, lambda c: mutated(_PLAIN, c), lambda v: _decoder.decode(v, _Plain), PoisonError),
     _target("retry headers", 90, _headers, RetryState.of, PoisonError, NewerFormat),
+    _target("terms of jobs", 40, _terms, Terms.of, PoisonError, NewerFormat),
     _target("dead letters", 60, _headers, Letter.of),
     _target("commit metadata", 60, _mark, Progress.read),
     _target("connector files", 30, _connector, _read, ConfigError),

@@ -70,9 +70,11 @@ class Desk:
         rows = self.conn.execute("SELECT * FROM pipeline.outbox WHERE seq > %s ORDER BY seq", (self._seq,)).fetchall()
         for row in rows:
             self._seq = row["seq"]
+            headers = [] if row["headers"] is None else [("headers", json.dumps(row["headers"]).encode())]
             self.broker.put(
-                row["topic"], row["type"], bytes(row["payload"]), key=row["aggregateid"], event_id=str(row["id"])
-            )
+                row["topic"], row["type"], bytes(row["payload"]), key=row["aggregateid"], event_id=str(row["id"]),
+                headers=headers, timestamp_ms=int(row["created_at"].timestamp() * 1000),
+            )  # fmt: skip
         self.broker.flush()
         return len(rows)
 

@@ -183,6 +183,11 @@ def test_the_command_line_enqueues_shows_cancels_and_lists(shell: Shell, conn: p
     arguments = ("jobs", "enqueue", "shop:app", "Mail")
     first = shell(*arguments, '{"to": "a"}', "--delay", "60", "--tag", "x", "--unique-key", "k").strip()
     assert shell(*arguments, '{"to": "b"}', "--unique-key", "k").strip() == first
+    own = ("--timeout", "5", "--retry", "attempts=2,first_s=1", "--expires", "60", "--delay", "60")
+    second = json.loads(shell("jobs", "show", shell(*arguments, '{"to": "a"}', *own).strip(), "-o", "json"))
+    assert (second["terms"]["timeout_s"], second["terms"]["expires_s"]) == (5, 60)
+    assert (second["terms"]["retry"]["attempts"], second["terms"]["retry"]["first_s"]) == (2, 1)
+    shell("jobs", "cancel", second["id"])
     shown = json.loads(shell("jobs", "show", first, "-o", "json"))
     assert (shown["state"], shown["tags"], shown["type"]) == ("delayed", ["x"], "Mail")
     shell("jobs", "cancel", first)
@@ -190,7 +195,7 @@ def test_the_command_line_enqueues_shows_cancels_and_lists(shell: Shell, conn: p
     later = shell(*arguments, '{"to": "c"}', "--run-at", "2031-03-01T03:00:00+01:00").strip()
     assert [row["id"] for row in json.loads(shell("jobs", "list", "--state", "delayed", "-o", "json"))] == [later]
     counted = json.loads(shell("jobs", "list", "--counts", "-o", "json"))
-    assert {row["state"]: row["count"] for row in counted} == {"cancelled": 1, "delayed": 1}
+    assert {row["state"]: row["count"] for row in counted} == {"cancelled": 2, "delayed": 1}
     shell("jobs", "pause", "shop.jobs.email")
     assert conn.execute("SELECT queue, paused FROM pipeline.control").fetchall() == [("shop.jobs.email", True)]
     conn.commit()
@@ -206,6 +211,8 @@ def test_the_command_line_enqueues_shows_cancels_and_lists(shell: Shell, conn: p
         (("enqueue", "shop:app", "Mail", "{"), "Mail: JSON: "),
         (("enqueue", "shop:app", "Mail", '{"to": "a"}', "--run-at", "2031-01-01T00:00:00"), "no time zone"),
         (("enqueue", "shop:app", "Mail", '{"to": "a"}', "--run-at", "tomorrow"), "is not a time"),
+        (("enqueue", "shop:app", "Mail", '{"to": "a"}', "--retry", "often"), "is not a policy"),
+        (("enqueue", "shop:app", "Mail", '{"to": "a"}', "--retry", "attempts=0"), "attempts=0 must be"),
         (("show", "x"), "not a job's id"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,8 @@ from servers import Database
 from pipeline import Job, Pipeline
 from pipeline.errors import ConfigError, JobError
 from pipeline.job import Unique
+from pipeline.outbox import Outbox
+from pipeline.retry import RetryPolicy
 
 app = Pipeline("shop", topic_prefix="")
 
@@ -112,6 +115,14 @@ def test_a_bulk_of_delayed_jobs_keeps_ids_in_order(conn: psycopg.Connection[Any]
         ({"tags": "abc"}, "tags"),
         ({"priority": "urgent"}, "urgent"),
         ({"unique": Unique(), "track": False}, "unique"),
+        ({"timeout_s": 0}, "timeout_s=0"),
+        ({"timeout_s": float("nan")}, "timeout_s=nan"),
+        ({"timeout_s": True}, "timeout_s=True"),
+        ({"expires_s": -1}, "expires_s=-1"),
+        ({"retry": {"attempts": 3}}, "retry="),
+        ({"retry": RetryPolicy(attempts=3, jitter=False)}, "retry="),
+        ({"retry": RetryPolicy(fatal=(ValueError,))}, "fatal"),
+        ({"headers": {"pipeline.terms": "{}"}}, "is ours"),
         ({"unique": Unique(by=("nothing",))}, "no field 'nothing'"),
     ],
 )
@@ -121,6 +132,33 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
     with pytest.raises(ConfigError, match=says):
         app.enqueue(conn, Mail(to="a"), **options)
     assert [count(conn, table) for table in ("outbox", "due", "job", "job_key")] == [0, 0, 0, 0]
+
+
+def test_terms_stand_in_a_header_of_the_row_and_in_what_is_known_of_the_job(conn: psycopg.Connection[Any]) -> None:
+    policy = RetryPolicy(attempts=3, first_s=1, factor=2, cap_s=60, jitter=0)
+    app.enqueue(conn, Mail(to="a"), timeout_s=5, retry=policy, expires_s=60.5, headers={"tenant": "7"})
+    app.enqueue(conn, Mail(to="b"), timeout_s=5, delay_s=60)
+    app.enqueue(conn, Mail(to="c"))
+    retry = {"attempts": 3, "first_s": 1, "factor": 2, "cap_s": 60, "jitter": 0}
+    given = {"timeout_s": 5, "expires_s": 60.5, "retry": retry}
+    (now, none), later = (
+        conn.execute(f"SELECT headers FROM pipeline.{table} ORDER BY id").fetchall() for table in ("outbox", "due")
+    )
+    assert json.loads(now[0].pop("pipeline.terms")) == {"version": 1, **given}
+    assert now[0] == {"tenant": "7"}
+    assert none == (None,)
+    assert [row[0]["pipeline.terms"] for row in later] == ['{"version": 1, "timeout_s": 5}']
+    assert [job["terms"] for job in jobs(conn)] == [given, {"timeout_s": 5}, None]
+
+
+def test_a_table_without_headers_takes_no_job_with_terms(conn: psycopg.Connection[Any]) -> None:
+    conn.execute("CREATE TABLE mine (id uuid, aggregateid text, type text, payload bytea, topic text)")
+    none = {"aggregatetype": None, "headers": None, "traceparent": None}
+    other = Pipeline("shop", topic_prefix="", outbox=Outbox("public", "mine", columns=none))
+    other.enqueue(conn, Mail(to="a"))
+    for options in ({"timeout_s": 5}, {"timeout_s": 5, "delay_s": 60}):
+        with pytest.raises(ConfigError, match=r"public\.mine has no headers"):
+            other.enqueue(conn, Mail(to="a"), **options)
 
 
 def test_unique_keeps_the_first_while_it_is_unfinished(conn: psycopg.Connection[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
@@ -44,6 +45,8 @@ app.queue("ranked", priorities=True)
 @app.job(Mail, retry=RetryPolicy(attempts=3, first_s=60, factor=1))
 async def mail(job: Mail, ctx: Context) -> None:
     ctx.progress(1, 2)
+    if job.address == "hung":
+        await asyncio.sleep(3600)
     if job.address == "down":
         raise ConnectionError
     if job.address == "slow" and ctx.attempt == 1:
@@ -127,6 +130,22 @@ def test_jobs_are_cancelled_edited_moved_and_sent_again(harness: Harness) -> Non
     assert harness.job(ids[0]).state == "cancelled"
     with pytest.raises(JobError, match="nothing to cancel"):
         harness.run(jobs.cancel(ids[1]))
+
+
+def test_a_job_has_the_timeout_the_policy_and_the_end_that_it_was_enqueued_with(harness: Harness) -> None:
+    policy = RetryPolicy(attempts=4, first_s=7200, factor=1, cap_s=7200, jitter=0)
+    down = harness.enqueue(Mail(address="down"), retry=policy, timeout_s=5)
+    hung = harness.enqueue(Mail(address="hung"), retry=RetryPolicy(attempts=1), timeout_s=5)
+    short = harness.enqueue(Mail(address="down"), retry=policy, expires_s=3600, delay_s=60)
+    assert harness.job(down).terms == {"timeout_s": 5, "retry": {
+        "attempts": 4, "first_s": 7200, "factor": 1, "cap_s": 7200, "jitter": 0}}  # fmt: skip
+    began = harness.clock.now
+    harness.run_until_idle()
+    assert timedelta(hours=6) <= harness.job(down).finished_at - began <= timedelta(hours=6, minutes=1)  # type: ignore[operator]
+    assert (harness.job(down).state, harness.job(down).attempts) == ("dead", 4)
+    assert (harness.job(hung).state, harness.job(hung).error) == ("dead", "TimeoutError")
+    assert (harness.job(short).state, harness.job(short).attempts) == ("cancelled", 1)
+    assert harness.job(short).error == "Expired"
 
 
 def test_what_is_commanded_in_a_transaction_that_rolls_back_is_not_done(harness: Harness) -> None:
