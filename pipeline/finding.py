@@ -7,12 +7,15 @@ from typing import Literal
 
 __all__ = ["Finding", "Level"]
 
-Level = Literal["ok", "warning", "problem"]
+Level = Literal["ok", "note", "warning", "problem"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. ``fix`` is SQL, a command or a setting; empty where nothing is wrong."""
+    """One thing that was looked at. ``fix`` is SQL, a command or a setting; empty where nothing is wrong.
+
+    A note is nothing to mend, but to know.
+    """
 
     area: str
     check: str

@@ -9,17 +9,19 @@ import click
 
 from pipeline.cli.output import output_option, print_rows, say
 from pipeline.config import Settings
-from pipeline.runtime.doctor import diagnose
+from pipeline.runtime.doctor import PROVIDERS, diagnose
+from pipeline.runtime.load import load_app
 
 __all__ = ["doctor"]
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path), default=Path("connectors/outbox.json"))
-@click.option("--provider", type=click.Choice(["rds", "cloudsql", "azure"]), help="Remedies for a managed PostgreSQL.")
+@click.option("--provider", type=click.Choice(PROVIDERS), help="Managed PostgreSQL; else told by the host's name.")
+@click.option("--app", metavar="MODULE:APP", help="Look at the topics that this application declares, too.")
 @output_option
 @click.pass_context
-def doctor(context: click.Context, file: Path, provider: str | None, output: str) -> None:
+def doctor(context: click.Context, file: Path, provider: str | None, app: str | None, output: str) -> None:
     """Look at PostgreSQL, Kafka, the registry and Kafka Connect as a connector FILE needs them. Changes nothing.
 
     Each finding comes with the SQL or command that mends it. Exits with 2 where there is a problem; warnings are no
@@ -27,9 +29,9 @@ def doctor(context: click.Context, file: Path, provider: str | None, output: str
 
     \b
     Example:
-      pipeline doctor connectors/outbox.json --provider rds
+      pipeline doctor connectors/outbox.json --app shop:app --provider rds
     """
-    found = list(diagnose(Settings.load(), file, provider=provider or ""))
+    found = list(diagnose(Settings.load(), file, provider=provider or "", app=load_app(app) if app else None))
     print_rows([asdict(one) for one in found], output)
     problems = sum(one.level == "problem" for one in found)
     say(f"{problems} problems, {sum(one.level == 'warning' for one in found)} warnings")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -14,6 +15,7 @@ from confluent_kafka.admin import (
     ConfigResource,
     NewPartitions,
     NewTopic,
+    OffsetSpec,
     ResourceType,
 )
 
@@ -24,11 +26,20 @@ from pipeline.topics import TopicSpec
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["Topics"]
+__all__ = ["Copies", "Topics"]
 
 _TIMEOUT_S = 30.0
 _CONTACT_S = 8.0  # a broker that is down is told early
 _PAUSE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """``replicas`` there should be, and how many are ``in_sync``, in a cluster of so many ``brokers``."""
+
+    replicas: int
+    in_sync: int
+    brokers: int
 
 
 class Topics:
@@ -51,6 +62,36 @@ class Topics:
         except KafkaException as error:
             raise translate(error.args[0], "list topics") from error
         return {name: len(topic.partitions) for name, topic in found.topics.items()}
+
+    def copies(self) -> dict[str, Copies]:
+        """Return topic → how many brokers have its partitions, of all topics. The poorest partition counts."""
+        try:
+            found = self._admin.list_topics(timeout=self._contact_s)
+        except KafkaException as error:
+            raise translate(error.args[0], "list topics") from error
+        return {
+            name: Copies(
+                min(len(one.replicas) for one in topic.partitions.values()),
+                min(len(one.isrs) for one in topic.partitions.values()),
+                len(found.brokers),
+            )
+            for name, topic in found.topics.items()
+            if topic.partitions
+        }
+
+    def newest(self, partitions: Mapping[str, int]) -> dict[str, float]:
+        """Return topic → the highest time of its records, in Unix time; without topics that have none."""
+        wanted = {
+            TopicPartition(name, number): OffsetSpec.max_timestamp()  # type: ignore[no-untyped-call]
+            for name, count in partitions.items()
+            for number in range(count)
+        }
+        times: dict[str, float] = {}
+        for partition, future in (self._admin.list_offsets(wanted) if wanted else {}).items():
+            found = _await(future, f"times of {partition.topic}")
+            if found.timestamp >= 0:
+                times[partition.topic] = max(times.get(partition.topic, 0.0), found.timestamp / 1000)
+        return times
 
     def configs(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """Return topic → all its settings, defaults among them."""

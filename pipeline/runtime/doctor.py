@@ -4,60 +4,122 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
 from psycopg.conninfo import make_conninfo
 
+from pipeline.app import Pipeline
 from pipeline.config import Settings
 from pipeline.connect.file import load
+from pipeline.connect.options import ROUTER
 from pipeline.connect.references import resolve
 from pipeline.connect.rest import Connect
+from pipeline.connect.router import java_regex, java_replacement
 from pipeline.connector import Connector
 from pipeline.endpoints import connect_url, kafka_options, libpq_environment, postgres_dsn, registry_address
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.finding import Finding, Level
+from pipeline.kafka import diagnosis as kafka
 from pipeline.kafka.admin import Topics
-from pipeline.postgres.diagnosis import Capture, examine
+from pipeline.postgres import diagnosis as postgres
 from pipeline.registry.subjects import Subjects
+from pipeline.runtime.topics import plan_topics
 from pipeline.topics import dead_letters
 
-__all__ = ["diagnose"]
+__all__ = ["PROVIDERS", "diagnose"]
+
+PROVIDERS = tuple(postgres.PROVIDERS)
 
 _PARTS = {
     "host": "database.hostname", "port": "database.port", "user": "database.user",
     "password": "database.password", "dbname": "database.dbname", "sslmode": "database.sslmode",
     "sslrootcert": "database.sslrootcert", "sslcert": "database.sslcert", "sslkey": "database.sslkey",
 }  # fmt: skip
+_ROUTER = "io.debezium.transforms.outbox.EventRouter"
+_JAVA_LIMIT = "producer.override.max.request.size"
 
 
-def diagnose(settings: Settings, file: Path, *, provider: str = "") -> Iterator[Finding]:
-    """Look at all servers that a connector file needs. A server that is away is a finding. Raises ConfigError."""
+def diagnose(
+    settings: Settings,
+    file: Path,
+    *,
+    provider: str = "",
+    app: Pipeline | None = None,
+    now: Callable[[], float] = time.time,
+) -> Iterator[Finding]:
+    """Look at all servers that a connector file needs, and at the topics that ``app`` declares, if there is one.
+
+    A server that is away is a finding. Raises ConfigError.
+    """
     name, texts = load(file)
-    try:
-        known = libpq_environment(postgres_dsn(settings))
-    except ConfigError:
-        known = {}
-    config = {key: resolve(texts[key], f"{file}: {key}", {**known, **os.environ}) for key in _used(texts)}
-    dsn = make_conninfo("", **{part: config[key] for part, key in _PARTS.items() if config.get(key)})
-    tables = tuple(re.sub(r"\\(.)", r"\1", one).strip() for one in config.get("table.include.list", "").split(","))
-    capture = Capture(
-        slot=config.get("slot.name", "debezium"),
-        publication=config.get("publication.name", "dbz_publication"),
-        tables=tuple(one for one in tables if re.fullmatch(r"\w+\.\w+", one)),
-        creates=config.get("publication.autocreate.mode") != "disabled",
-    )
-    yield from examine(dsn, capture, provider=provider)
-    yield from _asked("kafka", "broker", lambda: _kafka(settings, name))
+    asked = _Asked(settings, file, texts)
+    yield from postgres.examine(asked.dsn, asked.capture, provider=provider, now=now)
+    yield from _asked("kafka", "broker", lambda: _kafka(settings, name, asked, now))
+    if app is not None:
+        yield from _asked("kafka", "topics", lambda: _declared(app, settings))
     yield from _asked("registry", "registry", lambda: _registry(settings))
     if url := connect_url(settings):
         yield from _asked("connect", "Kafka Connect", lambda: _connect(url, Connector(name, texts, str(file))))
 
 
-def _used(texts: dict[str, str]) -> list[str]:
-    wanted = {*_PARTS.values(), "table.include.list", "slot.name", "publication.name", "publication.autocreate.mode"}
-    return [key for key in texts if key in wanted]
+class _Asked:
+    """What a connector file asks of the servers; of its references only those that are needed are resolved."""
+
+    def __init__(self, settings: Settings, file: Path, texts: Mapping[str, str]) -> None:
+        try:
+            known = libpq_environment(postgres_dsn(settings))
+        except ConfigError:
+            known = {}
+        self._file = file
+        self._texts = texts
+        self._env = {**known, **os.environ}
+        prefixes = [f"transforms.{one.strip()}." for one in texts.get("transforms", "").split(",")]
+        self._router = next((one for one in prefixes if texts.get(f"{one}type") == _ROUTER), "")
+        parts = {part: self.key(key) for part, key in _PARTS.items() if self.key(key)}
+        if "," in parts.get("host", ""):
+            parts["target_session_attrs"] = "primary"
+        self.dsn = make_conninfo("", **parts)
+        tables = (re.sub(r"\\(.)", r"\1", one).strip() for one in self.key("table.include.list").split(","))
+        columns = ("table.field.event.id", "table.field.event.key", "table.field.event.payload", "route.by.field")
+        named = [self.option(one) for one in (*columns, "table.field.event.timestamp")]
+        self.capture = postgres.Capture(
+            slot=self.key("slot.name", "debezium"),
+            publication=self.key("publication.name", "dbz_publication"),
+            tables=tuple(one for one in tables if re.fullmatch(r"\w+\.\w+", one)),
+            creates=self.key("publication.autocreate.mode", "all_tables") != "disabled",
+            columns=tuple(one for one in named if one),
+            failover=self.key("slot.failover") == "true",
+            snapshot=self.key("snapshot.mode", "initial"),
+        )
+
+    def key(self, key: str, default: str = "") -> str:
+        """Return a key's value, references resolved."""
+        return resolve(self._texts.get(key, default), f"{self._file}: {key}", self._env)
+
+    def option(self, option: str) -> str:
+        """Return an option of the Event Router; empty where there is none."""
+        return self.key(self._router + option, ROUTER[option][1]) if self._router else ""
+
+    def published(self, dead: str) -> kafka.Published:
+        """Say what rows that are there ask of the broker. Raises PipelineError."""
+        limit = self.key(_JAVA_LIMIT)
+        own = int(limit) if limit.isdecimal() else None
+        route = self.option("route.by.field")
+        if not route:
+            return kafka.Published(dead, limit_bytes=own)
+        key, payload = self.option("table.field.event.key"), self.option("table.field.event.payload")
+        found = postgres.retained(self.dsn, self.capture, route=route, key=key, payload=payload)
+        regex = java_regex(self.option("route.topic.regex"))
+        replacement = java_replacement(self.option("route.topic.replacement"), regex)
+        sizes: dict[str, int] = {}
+        for value, size in found.routes.items():
+            matched = regex.fullmatch(value)
+            topic = replacement(matched) if matched else value
+            sizes[topic] = max(size, sizes.get(topic, 0))
+        return kafka.Published(dead, sizes, found.unpublished_s, own)
 
 
 def _asked(area: str, check: str, ask: Callable[[], list[Finding]]) -> list[Finding]:
@@ -67,20 +129,26 @@ def _asked(area: str, check: str, ask: Callable[[], list[Finding]]) -> list[Find
         return [Finding(area, check, "problem", error.what, error.remedy)]
 
 
-def _kafka(settings: Settings, name: str) -> list[Finding]:
-    topics = Topics(kafka_options(settings))
-    there = topics.partitions()
-    found = [Finding("kafka", "broker", "ok", f"answers, {len(there)} topics")]
-    dlq = dead_letters(name)
-    if dlq not in there:
-        fix = f"pipeline connector run makes it; or kafka-topics --create --topic {dlq} --config retention.ms=-1"
-        return [*found, Finding("kafka", f"topic {dlq}", "warning", "is not there", fix)]
-    config = topics.configs([dlq])[dlq]
-    for key, wanted in (("retention.ms", "-1"), ("message.timestamp.type", "LogAppendTime")):
-        if config.get(key) != wanted:
-            fix = f"kafka-configs --alter --entity-type topics --entity-name {dlq} --add-config {key}={wanted}"
-            found.append(Finding("kafka", f"topic {dlq}", "warning", f"{key}={config.get(key)}", fix))
-    return found
+def _kafka(settings: Settings, name: str, asked: _Asked, now: Callable[[], float]) -> list[Finding]:
+    dead = dead_letters(name)
+    try:
+        published = asked.published(dead)
+    except PipelineError:  # the database is away, which other findings say
+        published = kafka.Published(dead)
+    return list(kafka.examine(Topics(kafka_options(settings)), published, now=now))
+
+
+def _declared(app: Pipeline, settings: Settings) -> list[Finding]:
+    """Compare the application's topics, those of its retries and dead letters among them, with the broker's."""
+    found = []
+    for change in plan_topics(app, settings):
+        if change.action == "keep":
+            continue
+        level: Level = "problem" if change.action == "create" else "warning"
+        allow = "" if change.action == "create" else f" --allow {change.action}"
+        fix = f"pipeline topics apply MODULE:APP{allow}" if change.open else "declare as many partitions as there are"
+        found.append(Finding("kafka", f"topic {change.topic}", level, f"{change.action}: {change.detail}", fix))
+    return found or [Finding("kafka", "topics of the application", "ok", "are as it declares them")]
 
 
 def _registry(settings: Settings) -> list[Finding]:
@@ -89,7 +157,10 @@ def _registry(settings: Settings) -> list[Finding]:
         count, mode = len(subjects.names()), subjects.mode()
     found = [Finding("registry", "registry", "ok", f"answers, {count} subjects")]
     if mode != "READWRITE":
-        fix = f"curl -X PUT {address.url}/mode -H 'content-type: application/json' -d '{{\"mode\": \"READWRITE\"}}'"
+        fix = (
+            f"curl -X PUT {address.url}/mode -u USER:PASSWORD -H 'content-type: application/json' "
+            """-d '{"mode": "READWRITE"}'"""
+        )
         found.append(Finding("registry", "mode", "problem", f"{mode}: schemas cannot be pushed", fix))
     return found
 

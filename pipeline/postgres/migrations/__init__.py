@@ -6,6 +6,7 @@ leave either the old version or the new one.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib import resources
 from typing import LiteralString, cast
@@ -14,7 +15,7 @@ import psycopg
 
 from pipeline.postgres.errors import translated
 
-__all__ = ["Migration", "applied", "available", "migrate", "script"]
+__all__ = ["Migration", "applied", "available", "grants", "migrate", "script"]
 
 _LOCK = 0x6F7574626F78  # "outbox"; any constant that nobody else uses
 
@@ -88,6 +89,17 @@ def script(*, grants: bool = True) -> str:
         parts.append(_GRANTS)
     parts.append("COMMIT;")
     return "\n".join(parts) + "\n"
+
+
+def grants() -> list[tuple[str, str, str]]:
+    """Return (role, privilege, table) of all that ``script`` grants table by table."""
+    found = re.findall(r"GRANT ([A-Z, ]+) ON (pipeline\.[^;]+?) TO (\w+);", _GRANTS)
+    return [
+        (role, privilege, table)
+        for privileges, tables, role in found
+        for table in re.split(r",\s*", tables)
+        for privilege in privileges.split(", ")
+    ]
 
 
 _GRANTS = """

@@ -1,0 +1,40 @@
+"""A relay's DSN, slot, publication and tables in, what is wrong with the database and how to mend it out.
+
+Only looks: nothing is created, moved or locked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import psycopg
+
+from pipeline.finding import Finding
+from pipeline.postgres.diagnosis import failover, rights, server, slots, tables
+from pipeline.postgres.diagnosis.look import Capture, Look
+from pipeline.postgres.diagnosis.providers import PROVIDERS
+from pipeline.postgres.diagnosis.sample import Retained, retained
+from pipeline.postgres.errors import translated
+
+__all__ = ["PROVIDERS", "Capture", "Retained", "examine", "retained"]
+
+
+def examine(
+    dsn: str, capture: Capture, *, provider: str = "", now: Callable[[], float] = time.time
+) -> Iterator[Finding]:
+    """Yield what was found, first the connection. ``now`` is this machine's clock, in Unix time.
+
+    ``provider`` is one of PROVIDERS; empty: told by the host's name.
+    """
+    try:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name="pipeline-doctor") as conn:
+            look = Look(conn, capture, provider)
+            yield from server.examine(look, now)
+            yield from rights.examine(look)
+            yield from tables.examine(look)
+            yield from slots.examine(look)
+            yield from failover.examine(look)
+    except psycopg.Error as error:
+        found = translated(error)
+        yield Finding("postgres", "connection", "problem", found.what, found.remedy)

@@ -1,0 +1,64 @@
+"""A connection and what a connector captures in, rows to judge out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from pipeline.finding import Finding, Level
+from pipeline.postgres.diagnosis.providers import Provider, provider_of
+
+__all__ = ["Capture", "Look", "judged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What a connector reads. ``tables`` are ``schema.table``; ``creates`` where it makes its publication itself.
+
+    ``columns`` are those of the tables that it names; ``failover`` is its ``slot.failover``, ``snapshot`` its mode.
+    """
+
+    slot: str
+    publication: str
+    tables: tuple[str, ...]
+    creates: bool = False
+    columns: tuple[str, ...] = ()
+    failover: bool = False
+    snapshot: str = "no_data"
+
+
+class Look:
+    """One connection, and what is looked at by it. Raises psycopg.Error."""
+
+    def __init__(self, conn: psycopg.Connection[Any], capture: Capture, provider: str) -> None:
+        self.conn = conn
+        self.capture = capture
+        self.provider: Provider = provider_of(provider, conn.info.host)
+        self.version = conn.info.server_version
+
+    def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
+        """Return the rows of a query."""
+        with self.conn.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(sql.encode(), values).fetchall()
+
+    def row(self, sql: str, *values: object) -> dict[str, Any] | None:
+        """Return the first row of a query, None where there is none."""
+        return next(iter(self.rows(sql, *values)), None)
+
+    def one(self, sql: str, *values: object) -> dict[str, Any]:
+        """Return the row of a query that always has one."""
+        found = self.row(sql, *values)
+        assert found is not None
+        return found
+
+    def setting(self, name: str) -> str:
+        """Return a setting of the server; empty where this version has it not."""
+        return str(self.one("SELECT coalesce(current_setting(%s, true), '') AS value", name)["value"])
+
+
+def judged(check: str, level: Level, found: str, fix: str = "") -> Finding:
+    """Return a finding about the database: with a remedy unless it is well."""
+    return Finding("postgres", check, level, found, "" if level in {"ok", "note"} else fix)

@@ -1,0 +1,71 @@
+"""The roles of a database in, which grants they lack and the statements that give them, out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from pipeline.finding import Finding
+from pipeline.postgres.diagnosis.look import Look, judged
+from pipeline.postgres.migrations import applied, available, grants
+
+__all__ = ["examine"]
+
+_RELAY = "pipeline_relay"  # whose grants a connector's user needs, whatever its name
+
+
+def examine(look: Look) -> Iterator[Finding]:
+    """Yield findings about replication, the schema's version, and the grants of each role that uses the schema."""
+    role = look.one(_ROLE)
+    yield judged(
+        "replication",
+        "ok" if role["may"] else "problem",
+        f"{role['role']} {'may' if role['may'] else 'may not'} replicate",
+        look.provider.replication.format(role=role["role"]),
+    )
+    if not look.one("SELECT to_regclass('pipeline.relay_position') IS NOT NULL AS there")["there"]:
+        yield judged("pipeline.relay_position", "problem", "is not there", "pipeline db migrate")
+        return
+    if look.one("SELECT has_table_privilege('pipeline.migration', 'SELECT') AS may")["may"]:
+        done = applied(look.conn)
+        pending = [f"{one.number:04} {one.name}" for one in available() if one.number not in done]
+        level, text = ("problem", f"pending: {', '.join(pending)}") if pending else ("ok", "none pending")
+        yield judged("migrations", "problem" if level == "problem" else "ok", text, "pipeline db migrate")
+        if pending:
+            return  # grants on what is not there yet
+    yield _granted(look, role["name"], role["role"], _RELAY)
+    for known in sorted({one for one, _, _ in grants()} - {role["name"]}):
+        user = look.row(_USER, known)
+        if user is not None and user["uses"]:
+            yield _granted(look, known, user["role"], known)
+
+
+def _granted(look: Look, name: str, quoted: str, like: str) -> Finding:
+    """Compare what a role may do with what ``pipeline db migrate --sql`` grants the role ``like``."""
+    missing = defaultdict(list)
+    for of, privilege, table in grants():
+        if of == like and not look.one("SELECT has_table_privilege(%s, %s, %s) AS may", name, table, privilege)["may"]:
+            missing[table].append(privilege)
+    fixes = [f"GRANT {', '.join(privileges)} ON {table} TO {quoted};" for table, privileges in missing.items()]
+    if not look.one("SELECT has_schema_privilege(%s, 'pipeline', 'USAGE') AS may", name)["may"]:
+        missing["schema pipeline"].append("USAGE")
+        fixes.insert(0, f"GRANT USAGE ON SCHEMA pipeline TO {quoted};")
+    lacks = ", ".join(f"{' and '.join(privileges)} on {table}" for table, privileges in missing.items())
+    return judged(
+        f"grants of {name}",
+        "problem" if missing else "ok",
+        f"lacks {lacks}" if missing else "complete",
+        " ".join(fixes),
+    )
+
+
+_ROLE = """
+SELECT current_user::text AS name, quote_ident(current_user) AS role, rolreplication OR rolsuper OR EXISTS (
+    SELECT FROM pg_roles r WHERE r.rolname = 'rds_replication' AND pg_has_role(r.oid, 'MEMBER')) AS may
+FROM pg_roles WHERE rolname = current_user
+"""
+# roles belong to the whole server: one that may not use the schema here is of another database
+_USER = """
+SELECT quote_ident(rolname) AS role, has_schema_privilege(oid, 'pipeline', 'USAGE') AS uses
+FROM pg_roles WHERE rolname = %s
+"""
