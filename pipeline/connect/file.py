@@ -17,6 +17,7 @@ from pipeline.connect.options import HONOURED, NOT_YET, ROUTER, WITHOUT_MEANING
 from pipeline.connect.producer import translate
 from pipeline.connect.references import resolve
 from pipeline.connect.router import Placement, RouterOptions, java_regex, java_replacement
+from pipeline.connect.snapshots import OVERRIDES, SnapshotOptions, snapshot_options
 from pipeline.errors import ConfigError
 
 __all__ = ["ConnectorFile", "load", "parse", "read"]
@@ -45,6 +46,7 @@ class ConnectorFile:
     by_root: bool  # of a publication that is created
     tables: re.Pattern[str]
     tables_text: str
+    snapshot: SnapshotOptions | None
     failover: bool
     trust_slot: bool
     status_every_s: float
@@ -159,6 +161,7 @@ class _Config:
             by_root=self._get("publish.via.partition.root") == "true",
             tables=tables,
             tables_text=self._get("table.include.list"),
+            snapshot=snapshot_options(str(self._path), self._get, lambda key: self._milliseconds(key, 0), self._values),
             failover=self._get("slot.failover") == "true",
             trust_slot=self._get("offset.mismatch.strategy") == "trust_slot",
             status_every_s=self._milliseconds("status.update.interval.ms") / 1000,
@@ -191,10 +194,10 @@ class _Config:
                 ROUTER.get(key.removeprefix(self._prefix)) if key.startswith(self._prefix) else None
             )
             if known is not None:
-                if known[0] and value not in known[0]:
+                if known[0] and _canonical(value, known[0]) not in known[0]:
                     raise self._refusal(key, value, known[0])
-            elif key.startswith("producer.override."):
-                pass  # checked where it is translated
+            elif key.startswith(("producer.override.", f"{OVERRIDES}.")):
+                pass  # checked where it is used
             elif re.fullmatch(r"(key|value|header)\.converter\..*", key):
                 self._converter_option(key, value)
             elif why := _found(key, WITHOUT_MEANING):
@@ -236,8 +239,10 @@ class _Config:
 
     def _get(self, key: str) -> str:
         if key in HONOURED:
-            return self._values.get(key, HONOURED[key][1]).strip()
-        return self._values.get(self._prefix + key, ROUTER[key][1])
+            accepted, default = HONOURED[key]
+            return _canonical(self._values.get(key, default).strip(), accepted)
+        accepted, default = ROUTER[key]
+        return _canonical(self._values.get(self._prefix + key, default), accepted)
 
     def _identifier(self, key: str) -> str:
         if not _NAME.fullmatch(name := self._get(key)):
@@ -374,6 +379,11 @@ class _Config:
                 Placement(column, "header" if rest[0] == "header" else "partition", rest[-1] if rest[1:] else column)
             )
         return tuple(made)
+
+
+def _canonical(value: str, accepted: tuple[str, ...]) -> str:
+    """Write one of the values that are accepted as we do: the case of names does not matter, that of classes does."""
+    return next((one for one in accepted if "." not in one and one == value.strip().lower()), value)
 
 
 def _found(key: str, names: Mapping[str, str] | tuple[str, ...]) -> str:

@@ -28,6 +28,9 @@ WHERE relay_position.system_id <> excluded.system_id OR relay_position.timeline 
 """One that was frozen while another took over writes late: it does not move the position back."""
 
 
+_RESET = "UPDATE pipeline.relay_position SET system_id = %s, timeline = %s, lsn = '0/0' WHERE slot = %s"
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """Up to where everything was acknowledged, and in which server's WAL."""
@@ -58,6 +61,13 @@ class PositionStore:
         except psycopg.Error as error:
             raise translated(error) from error
         return None if row is None else Position(str(row[0]), int(row[1]), int(row[2]))
+
+    def reset(self, server: Identity) -> None:
+        """Forget how far the slot was read: all begins anew on ``server``. Raises SourceError."""
+        try:
+            self._conn.execute(_RESET, (server.system_id, server.timeline, self._slot))
+        except psycopg.Error as error:
+            raise translated(error) from error
 
     def begin(self, position: Position) -> None:
         """Start to write. Only when ``done``."""

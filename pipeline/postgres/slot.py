@@ -1,7 +1,8 @@
 """A replication slot in, frames of its stream out; positions go back.
 
 psycopg has no replication cursor, so this speaks the replication protocol through ``psycopg.pq``. Nothing here waits
-for a broker: keepalives are answered with the position that was confirmed last, whatever that is.
+for a broker: keepalives are answered with the position that was confirmed last, whatever that is. Rows of a COPY are
+frames as well.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ from psycopg.conninfo import make_conninfo
 from pipeline.capture import lsn_text
 from pipeline.errors import SourceError
 
-__all__ = ["Identity", "ReplicationConnection", "Slot", "SlotBusy"]
+__all__ = ["Connection", "Identity", "ReplicationConnection", "Slot", "SlotBusy"]
 
 _EPOCH_S = 946_684_800  # 2000-01-01 UTC, PostgreSQL's epoch, in Unix time
 _STATUS = struct.Struct(">cQQQqB")
-_READY = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COPY_BOTH)
+_READY = (
+    pq.ExecStatus.COMMAND_OK,
+    pq.ExecStatus.TUPLES_OK,
+    pq.ExecStatus.COPY_BOTH,
+    pq.ExecStatus.COPY_OUT,
+)
 
 # a server of before PostgreSQL 17 has no column "synced"
 _SLOT = """
@@ -43,6 +49,7 @@ _STATES: dict[str, tuple[str, bool]] = {
     "53300": ("raise max_connections", True),
     "53400": ("raise max_replication_slots or max_wal_senders, or drop slots that nobody needs", True),
     "55000": ("set wal_level = logical and restart the server; a lost slot must be dropped", False),
+    "55P03": ("a table is locked: is it being changed?", True),
     "57P01": ("the server is stopping", True),
     "57P02": ("the server crashed and recovers", True),
     "57P03": ("the server is starting", True),
@@ -81,46 +88,136 @@ class Slot:
     synced: bool = False
 
 
-class ReplicationConnection:
-    """One connection in replication mode: SQL and slot commands first, then a stream.
+class Connection:
+    """One connection: SQL first, then frames, of a COPY to here or of a replication stream.
 
     ``dsn`` is a libpq connection string. Raises SourceError from every method, translated and with a remedy.
-    ``liveness_s``: a stream that is silent for so long, although it was asked for an answer halfway, is dead.
     """
 
-    def __init__(self, dsn: str, *, liveness_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, dsn: str, *, name: str = "pipeline-relay", liveness_s: float = 30.0, **parameters: str) -> None:
         conninfo = make_conninfo(
             dsn,
-            replication="database",
-            application_name="pipeline-relay",
+            application_name=name,
             client_encoding="UTF8",
             connect_timeout=10,
             tcp_user_timeout=int(liveness_s * 1000),
+            keepalives_idle=int(liveness_s),
+            **parameters,
         )
-        self._liveness_s = liveness_s
-        self._clock = clock
         self._pg = pq.PGconn.connect(conninfo.encode())
         if self._pg.status != pq.ConnStatus.OK:
             raise self._lost("connect")
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
+
+    @property
+    def version(self) -> int:
+        """The server's: 180001."""
+        return self._pg.server_version
+
+    def rows(self, sql: str) -> list[tuple[str | None, ...]]:
+        """Run one statement as text and return its rows as text. Not while frames come."""
+        result = self._run(sql)
+        return [
+            tuple(_text(result.get_value(row, column)) for column in range(result.nfields))
+            for row in range(result.ntuples)
+        ]
+
+    def columns(self, sql: str) -> list[tuple[str, int, int]]:
+        """Run a query and return its columns: name, type, modifier."""
+        result = self._run(sql)
+        return [((result.fname(n) or b"").decode(), result.ftype(n), result.fmod(n)) for n in range(result.nfields)]
+
+    def copy(self, sql: str) -> None:
+        """Begin ``COPY … TO STDOUT``: its data come as frames."""
+        self._run(sql)
+
+    def frame(self) -> bytes | None:
+        """Return the next frame, None when none has come yet, no bytes where there are no more."""
+        size, data = self._pg.get_copy_data(1)
+        if size > 0:
+            return bytes(data)
+        if size == 0:
+            return None
+        return self._ended()
+
+    def receive(self, wait_s: float) -> bool:
+        """Take what the socket has, waiting at most ``wait_s`` for it; tell whether anything may be there.
+
+        Raises SourceError (retryable) when the connection is lost, or silent for longer than it may be.
+        """
+        if wait_s > 0 and not self._poll.poll(wait_s * 1000):
+            self._check_silence()
+            return False
+        try:
+            self._pg.consume_input()
+        except Exception as error:
+            raise self._lost("read") from error
+        return True
+
+    def close(self) -> None:
+        """End the connection."""
+        self._pg.finish()
+
+    def _run(self, sql: str) -> pq.abc.PGresult:
+        result = self._pg.exec_(sql.encode())
+        if result.status not in _READY:
+            raise self._refused(result, sql.split("(")[0][:60])
+        return result
+
+    def _ended(self) -> bytes | None:
+        while (result := self._pg.get_result()) is not None:
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise self._refused(result, "COPY")
+        return b""
+
+    def _check_silence(self) -> None:
+        """A query may take its time."""
+
+    def _refused(self, result: pq.abc.PGresult, where: str) -> SourceError:
+        state = _text(result.error_field(pq.DiagnosticField.SQLSTATE)) or ""
+        text = _text(result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY)) or self._message()
+        if state == "55006":
+            return SlotBusy(f"PostgreSQL: {text}", remedy="another relay reads it: this one stands by", retryable=True)
+        if not state or (self._pg.status != pq.ConnStatus.OK and state not in _STATES):
+            return self._lost(where)
+        remedy, retryable = _STATES.get(state, ("", state.startswith(("08", "57P"))))
+        return SourceError(f"PostgreSQL: {where}: {text} (SQLSTATE {state})", remedy=remedy, retryable=retryable)
+
+    def _lost(self, where: str) -> SourceError:
+        text = self._message()
+        for told, state in (("password authentication failed", "28P01"), ("pg_hba.conf", "28000")):
+            if told in text:
+                remedy, retryable = _STATES[state]
+                return SourceError(f"PostgreSQL: {text}", remedy=remedy, retryable=retryable)
+        missing = "does not exist" in text and 'database "' in text
+        return SourceError(
+            f"PostgreSQL: {where}: {text or 'connection lost'}",
+            remedy="correct database.dbname" if missing else "is the server up, and database.hostname right?",
+            retryable=not missing,
+        )
+
+    def _message(self) -> str:
+        return " ".join(self._pg.get_error_message().split())
+
+
+class ReplicationConnection(Connection):
+    """One connection in replication mode: SQL and slot commands first, then a stream.
+
+    ``liveness_s``: a stream that is silent for so long, although it was asked for an answer halfway, is dead.
+    """
+
+    def __init__(self, dsn: str, *, liveness_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(dsn, liveness_s=liveness_s, replication="database")
+        self._liveness_s = liveness_s
+        self._clock = clock
         self._heard = clock()
         self._asked = False
 
     def identify(self) -> Identity:
         """Return which server answers."""
         row = self.rows("IDENTIFY_SYSTEM")[0]
-        return Identity(str(row[0]), int(str(row[1])), _lsn(str(row[2])), self._pg.server_version)
-
-    def rows(self, sql: str) -> list[tuple[str | None, ...]]:
-        """Run one statement as text and return its rows as text. Before ``start`` only."""
-        result = self._pg.exec_(sql.encode())
-        if result.status not in _READY:
-            raise self._refused(result, sql.split("(")[0][:60])
-        return [
-            tuple(_text(result.get_value(row, column)) for column in range(result.nfields))
-            for row in range(result.ntuples)
-        ]
+        return Identity(str(row[0]), int(str(row[1])), _lsn(str(row[2])), self.version)
 
     def slot(self, name: str) -> Slot | None:
         """Look at a slot; None where it does not exist. Raises SourceError, retryable while the server recovers."""
@@ -143,6 +240,18 @@ class ReplicationConnection:
         row = self.rows(made)[0]
         return _lsn(row[0] or "0/0")
 
+    def export_slot(self, name: str, *, failover: bool) -> str:
+        """Create a slot as ``create_slot`` does, and return the snapshot that shows all before it and nothing of it.
+
+        The snapshot can be taken over by another connection until this one does something else.
+        """
+        options = "(SNAPSHOT 'export', FAILOVER true)" if failover else "EXPORT_SNAPSHOT"
+        return str(self.rows(f'CREATE_REPLICATION_SLOT "{name}" LOGICAL pgoutput {options}')[0][2])
+
+    def drop_slot(self, name: str) -> None:
+        """Remove a slot that nobody reads."""
+        self.rows(f"SELECT pg_drop_replication_slot({quoted(name)})")
+
     def start(self, name: str, publication: str, after: int, options: Mapping[str, str]) -> None:
         """Stream what committed after the LSN ``after`` (0: after what was confirmed). Raises SlotBusy."""
         pairs = {"publication_names": publication, **options}
@@ -153,32 +262,6 @@ class ReplicationConnection:
             raise self._refused(result, f"slot {name}")
         self._pg.nonblocking = 1
         self._heard = self._clock()
-
-    def frame(self) -> bytes | None:
-        """Return the next frame of the stream, None when none has come yet."""
-        size, data = self._pg.get_copy_data(1)
-        if size > 0:
-            return bytes(data)
-        if size == 0:
-            return None
-        result = self._pg.get_result()
-        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
-            raise self._refused(result, "stream")
-        raise SourceError("PostgreSQL: the server ended the stream", remedy="it is probably stopping", retryable=True)
-
-    def receive(self, wait_s: float) -> bool:
-        """Take what the socket has, waiting at most ``wait_s`` for it; tell whether anything may be there.
-
-        Raises SourceError (retryable) when the connection is lost, or silent for longer than it may be.
-        """
-        if wait_s > 0 and not self._poll.poll(wait_s * 1000):
-            self._check_silence()
-            return False
-        try:
-            self._pg.consume_input()
-        except Exception as error:
-            raise self._lost("read") from error
-        return True
 
     def heard(self) -> None:
         """Note that the server is alive: to be called when frames came."""
@@ -212,11 +295,13 @@ class ReplicationConnection:
         except Exception as error:
             raise self._lost("end") from error
 
-    def close(self) -> None:
-        """End the connection."""
-        self._pg.finish()
-
     _confirmed = 0
+
+    def _ended(self) -> bytes | None:
+        result = self._pg.get_result()
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+            raise self._refused(result, "stream")
+        raise SourceError("PostgreSQL: the server ended the stream", remedy="it is probably stopping", retryable=True)
 
     def _check_silence(self) -> None:
         silent_s = self._clock() - self._heard
@@ -225,32 +310,6 @@ class ReplicationConnection:
         if silent_s > self._liveness_s / 2 and not self._asked:
             self._asked = True
             self.confirm(self._confirmed, ask=True)
-
-    def _refused(self, result: pq.abc.PGresult, where: str) -> SourceError:
-        state = _text(result.error_field(pq.DiagnosticField.SQLSTATE)) or ""
-        text = _text(result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY)) or self._message()
-        if state == "55006":
-            return SlotBusy(f"PostgreSQL: {text}", remedy="another relay reads it: this one stands by", retryable=True)
-        if not state or (self._pg.status != pq.ConnStatus.OK and state not in _STATES):
-            return self._lost(where)
-        remedy, retryable = _STATES.get(state, ("", state.startswith(("08", "57P"))))
-        return SourceError(f"PostgreSQL: {where}: {text} (SQLSTATE {state})", remedy=remedy, retryable=retryable)
-
-    def _lost(self, where: str) -> SourceError:
-        text = self._message()
-        for told, state in (("password authentication failed", "28P01"), ("pg_hba.conf", "28000")):
-            if told in text:
-                remedy, retryable = _STATES[state]
-                return SourceError(f"PostgreSQL: {text}", remedy=remedy, retryable=retryable)
-        missing = "does not exist" in text and 'database "' in text
-        return SourceError(
-            f"PostgreSQL: {where}: {text or 'connection lost'}",
-            remedy="correct database.dbname" if missing else "is the server up, and database.hostname right?",
-            retryable=not missing,
-        )
-
-    def _message(self) -> str:
-        return " ".join(self._pg.get_error_message().split())
 
 
 def quoted(value: str) -> str:

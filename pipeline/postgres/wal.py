@@ -17,6 +17,7 @@ from pipeline.postgres.changes import Binding, Changes
 from pipeline.postgres.position import Position, PositionStore, resume_at
 from pipeline.postgres.publication import Mode, ensure
 from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy, quoted
+from pipeline.postgres.snapshot import Snapshot, SnapshotSettings
 
 __all__ = ["WalSettings", "WalSource"]
 
@@ -28,6 +29,7 @@ _BATCH_BYTES = 1_000_000
 _STORE_EVERY_S = 0.25
 _IDLE_STORE_S = 60.0  # an idle position is stored at most so often: storing writes WAL itself
 _IDLE_STORE_BYTES = 16_000_000
+_UNREAD_S = 1.0  # how often the server is told that this lives, while its frames are not read
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class WalSettings:
     by_root: bool = False
     failover: bool = False
     trust_slot: bool = False
+    snapshot: SnapshotSettings | None = None
     status_every_s: float = 10.0
     liveness_s: float = 30.0
 
@@ -73,6 +76,8 @@ class WalSource:
         self._stored_at = self._told_at = 0.0
         self._idle = 0  # acknowledged without a row since `_stored`: no hurry
         self._asked = False
+        self._snapshot: Snapshot | None = None
+        self._snapshotted = False
 
     def start(self) -> bool:
         """Connect and stream; False where another process reads the slot. Raises SourceError."""
@@ -92,6 +97,8 @@ class WalSource:
         """
         conn = self._connection()
         batch = Batch(lsn=self._handed_out)
+        if self._snapshot is not None:
+            return self._read(self._snapshot, wait_s, batch)
         frame_of, feed = conn.frame, self._changes.feed
         records = batch.records
         size = 0
@@ -139,7 +146,10 @@ class WalSource:
         while final and self._storing:  # this one, and then a newer one
             time.sleep(0.001)
             self._write(store, self._server, now, final=True)
-        if self._stored > self._told or self._asked or now - self._told_at >= self._settings.status_every_s or final:
+        every_s = self._settings.status_every_s
+        if self._snapshot is not None:
+            every_s = min(every_s, _UNREAD_S)
+        if self._stored > self._told or self._asked or now - self._told_at >= every_s or final:
             self._told = max(self._told, self._stored)
             conn.confirm(self._told)
             self._told_at = now
@@ -153,7 +163,9 @@ class WalSource:
             self._conn.close()
         if self._store is not None:
             self._store.close()
-        self._conn = self._store = None
+        if self._snapshot is not None:
+            self._snapshot.close()
+        self._conn = self._store = self._snapshot = None
 
     def _start(self) -> bool:
         settings = self._settings
@@ -168,6 +180,12 @@ class WalSource:
             return self._begin_anew()
         self._store = PositionStore(self._dsn, settings.slot)
         stored = self._store.load()
+        if missing := self._missing(stored, slot, server):
+            if self._server:
+                self._server = None
+                return self._begin_anew()
+            slot, stored = self._recover(conn, slot, missing), None
+            self._store.reset(server)
         slot = slot or self._create(conn, stored, server)
         self._check(slot, conn)
         after, warning = resume_at(stored, slot, server, trust_slot=settings.trust_slot)
@@ -179,10 +197,14 @@ class WalSource:
         else:
             self._acknowledged = after
         self._handed_out = after
+        snapshot = self._snapshot is not None or self._wants_snapshot(stored)
         try:
             conn.start(settings.slot, settings.publication, after, _STREAM)
         except SlotBusy:
             return self._begin_anew()
+        if snapshot:
+            self._acknowledged = 0  # until the snapshot is published too
+            self._snapshot = self._snapshot or self._of_now()
         if warning:
             log.warning(warning, extra={"action": "slot.position", "slot": settings.slot})
         log.info(
@@ -199,6 +221,7 @@ class WalSource:
     def _begin_anew(self) -> bool:
         """Forget what was handed out: the caller drops what of it was not acknowledged. Returns False."""
         self._handed_out = 0
+        self._snapshotted = False
         return False
 
     def _check_store(self, now: float) -> None:
@@ -268,11 +291,62 @@ class WalSource:
                 "what is missing: pipeline connector reconcile FILE --execute",
             )
         log.info("creating slot %s", settings.slot, extra={"action": "slot.create", "slot": settings.slot})
-        conn.create_slot(settings.slot, failover=settings.failover)
+        if settings.snapshot is None:
+            conn.create_slot(settings.slot, failover=settings.failover)
+        else:
+            exported = conn.export_slot(settings.slot, failover=settings.failover)
+            self._snapshot = Snapshot(self._dsn, settings.snapshot, self._bind, exported=exported, clock=self._clock)
+            log.info("snapshot of what the slot does not have", extra={"action": "snapshot.begin"})
         made = conn.slot(settings.slot)
         if made is None:
             raise SourceError(f"slot {settings.slot} vanished while it was created", retryable=True)
         return made
+
+    def _wants_snapshot(self, stored: Position | None) -> bool:
+        """Tell whether to take one where the slot was there before."""
+        settings = self._settings.snapshot
+        return settings is not None and not self._snapshotted and (stored is None or settings.when == "always")
+
+    def _of_now(self) -> Snapshot:
+        """Take a snapshot of now. The slot is held already, so whatever commits later comes by the stream."""
+        assert self._settings.snapshot is not None
+        log.info(
+            "snapshot of now: rows that committed since the slot's position come twice",
+            extra={"action": "snapshot.begin"},
+        )
+        return Snapshot(self._dsn, self._settings.snapshot, self._bind, clock=self._clock)
+
+    def _read(self, snapshot: Snapshot, wait_s: float, batch: Batch) -> Batch:
+        """Return rows of the snapshot; behind the last one the position where the stream begins."""
+        if not snapshot.read(wait_s, batch):
+            batch.position = self._handed_out
+            log.info("snapshot is read: %d rows", snapshot.count, extra={"action": "snapshot.end"})
+            snapshot.close()
+            self._snapshot, self._snapshotted = None, True
+            self._connection().heard()
+        return batch
+
+    def _missing(self, stored: Position | None, slot: Slot | None, server: Identity) -> str:
+        """Tell why rows may be missing behind the stored position, where a snapshot is to bring them; else ""."""
+        if stored is None or self._settings.snapshot is None or self._settings.snapshot.when != "needed":
+            return ""
+        if slot is None:
+            return f"slot {self._settings.slot} is gone"
+        if slot.wal_status == "lost":
+            return f"slot {slot.name} is lost"
+        try:
+            resume_at(stored, slot, server, trust_slot=self._settings.trust_slot)
+        except SourceError as error:
+            return error.what
+        return ""
+
+    def _recover(self, conn: ReplicationConnection, slot: Slot | None, why: str) -> Slot | None:
+        """Begin anew, with a snapshot; a slot that can never be read again is dropped."""
+        log.warning("%s: a snapshot is needed", why, extra={"action": "snapshot.needed", "slot": self._settings.slot})
+        if slot and slot.wal_status == "lost":
+            conn.drop_slot(slot.name)
+            return None
+        return slot
 
     def _check(self, slot: Slot, conn: ReplicationConnection) -> None:
         if slot.wal_status == "lost":

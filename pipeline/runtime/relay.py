@@ -29,6 +29,8 @@ from pipeline.postgres.layout import insert_parser
 from pipeline.postgres.pgoutput import Relation
 from pipeline.postgres.publication import Mode
 from pipeline.postgres.refused_rows import RefusedRows
+from pipeline.postgres.snapshot import SnapshotSettings
+from pipeline.postgres.snapshot_only import SnapshotOnly
 from pipeline.postgres.statistics import measure
 from pipeline.postgres.wal import WalSettings, WalSource
 from pipeline.registry.client import RegistrySchemas
@@ -85,7 +87,7 @@ def run_relay(
         meter.add("pipeline_broker_errors_total", role="relay")
         log.warning(error.what, extra={"action": "kafka.error", "connector": file.name})
 
-    source: Source = WalSource(dsn, wal_settings(file), binding(file))
+    source = _source(dsn, file)
     if file.encodes:
         address = registry_address(settings)
         source = EncodedSource(source, RegistrySchemas(address.url, address.username, address.password), readiness)
@@ -127,7 +129,34 @@ def wal_settings(file: ConnectorFile) -> WalSettings:
         by_root=file.by_root,
         failover=file.failover,
         trust_slot=file.trust_slot,
+        snapshot=_snapshot(file),
         status_every_s=file.status_every_s,
+    )
+
+
+def _source(dsn: str, file: ConnectorFile) -> Source:
+    bind, snapshot = binding(file), _snapshot(file)
+    if snapshot is not None and file.snapshot is not None and not file.snapshot.streams:
+        return SnapshotOnly(dsn, file.slot, snapshot, bind)
+    return WalSource(dsn, wal_settings(file), bind)
+
+
+def _snapshot(file: ConnectorFile) -> SnapshotSettings | None:
+    options = file.snapshot
+    if options is None:
+        return None
+
+    def wanted(schema: str, table: str) -> bool:
+        return file.captures(schema, table) and options.included(f"{schema}.{table}")
+
+    return SnapshotSettings(
+        when=options.when,
+        wanted=wanted,
+        wanted_text=options.included_text,
+        selects=options.selects,
+        stamp_now=options.stamp_now,
+        delay_s=options.delay_s,
+        lock_timeout_s=options.lock_timeout_s,
     )
 
 

@@ -21,11 +21,17 @@ def test_a_slot_that_lost_its_wal_ends_the_relay_which_says_how_to_go_on(
     bootstrap_servers = private_endpoints.kafka
     Topics(bootstrap_servers).create(topic := f"{prefix}.events")
     file = connector_file(tmp_path, prefix)
+    Topics(bootstrap_servers).create(aside := f"{prefix}.aside")
+    changes = {"snapshot.mode": "when_needed", "transforms.outbox.route.topic.replacement": aside}
+    needed = connector_file(tmp_path, f"{prefix}-needed", **changes)
     with psycopg.connect(private_database.dsn, autocommit=True) as conn:
         with RelayProcess(file, private_cli_environment) as relay:
             relay.reading()
             first = insert(conn, topic, "k")
             until(lambda: ids(read_topic(bootstrap_servers, topic)) == [first], "the first row")
+            assert relay.stop() == 0
+        with RelayProcess(needed, private_cli_environment) as relay:
+            until(lambda: ids(read_topic(bootstrap_servers, aside)) == [first], "the first row by a snapshot")
             assert relay.stop() == 0
         missed = insert(conn, topic, "k")
         conn.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
@@ -36,7 +42,7 @@ def test_a_slot_that_lost_its_wal_ends_the_relay_which_says_how_to_go_on(
             conn.execute("SELECT pg_logical_emit_message(false, 'noise', repeat('x', 1000000))")
             conn.execute("SELECT pg_switch_wal()")
             conn.execute("CHECKPOINT")
-            return conn.execute(state, (prefix,)).fetchone() == ("lost",)
+            return all(conn.execute(state, (slot,)).fetchone() == ("lost",) for slot in (prefix, f"{prefix}_needed"))
 
         until(lost, "the server gives the slot up")
         with RelayProcess(file, private_cli_environment) as relay:
@@ -60,3 +66,11 @@ def test_a_slot_that_lost_its_wal_ends_the_relay_which_says_how_to_go_on(
             assert ids(read_topic(bootstrap_servers, topic)).count(missed) == 1
             assert ids(read_topic(bootstrap_servers, topic)).count(first) == 1
             assert relay.stop() == 0
+        with RelayProcess(needed, private_cli_environment) as relay:
+            until(lambda: missed in ids(read_topic(bootstrap_servers, aside)), "all rows, by a snapshot")
+            assert f"slot {prefix}_needed is lost: a snapshot is needed" in relay.log
+            newest = insert(conn, topic, "k")
+            until(lambda: newest in ids(read_topic(bootstrap_servers, aside)), "a row by its new slot")
+            assert relay.stop() == 0
+        found = ids(read_topic(bootstrap_servers, aside))
+        assert [name for name in found if name in (first, missed, last, newest)] == [first, first, missed, last, newest]

@@ -17,6 +17,7 @@ from pipeline.postgres.layout import insert_parser
 from pipeline.postgres.pgoutput import Relation
 from pipeline.postgres.position import Position, PositionStore, resume_at
 from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy
+from pipeline.postgres.snapshot import SnapshotSettings
 from pipeline.postgres.statistics import measure
 from pipeline.postgres.wal import WalSettings, WalSource
 
@@ -205,6 +206,25 @@ def test_the_servers_questions_are_answered_while_nobody_takes_rows(database: Da
             threading.Event().wait(0.1)
         insert(conn, "t", "a")
         rows(source, 1)
+        source.close()
+        conn.execute(f"ALTER ROLE CURRENT_USER IN DATABASE {database.name} RESET wal_sender_timeout")
+
+
+def test_a_long_snapshot_does_not_cost_the_stream(database: Database, prefix: str) -> None:
+    """Nobody reads the stream meanwhile, though the server has much to send."""
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(f"ALTER ROLE CURRENT_USER IN DATABASE {database.name} SET wal_sender_timeout = '1s'")
+        before = [insert(conn, "t", "k") for _ in range(3)]
+        snapshot = SnapshotSettings("first", wanted, "x")
+        settings = WalSettings(prefix, "pipeline_outbox", wanted, "x", status_every_s=0.2, snapshot=snapshot)
+        source = WalSource(database.dsn, settings, bind)
+        assert source.start()
+        after = [insert(conn, "t", "k", b"x" * 500_000) for _ in range(20)]  # more than sockets hold
+        for _ in range(30):  # three times the timeout
+            source.confirm(0)
+            threading.Event().wait(0.1)
+        found, _ = rows(source, 23)
+        assert [value.hex() for value in found if value] == [name.replace("-", "") for name in before + after]
         source.close()
         conn.execute(f"ALTER ROLE CURRENT_USER IN DATABASE {database.name} RESET wal_sender_timeout")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from cases import CASES, RESTART
-from document import OPTIONS, TESTS, Fails, Outcome, Refused, Same, document
+from document import OPTIONS, SOURCE, TESTS, Fails, Outcome, Refused, Same, document
 from relays import connector_file
+from sources import SOURCES
 
 from pipeline.connect.file import read
 from pipeline.connect.options import ROUTER
@@ -15,14 +16,18 @@ from pipeline.connect.router import Placement, Router, RouterOptions
 from pipeline.errors import ConfigError
 from pipeline.postgres.pgoutput import Column
 
-OUTCOMES: list[Outcome] = [*OPTIONS.values(), *(one for tests in TESTS.values() for one in tests.values())]
+OUTCOMES: list[Outcome] = [
+    *OPTIONS.values(),
+    *SOURCE.values(),
+    *(one for tests in TESTS.values() for one in tests.values()),
+]
 ENVIRONMENT = {f"PG{name}": "1" for name in ("HOST", "PORT", "USER", "PASSWORD", "DATABASE")}
 
 
 def test_the_page_is_what_the_suite_knows() -> None:
     page = Path(__file__).parents[2] / "docs" / "debezium-parity.md"
     assert page.read_text() == document(), "python tests/parity/document.py > docs/debezium-parity.md"
-    assert {one.case for one in OUTCOMES if isinstance(one, Same)} <= {*CASES, RESTART}
+    assert {one.case for one in OUTCOMES if isinstance(one, Same)} <= {*CASES, RESTART, *SOURCES}
     assert ROUTER.keys() - {"type"} <= OPTIONS.keys()
     assert {name: len(tests) for name, tests in TESTS.items()} == {
         "EventRouterTest": 44,

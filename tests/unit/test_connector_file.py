@@ -21,6 +21,8 @@ from pipeline.errors import ConfigError, PipelineError
 OURS = Path(__file__).parents[2] / "connectors" / "outbox.json"
 ENV = {"PGHOST": "db", "PGPORT": "5433", "PGUSER": "u", "PGPASSWORD": "s3cret", "PGDATABASE": "app"}
 R = "transforms.outbox."
+SELECTS = "snapshot.select.statement.overrides"
+BASED = "snapshot.mode.configuration.based."
 
 
 def load(folder: Path, changes: dict[str, Any] | None = None, **options: Any) -> ConnectorFile:
@@ -55,7 +57,13 @@ def test_our_file_is_honoured_whole() -> None:
         ({R + "route.by.feild": "x"}, ["route.by.feild", "unknown key", "route.by.field"]),
         ({"plugin.name": "wal2json"}, ["plugin.name", "wal2json", "pgoutput"]),
         ({"plugin.name": None}, ["plugin.name", "decoderbufs"]),
-        ({"snapshot.mode": None}, ["snapshot.mode", "initial", "no_data"]),
+        ({"snapshot.mode": "never"}, ["snapshot.mode", "'never'", "no_data"]),
+        ({"snapshot.mode": "custom"}, ["snapshot.mode", "'custom'", "when_needed"]),
+        ({"snapshot.mode": "configuration_based"}, ["snapshot.mode", "neither snapshot nor stream"]),
+        ({"snapshot.mode": "configuration_based", BASED + "snapshot.on.data.error": "true"}, [BASED, "when_needed"]),
+        ({"snapshot.mode": "initial", "snapshot.include.collection.list": "("}, ["snapshot.include.collection.list"]),
+        ({"snapshot.mode": "initial", SELECTS: "s.t"}, [SELECTS + ".s.t", "missing"]),
+        ({"snapshot.mode": "initial", SELECTS + ".s.t": "SELECT 1"}, [SELECTS + ".s.t", "not in"]),
         ({"extended.headers.enabled": None}, ["extended.headers.enabled", "true"]),
         ({"publication.autocreate.mode": "some"}, ["publication.autocreate.mode", "'some'", "filtered"]),
         ({"heartbeat.interval.ms": "often"}, ["heartbeat.interval.ms", "'often'", "0–600000"]),
@@ -137,6 +145,37 @@ def test_a_flat_config_and_a_secret_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "flat.json").write_text(json.dumps(config))
     found = read(tmp_path / "flat.json", ENV)
     assert (found.name, found.database["password"]) == ("flat", "p=w")
+
+
+@pytest.mark.parametrize(
+    ("changes", "when", "streams"),
+    [
+        ({"snapshot.mode": None}, "first", True),  # Debezium's default
+        ({"snapshot.mode": "INITIAL"}, "first", True),
+        ({"snapshot.mode": "initial_only"}, "first", False),
+        ({"snapshot.mode": "when_needed"}, "needed", True),
+        ({"snapshot.mode": "always"}, "always", True),
+        (
+            {"snapshot.mode": "configuration_based", BASED + "snapshot.data": "true", BASED + "start.stream": "true"},
+            "always",
+            True,
+        ),
+        ({"snapshot.mode": "configuration_based", BASED + "snapshot.data": "true"}, "always", False),
+    ],
+)
+def test_snapshot_modes(tmp_path: Path, changes: dict[str, Any], when: str, streams: bool) -> None:
+    more = {SELECTS: "s.t", SELECTS + ".s.t": "SELECT 1;", "snapshot.include.collection.list": "s\\.t"}
+    found = load(tmp_path, {**changes, **more}).snapshot
+    assert found is not None
+    assert (found.when, found.streams, found.selects) == (when, streams, {"s.t": "SELECT 1"})
+    assert found.included("s.t")
+    assert not found.included("s.t2")
+
+
+def test_without_a_snapshot_there_is_none(tmp_path: Path) -> None:
+    assert load(tmp_path, {"snapshot.mode": "no_data"}).snapshot is None
+    streams = {"snapshot.mode": "configuration_based", BASED + "start.stream": "true"}
+    assert load(tmp_path, streams).snapshot is None
 
 
 def test_java_producer_settings_become_librdkafkas(tmp_path: Path) -> None:

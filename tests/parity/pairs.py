@@ -1,0 +1,85 @@
+"""A connector file's changes in, the same connector on Kafka Connect with Debezium and on the native relay out."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Message
+from relays import RelayProcess, connector_file, ids, read_topic, until
+
+SIDES = ("debezium", "native")
+
+
+class Capture:
+    """One side. Started and stopped in good order as often as one likes; its position is kept."""
+
+    def __init__(
+        self, side: str, name: str, folder: Path, connect_url: str, environment: Mapping[str, str], database: str,
+        changes: Mapping[str, str | None],
+    ) -> None:  # fmt: skip
+        self.name = f"{name}-{side}"
+        self.slot = self.name.replace("-", "_")
+        self.topic = f"{self.name}.events"
+        placed = {
+            "database.dbname": database, "topic.prefix": self.name,
+            "transforms.outbox.route.topic.replacement": self.name + ".${routedByValue}",
+        }  # fmt: skip
+        self.file = connector_file(folder, self.name, **placed, **changes)
+        self._side = side
+        self._url = connect_url
+        self._environment = environment
+        self._made = False
+        self.relay: RelayProcess | None = None
+
+    def start(self) -> None:
+        """Start, or go on."""
+        if self._side == "native":
+            self.relay = RelayProcess(self.file, self._environment)
+        elif self._made:
+            self._rest("PUT", "/resume")
+        else:
+            self._rest("PUT", "/config", json.loads(self.file.read_text())["config"])
+            self._made = True
+
+    def stop(self) -> None:
+        """Stop in good order, and wait for it."""
+        if self._side == "native":
+            assert self.relay is not None
+            assert self.relay.stop() == 0, self.relay.log
+        else:
+            until(lambda: self.state() == "RUNNING", f"{self.name} runs", 60)
+            self._rest("PUT", "/stop")
+            until(lambda: self.state() == "", f"{self.name} is stopped", 60)
+
+    def state(self) -> str:
+        """What Connect says of the task; empty where there is none."""
+        tasks = self._rest("GET", "/status")["tasks"]
+        return str(tasks[0]["state"]) if tasks else ""
+
+    def end(self) -> None:
+        """Remove it, whatever its state."""
+        if self.relay is not None:
+            self.relay.__exit__(None, None, None)
+        elif self._made:
+            self._rest("DELETE", "")
+
+    def records(self, bootstrap_servers: str, topic: str = "") -> list[Message]:
+        """All that it published."""
+        return read_topic(bootstrap_servers, topic or self.topic)
+
+    def has(self, bootstrap_servers: str, row: str) -> bool:
+        """Tell whether it published a row."""
+        return row in ids(self.records(bootstrap_servers))
+
+    def _rest(self, method: str, path: str, body: object = None) -> Any:
+        request = urllib.request.Request(
+            f"{self._url}/connectors/{self.name}{path}", method=method, headers={"Content-Type": "application/json"}
+        )
+        data = json.dumps(body).encode() if body is not None else None
+        with urllib.request.urlopen(request, data, timeout=60) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None

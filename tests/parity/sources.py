@@ -1,0 +1,19 @@
+"""What is read, and from where on: cases that have connectors of their own, beside those on one layout in ``cases``."""
+
+from __future__ import annotations
+
+SNAPSHOTS = "rows that are there already, in each snapshot.mode"
+SOURCES = (SNAPSHOTS,)
+
+# mode → what else the file says, whether its slot is dropped while it is stopped, which rows come
+MODES: dict[str, tuple[dict[str, str | None], bool, str]] = {
+    "no_data": ({"snapshot.mode": "no_data"}, False, "bcd"),
+    "initial": ({"snapshot.mode": None}, False, "abcd"),  # the default
+    "initial_only": ({"snapshot.mode": "initial_only"}, False, "a"),
+    "when_needed": (  # with trust_slot Debezium does not see that its slot is gone
+        {"snapshot.mode": "when_needed", "offset.mismatch.strategy": "no_validation"},
+        True,
+        "abcd",
+    ),
+    "always": ({"snapshot.mode": "always"}, False, "abcd"),
+}
