@@ -1,24 +1,39 @@
-"""A payload's JSON text in, what the Event Router's expansion and JsonConverter without schemas make of it out.
+"""A payload's JSON text in, what the Event Router's expansion and JsonConverter make of it out.
 
 Never fails: what cannot be expanded becomes a JSON string, as in Debezium. Where Debezium's task would end, because one
-field has several types or an array stands at the top, the document stays as it is.
+field has several types or an array stands at the top, the document stays as it is; with schemas it becomes a string
+where no schema holds all of it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, replace
 from typing import Any  # JSON
+
+from pipeline.connect.java import double_text
+from pipeline.connect.schema import Schema, json_text
 
 __all__ = ["Expansion", "quoted"]
 
 _ABSENT = object()
 _ESCAPED = re.compile(r"\\(?:u[0-9a-f]{4}|.)|[\U00010000-\U0010ffff]")
+_MARK = secrets.token_hex(16)  # before a number that Java writes in another way than Python
+_MARKED = re.compile(rf'"{_MARK}([^"]*)"')
+_WIDER = {("int32", "int64"), ("int32", "float64"), ("int64", "float64")}
 
 
 class _NotUniform(ValueError):
     """An array that Debezium refuses to expand."""
+
+
+class _Double(str):
+    """A floating-point number as Java writes it."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +44,25 @@ class Expansion:
     keep_empty: bool = False
 
     def encode(self, text: bytes) -> bytes:
-        """Return the value of a record."""
+        """Return a payload as JSON."""
         try:
-            if text[:1] not in {b"{", b"["}:
-                return quoted(text)
-            document, _ = _DECODER.raw_decode(text.decode())
-            return _dump(self._value(document))
+            return _dump(self._expanded(text))
         except (ValueError, RecursionError):
             return quoted(text)
+
+    def typed(self, name: str, text: bytes) -> tuple[Schema | None, bytes]:
+        """Return a payload's schema, under the payload's ``name``, and its JSON; None: a string, as its column is."""
+        try:
+            value = self._expanded(text)
+            return _schema(name, value), _dump(value)
+        except (ValueError, RecursionError):
+            return None, quoted(text)
+
+    def _expanded(self, text: bytes) -> Any:
+        """Return what is left of a document. Raises ValueError or RecursionError."""
+        if text[:1] not in {b"{", b"["}:
+            raise ValueError
+        return self._value(_DECODER.raw_decode(text.decode())[0])
 
     def _value(self, node: Any) -> Any:
         """Return what is left of a node, or _ABSENT. Raises _NotUniform."""
@@ -64,14 +90,68 @@ class Expansion:
         return made
 
 
-def quoted(text: bytes) -> bytes:
+def quoted(text: str | bytes) -> bytes:
     """Return a JSON string."""
-    return _dump(text.decode(errors="replace"))
+    return _dump(text if isinstance(text, str) else text.decode(errors="replace"))
+
+
+def _schema(name: str, value: Any) -> Schema:
+    """Return the schema of what was expanded. Raises _NotUniform."""
+    if value is None:
+        return Schema("bytes")
+    if isinstance(value, dict):
+        fields = (
+            (field, _schema(f"{name}.{field}" if name.strip() else field, inner)) for field, inner in value.items()
+        )
+        return Schema("struct", name=name, fields=tuple(fields))
+    if isinstance(value, list):
+        return Schema("array", items=_element(name, value))
+    kind = _kind(value)
+    return Schema({"bool": "boolean", "str": "string", "int": "int32", "long": "int64"}.get(kind, "float64"))
+
+
+def _element(name: str, values: list[Any]) -> Schema:
+    """Return the schema of an array's elements. Raises _NotUniform."""
+    if not values:
+        return Schema("string")
+    there = [value for value in values if value is not None]
+    if not there or not isinstance(there[0], dict):
+        name = ""
+    found = list(dict.fromkeys(_schema(name, _present(value)) for value in there)) or [Schema("bytes")]
+    made = found[0]
+    for one in found[1:]:
+        made = _merged(made, one)
+    if made.type == "struct":
+        known = dict(made.fields)
+        filled = dict.fromkeys((field for value in there for field in value), Schema("bytes")) | known
+        made = replace(made, fields=tuple(filled.items()), optional=len(found) == 1 or len(there) < len(values))
+    return made
+
+
+def _present(value: Any) -> Any:
+    """Leave out of an element what only others have."""
+    return {name: inner for name, inner in value.items() if inner is not None} if isinstance(value, dict) else value
+
+
+def _merged(left: Schema, right: Schema) -> Schema:
+    """Return a schema that holds what either holds. Raises _NotUniform."""
+    if left == right or right.type == "bytes" or (right.type, left.type) in _WIDER:
+        return left
+    if left.type == "bytes" or (left.type, right.type) in _WIDER:
+        return right
+    if left.type == right.type == "struct":
+        fields = dict(left.fields)
+        for name, schema in right.fields:
+            fields[name] = _merged(fields[name], schema) if name in fields else schema
+        return replace(left, fields=tuple(fields.items()))
+    if left.items is not None and right.items is not None:
+        return replace(left, items=_merged(left.items, right.items))
+    raise _NotUniform
 
 
 def _dump(value: Any) -> bytes:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return _ESCAPED.sub(_as_jackson, text).encode(errors="replace")
+    text = _ESCAPED.sub(_as_jackson, json_text(value))
+    return (_MARKED.sub(r"\1", text) if _MARK in text else text).encode(errors="replace")
 
 
 def _as_jackson(found: re.Match[str]) -> str:
@@ -86,6 +166,8 @@ def _as_jackson(found: re.Match[str]) -> str:
 def _kind(node: Any) -> str:
     if isinstance(node, dict):
         return "object"
+    if isinstance(node, _Double):
+        return "double"
     if isinstance(node, bool | list | str):
         return type(node).__name__
     if isinstance(node, int):
@@ -93,8 +175,17 @@ def _kind(node: Any) -> str:
     return "double"
 
 
+def _double(text: str) -> float | _Double:
+    """Read a floating-point number; one that Java writes in another way carries its text."""
+    value = float(text)
+    written = double_text(value)
+    if not math.isfinite(value):
+        return _Double(written)  # in quotes, as Jackson does it
+    return value if written == repr(value) else _Double(_MARK + written)
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(constant)
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_double)

@@ -8,15 +8,17 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
-from pipeline.connect.expansion import Expansion, quoted
+from pipeline.connect.converters import CONVERTER_OPTIONS
+from pipeline.connect.java import java_regex
 from pipeline.connect.options import HONOURED, NOT_YET, ROUTER, WITHOUT_MEANING
 from pipeline.connect.producer import translate
 from pipeline.connect.references import resolve
-from pipeline.connect.router import Placement, RouterOptions, java_regex, java_replacement
+from pipeline.connect.routing import RouterOptions, placements, router_options
 from pipeline.connect.snapshots import OVERRIDES, SnapshotOptions, snapshot_options
 from pipeline.errors import ConfigError
 
@@ -169,7 +171,7 @@ class _Config:
             heartbeat_query=self._get("heartbeat.action.query"),
             encodes=self._encodes(),
             on_update=self._get("table.op.invalid.behavior"),
-            router=self._router(),
+            router=router_options(self._path, self._prefix, self._get, self._values, self._refuse),
             database=self._database(),
             producer=translate(producer, self._path, self._notices.append),
             notices=tuple(self._notices),
@@ -199,7 +201,7 @@ class _Config:
             elif key.startswith(("producer.override.", f"{OVERRIDES}.")):
                 pass  # checked where it is used
             elif re.fullmatch(r"(key|value|header)\.converter\..*", key):
-                self._converter_option(key, value)
+                self._converter_option(key)
             elif why := _found(key, WITHOUT_MEANING):
                 self._notices.append(f"{key} has no meaning in the native relay: {WITHOUT_MEANING[why]}")
             elif not key.startswith(self._prefix) and _found(key, NOT_YET):
@@ -216,11 +218,9 @@ class _Config:
                     remedy=f"set it: {' | '.join(accepted)}",
                 )
 
-    def _converter_option(self, key: str, value: str) -> None:
-        if key.endswith(".encoding") and value.upper() not in {"UTF-8", "UTF8"}:
-            raise self._refusal(key, value, ("UTF-8",))
-        if key != "value.converter.schemas.enable":
-            self._notices.append(f"{key} has no meaning in the native relay: bytes pass through")
+    def _converter_option(self, key: str) -> None:
+        if not key.endswith(CONVERTER_OPTIONS):
+            self._notices.append(f"{key} has no meaning in the native relay: its converters need no such thing")
 
     def _unknown(self, key: str) -> None:
         known = [*HONOURED, *WITHOUT_MEANING, *(self._prefix + option for option in ROUTER)]
@@ -236,6 +236,9 @@ class _Config:
             f"{self._path}: {key}: {value!r} is not honoured by the native relay",
             remedy=f"use {' | '.join(accepted)}, or run this file on Kafka Connect",
         )
+
+    def _refuse(self, key: str, value: str, accepted: tuple[str, ...]) -> NoReturn:
+        raise self._refusal(key, value, accepted)
 
     def _get(self, key: str) -> str:
         if key in HONOURED:
@@ -263,7 +266,8 @@ class _Config:
         """Tell whether JSON payloads are encoded: by the header ``type``, so there must be one."""
         if self._get("pipeline.payload.encode") == "none":
             return False
-        if not any((placed.to, placed.alias) == ("header", "type") for placed in self._placements()):
+        placed = placements(self._path, self._prefix, self._get, self._values)
+        if not any((one.to, one.alias) == ("header", "type") for one in placed):
             raise ConfigError(
                 f"{self._path}: pipeline.payload.encode: avro needs the record's name in a header type",
                 remedy=f"add type:header:type to {self._prefix}table.fields.additional.placement",
@@ -317,68 +321,6 @@ class _Config:
             self._notices.append("database.hostname is a list: the primary among them is read; Debezium takes one only")
             found["target_session_attrs"] = "primary"
         return found
-
-    def _router(self) -> RouterOptions:
-        regex, replacement = self._get("route.topic.regex"), self._get("route.topic.replacement")
-        key = "route.topic.regex"
-        try:
-            compiled = java_regex(regex)
-            key = "route.topic.replacement"
-            java_replacement(replacement, compiled)
-        except (re.error, ValueError) as error:
-            raise ConfigError(f"{self._path}: {self._prefix}{key}: {error}", remedy="correct it") from error
-        return RouterOptions(
-            prefix=self._prefix,
-            event_id=self._get("table.field.event.id"),
-            event_key=self._get("table.field.event.key"),
-            payload=self._get("table.field.event.payload"),
-            timestamp=self._get("table.field.event.timestamp"),
-            placements=self._placements(),
-            ignore_missing=self._get("table.field.additional.missing") == "ignore",
-            route_by=self._get("route.by.field"),
-            route_regex=regex,
-            route_replacement=replacement,
-            tombstone_on_empty=self._get("route.tombstone.on.empty.payload") == "true",
-            text_value=self._get("value.converter").endswith(".StringConverter"),
-            json_value=self._json_value(),
-        )
-
-    def _json_value(self) -> Callable[[bytes], bytes] | None:
-        expand = "table.expand.json.payload"
-        if not self._get("value.converter").endswith(".JsonConverter"):
-            if self._get(expand) == "true":
-                raise ConfigError(
-                    f"{self._path}: {self._prefix}{expand}: 'true' is honoured with JsonConverter only",
-                    remedy="set value.converter=org.apache.kafka.connect.json.JsonConverter",
-                )
-            return None
-        if (schemas := self._values.get("value.converter.schemas.enable", "true")) != "false":
-            raise self._refusal("value.converter.schemas.enable", schemas, ("false",))
-        if self._get(expand) == "false":
-            return quoted
-        return Expansion(
-            keep_null=self._get("table.json.payload.null.behavior") == "optional_bytes",
-            keep_empty=self._get("table.json.payload.empty.array.behavior") == "optional_string",
-        ).encode
-
-    def _placements(self) -> tuple[Placement, ...]:
-        option = "table.fields.additional.placement"
-        made = []
-        if self._prefix + option in self._values and not self._get(option).strip():
-            raise ConfigError(f"{self._path}: {self._prefix}{option}: is empty", remedy="name columns, or remove it")
-        for text in filter(None, (part.strip() for part in self._get(option).split(","))):
-            column, *rest = (part.strip() for part in text.split(":"))
-            if not column or len(rest) not in {1, 2} or rest[0] not in {"header", "envelope", "partition"}:
-                raise ConfigError(
-                    f"{self._path}: {self._prefix}{option}: {text!r} is not column:placement[:alias]",
-                    remedy="placement is header or partition",
-                )
-            if rest[0] == "envelope":
-                raise self._refusal(self._prefix + option, text, ("header", "partition"))
-            made.append(
-                Placement(column, "header" if rest[0] == "header" else "partition", rest[-1] if rest[1:] else column)
-            )
-        return tuple(made)
 
 
 def _canonical(value: str, accepted: tuple[str, ...]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from pipeline.connect.router import java_regex
+from pipeline.connect.java import java_regex
 
 __all__ = ["listed", "split"]
 

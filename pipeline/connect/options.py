@@ -5,9 +5,10 @@ Taken from Debezium 3.7's PostgreSQL connector, its Event Router, and Kafka Conn
 
 from __future__ import annotations
 
+from pipeline.connect.converters import CLASSES, SIMPLE
+
 __all__ = ["HONOURED", "NOT_YET", "PRODUCER", "ROUTER", "WITHOUT_MEANING"]
 
-_CONVERTERS = "org.apache.kafka.connect.storage.StringConverter"
 
 # key → values that are honoured (empty: any), and what its absence means
 HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
@@ -53,20 +54,9 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
     "time.precision.mode": (("adaptive", "adaptive_time_microseconds"), "adaptive"),
     "skipped.operations": (("none", "t", "u", "d", "u,d", "u,t", "d,t", "u,d,t"), "t"),
     "extended.headers.enabled": (("false",), "true"),
-    "key.converter": ((_CONVERTERS,), ""),
-    "value.converter": (
-        (
-            "org.apache.kafka.connect.converters.ByteArrayConverter",
-            "io.debezium.converters.BinaryDataConverter",
-            _CONVERTERS,
-            "org.apache.kafka.connect.json.JsonConverter",
-        ),
-        "",
-    ),
-    "header.converter": (
-        (_CONVERTERS, "org.apache.kafka.connect.storage.SimpleHeaderConverter"),
-        "org.apache.kafka.connect.storage.SimpleHeaderConverter",
-    ),
+    "key.converter": (CLASSES, ""),
+    "value.converter": (CLASSES, ""),
+    "header.converter": ((*CLASSES, SIMPLE), SIMPLE),
     "transforms": ((), ""),
     "pipeline.payload.encode": (("none", "avro"), "none"),  # ours: Kafka Connect passes over it
 }
@@ -79,6 +69,7 @@ ROUTER: dict[str, tuple[tuple[str, ...], str]] = {
     "table.field.event.type": ((), "type"),
     "table.field.event.payload": ((), "payload"),
     "table.field.event.timestamp": ((), ""),
+    "table.field.event.schema.version": ((), ""),
     "table.fields.additional.placement": ((), ""),
     "table.field.additional.missing": (("error", "ignore"), "error"),
     "table.op.invalid.behavior": (("warn", "error", "fatal"), "warn"),

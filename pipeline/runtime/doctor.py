@@ -14,10 +14,10 @@ from psycopg.conninfo import make_conninfo
 from pipeline.app import Pipeline
 from pipeline.config import Settings
 from pipeline.connect.file import load
+from pipeline.connect.java import java_regex, java_replacement
 from pipeline.connect.options import ROUTER
 from pipeline.connect.references import resolve
 from pipeline.connect.rest import Connect
-from pipeline.connect.router import java_regex, java_replacement
 from pipeline.connector import Connector
 from pipeline.endpoints import connect_url, kafka_options, libpq_environment, postgres_dsn, registry_address
 from pipeline.errors import ConfigError, PipelineError

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -13,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from pipeline import reconcile
 from pipeline.config import Settings
+from pipeline.connect.converters import AS_TEXT
 from pipeline.connect.file import ConnectorFile
 from pipeline.connect.router import Router
 from pipeline.endpoints import kafka_options, registry_address
@@ -20,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.kafka.archive import TopicArchive
 from pipeline.kafka.producer import RecordProducer
 from pipeline.metrics import SilentMeter
+from pipeline.postgres.declared import declared
 from pipeline.postgres.errors import translated
 from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.postgres.retained import Range, Retained, Source
@@ -107,9 +110,14 @@ def _sources(file: ConnectorFile, dsn: str, range_: Range) -> list[Source]:
             f"connector {file.name}: there is no table that table.include.list={file.tables_text} takes",
             remedy="correct table.include.list or database.dbname",
         )
+    if file.router.header.kind not in {"string", "simple"}:
+        raise ConfigError(
+            f"connector {file.name}: header.converter does not write ids as their text, by which rows are looked up",
+            remedy="use org.apache.kafka.connect.storage.StringConverter",
+        )
     names_only = replace(
-        file.router, placements=(), payload=file.router.route_by, text_value=True, json_value=None,
-        tombstone_on_empty=False,
+        file.router, placements=(), payload=file.router.route_by, event_key=file.router.route_by, key=AS_TEXT,
+        value=AS_TEXT, expansion=None, tombstone_on_empty=False,
     )  # fmt: skip
     names, whole = Router(names_only, clock=lambda: 0.0), Router(file.router)
     made = []
@@ -120,7 +128,7 @@ def _sources(file: ConnectorFile, dsn: str, range_: Range) -> list[Source]:
             Source(
                 relation,
                 names.bind(table, relation.columns),
-                whole.bind(table, relation.columns),
+                whole.bind(table, relation.columns, partial(declared, dsn, relation.schema, relation.table)),
                 file.router.event_id,
                 file.router.timestamp,
                 ordered,

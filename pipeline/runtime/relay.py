@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +26,7 @@ from pipeline.kafka.producer import RecordProducer
 from pipeline.metrics import Meter, PrometheusMeter
 from pipeline.postgres import heartbeat
 from pipeline.postgres.changes import Binding
+from pipeline.postgres.declared import declared
 from pipeline.postgres.layout import insert_parser
 from pipeline.postgres.pgoutput import Relation
 from pipeline.postgres.publication import Mode
@@ -163,6 +165,7 @@ def _snapshot(file: ConnectorFile) -> SnapshotSettings | None:
 def binding(file: ConnectorFile) -> Binding:
     """Return what makes records of a table's rows."""
     router = Router(file.router)
+    dsn = make_conninfo("", **file.database)
 
     def on_update() -> None:
         if file.on_update == "fatal":
@@ -176,7 +179,8 @@ def binding(file: ConnectorFile) -> Binding:
     def bind(relation: Relation) -> tuple[Callable[[bytes, int], Routed], Callable[[], None]] | None:
         if not file.captures(relation.schema, relation.table):
             return None
-        names, route = router.bind(f"{relation.schema}.{relation.table}", relation.columns)
+        table = f"{relation.schema}.{relation.table}"
+        names, route = router.bind(table, relation.columns, partial(declared, dsn, relation.schema, relation.table))
         return insert_parser(relation, names, route), on_update
 
     return bind

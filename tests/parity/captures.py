@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from cases import CASES, GROUPS, RESTART, SHIPPED, Group, Writer
+from cases import CASES, CONVERTERS, GROUPS, RESTART, SHIPPED, Group, Writer
 from confluent_kafka import Message
+from crew import Crew
 from relays import CONNECTOR, RelayProcess, connector_file, read_topic, until
 from servers import Database, Topics
 
@@ -61,24 +62,34 @@ def published(
         tables = ", ".join(table for group in GROUPS for table in group.tables)
         conn.execute(f"CREATE PUBLICATION parity FOR TABLE {tables} WITH (publish_via_partition_root = true)")
         with ExitStack() as stack:
-            connectors = [_debezium(prefix, database.name, value) for value in ("bytes", "text", "json")]
+            connectors = [_debezium(prefix, database.name, value) for value in CONVERTERS]
             for name, config in connectors:
                 stack.callback(_rest, connect_url, "DELETE", f"/connectors/{name}")
                 _rest(connect_url, "PUT", f"/connectors/{name}/config", config)
             files = {group.name: _native(folder, prefix, database.name, group) for group in GROUPS}
-            relays = {name: stack.enter_context(RelayProcess(file, environment)) for name, file in files.items()}
-            for relay in relays.values():
+            shipped = files.pop(SHIPPED.name)
+            relays: list[RelayProcess] = [
+                stack.enter_context(RelayProcess(shipped, environment)),
+                stack.enter_context(Crew(list(files.values()), environment)),
+            ]
+            for relay in relays:
                 relay.reading()
             active = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND active"
-            slots = len(files) + len(connectors)
+            slots = 1 + len(files) + len(connectors)
             until(lambda: conn.execute(active).fetchone() == (slots,), "all slots are read", 60)
             written = {case: write(Writer(conn, database.dsn, group)) for case, (group, write) in CASES.items()}
             written[RESTART] = _restarted(
-                stack, database.dsn, connect_url, connectors[0][0], relays, files, environment
+                stack, database.dsn, connect_url, connectors[0][0], relays, shipped, environment
             )
             wanted = {name for ids in written.values() for name in ids}
-            found = {side: _all(bootstrap_servers, prefix, side, wanted) for side in _SIDES}
-            for relay in relays.values():
+
+            def both_run() -> None:
+                for name, _ in connectors:
+                    _running(connect_url, name)
+                assert all(relay.process.poll() is None for relay in relays), relays[1].log
+
+            found = {side: _all(bootstrap_servers, prefix, side, wanted, both_run) for side in _SIDES}
+            for relay in relays:
                 relay.process.terminate()
         yield Parity(written, _compared(found, prefix))
     topics.delete([*names, *topics.names(f"{prefix}-")])
@@ -90,8 +101,8 @@ def _topics() -> list[str]:
 
 
 def _restarted(
-    stack: ExitStack, dsn: str, connect_url: str, connector: str, relays: dict[str, RelayProcess],
-    files: Mapping[str, Path], environment: Mapping[str, str],
+    stack: ExitStack, dsn: str, connect_url: str, connector: str, relays: list[RelayProcess], shipped: Path,
+    environment: Mapping[str, str],
 ) -> list[str]:  # fmt: skip
     """Write rows all the time, while Debezium's task is restarted and the native relay killed and started again."""
     made: list[str] = []
@@ -108,8 +119,8 @@ def _restarted(
     try:
         until(lambda: len(made) > 10, "rows before")
         _rest(connect_url, "POST", f"/connectors/{connector}/restart?includeTasks=true")
-        relays["shipped"].kill()
-        relays["shipped"] = stack.enter_context(RelayProcess(files["shipped"], environment)).reading()
+        relays[0].kill()
+        relays[0] = stack.enter_context(RelayProcess(shipped, environment)).reading()
         before = len(made)
         until(lambda: len(made) > before + 10, "rows after")
     finally:
@@ -143,6 +154,7 @@ def _native(folder: Path, prefix: str, database: str, group: Group) -> Path:
     base = json.loads(CONNECTOR.read_text())["config"]
     router = _router(base, f"{prefix}.native.", group)
     changes = _connector(database, f"{prefix}-{group.name}", list(group.tables), group.value)
+    changes["topic.prefix"] = f"{prefix}-debezium-{group.value}"  # it is part of the names of schemas
     return connector_file(
         folder, f"{prefix}-{group.name}", **changes, **{_ROUTER + key: value for key, value in router.items()}
     )
@@ -154,13 +166,7 @@ def _connector(database: str, name: str, tables: list[str], value: str) -> dict[
         "publication.name": "parity", "table.include.list": ",".join(table.replace(".", "\\.") for table in tables),
         "producer.override.max.request.size": "2000000",
     }  # fmt: skip
-    if value == "json":
-        config["value.converter"] = "org.apache.kafka.connect.json.JsonConverter"
-        config["value.converter.schemas.enable"] = "false"
-    if value == "text":
-        config["tombstones.on.delete"] = "true"
-        config["value.converter"] = "org.apache.kafka.connect.storage.StringConverter"
-        config["header.converter"] = "org.apache.kafka.connect.storage.SimpleHeaderConverter"
+    config |= CONVERTERS[value]
     return config
 
 
@@ -172,10 +178,13 @@ def _router(base: dict[str, str], topics: str, group: Group) -> dict[str, str | 
     return made
 
 
-def _all(bootstrap_servers: str, prefix: str, side: str, wanted: set[str]) -> list[Message]:
+def _all(
+    bootstrap_servers: str, prefix: str, side: str, wanted: set[str], both_run: Callable[[], None]
+) -> list[Message]:
     """Read all topics of a side once they have all rows."""
 
     def complete() -> list[Message]:
+        both_run()
         read = pool.map(lambda name: read_topic(bootstrap_servers, f"{prefix}.{side}.{name}"), _topics())
         messages = [message for found in read for message in found]
         return messages if wanted <= {_id(message) for message in messages} else []
@@ -202,7 +211,18 @@ def _compared(found: Mapping[str, list[Message]], prefix: str) -> dict[str, dict
 
 def _id(message: Message) -> str:
     headers: Any = message.headers() or []
-    return bytes(dict(headers)["id"]).decode()
+    text = bytes(dict(headers)["id"]).decode()
+    if text[0] not in '{"':
+        return text
+    found = json.loads(text)  # by JsonConverter
+    return str(found["payload"] if isinstance(found, dict) else found)
+
+
+def _running(url: str, connector: str) -> None:
+    with urllib.request.urlopen(f"{url}/connectors/{connector}/status", timeout=60) as answer:
+        tasks = json.load(answer)["tasks"]
+    failed = [task["trace"] for task in tasks if task["state"] == "FAILED"]
+    assert not failed, f"{connector}: {[line for line in failed[0].splitlines() if 'Exception' in line]}"
 
 
 def _rest(url: str, method: str, path: str, body: Mapping[str, str] | None = None) -> None:

@@ -30,12 +30,38 @@ _COLUMNS = {
 }
 
 
+_STRING = "org.apache.kafka.connect.storage.StringConverter"
+_JSON = "org.apache.kafka.connect.json.JsonConverter"
+_BYTES = "org.apache.kafka.connect.converters.ByteArrayConverter"
+_SIMPLE = "org.apache.kafka.connect.storage.SimpleHeaderConverter"
+_BINARY = "io.debezium.converters.BinaryDataConverter"
+CONVERTERS: dict[str, dict[str, str]] = {
+    "bytes": {},
+    "text": {"tombstones.on.delete": "true", "value.converter": _STRING, "header.converter": _SIMPLE},
+    "json": {"value.converter": _JSON, "value.converter.schemas.enable": "false"},
+    "all-json": {
+        f"{part}.converter{option}": value
+        for part in ("key", "value", "header")
+        for option, value in (("", _JSON), (".schemas.enable", "false"))
+    },
+    "schemas": {f"{part}.converter": _JSON for part in ("key", "value", "header")},
+    "raw": {"key.converter": _BYTES, "header.converter": _SIMPLE},
+    "binary": {
+        "key.converter": _BINARY,
+        "value.converter": _BINARY,
+        "value.converter.delegate.converter.type": _JSON,
+        "value.converter.delegate.converter.type.schemas.enable": "false",
+        "header.converter": _BYTES,
+    },
+}
+"""What one of Debezium's connectors here has, and the files of the native relay for its groups."""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """Tables that one router serves. ``options`` change our file's router; None removes one of its keys.
 
-    ``tables``: name → columns that differ from an outbox's; empty columns are left out. ``value``: bytes, text or
-    json, by ByteArrayConverter, StringConverter or JsonConverter without schemas.
+    ``tables``: name → columns that differ from an outbox's; empty columns are left out. ``value``: one of CONVERTERS.
     """
 
     name: str
@@ -66,7 +92,7 @@ class Writer:
             "aggregatetype": "shop.order",
             "aggregateid": "k",
             "type": "shop.OrderPlaced",
-            "payload": b"\0\0\0\0\1x" if self.group.value == "bytes" else "{}",
+            "payload": b"\0\0\0\0\1x" if self.group.value in {"bytes", "raw", "binary"} else "{}",
             "topic": self.group.name,
         } | values
         table = table or next(iter(self.group.tables))
@@ -74,7 +100,8 @@ class Writer:
         names = ", ".join(given)
         places = ", ".join("%s" for _ in given)
         (conn or self.conn).execute(f"INSERT INTO {table} ({names}) VALUES ({places})", list(given.values()))
-        return str(given["id"])
+        name = given["id"]
+        return name.decode() if isinstance(name, bytes) else str(name)
 
     def other(self) -> Conn:
         return psycopg.connect(self.dsn)
@@ -83,6 +110,11 @@ class Writer:
 RESTART = "rows written while both captures restart"
 REKEYED = "00000000-0000-4000-8000-000000000000"
 """The new id of a row whose primary key is changed: a delete and an insert to Debezium, an update to us."""
+DEFAULTED = "00000000-0000-4000-8000-000000000001"
+"""A row with NULL in a column that has a DEFAULT."""
+SECOND_TOPIC = "00000000-0000-4000-8000-000000000002"
+"""A row in an envelope, of a payload type and version that went to another topic before."""
+DIFFERENT = {REKEYED, DEFAULTED, SECOND_TOPIC}
 
 CASES: dict[str, tuple[Group, Write]] = {}
 
@@ -206,6 +238,95 @@ EXPANDED_KEPT = Group(
     value="json",
 )
 QUOTED = Group("quoted", {"public.quoted": {"payload": "text"}}, value="json")
+_INSIDE = (
+    "type:envelope:kind,number:envelope,small:envelope,flag:envelope,seen_at:envelope:at,ref:envelope,doc:envelope,"
+)
+_INSIDE_OPTIONS: dict[str, str | None] = {
+    "table.fields.additional.placement": f"{_INSIDE}raw:envelope,gone:envelope,version:header",
+    "table.field.additional.missing": "ignore",
+    "table.field.event.schema.version": "version",
+}
+_INSIDE_COLUMNS = {
+    "number": "bigint", "small": "smallint NOT NULL DEFAULT 3", "flag": "boolean DEFAULT false", "seen_at": "timestamp",
+    "ref": "uuid", "doc": "jsonb", "raw": "bytea", "version": "integer",
+}  # fmt: skip
+ENVELOPED = Group(
+    "enveloped",
+    {
+        f"public.enveloped_{kind}": {"payload": kind, **_INSIDE_COLUMNS}
+        for kind in ("text", "jsonb", "bytea", "integer")
+    },
+    {**_INSIDE_OPTIONS, "table.field.event.schema.version": None},
+    value="all-json",
+)
+ENVELOPED_EXPANDED = Group(
+    "enveloped-expanded",
+    {"public.enveloped_expanded": {"payload": "jsonb"}},
+    {
+        "table.expand.json.payload": "true",
+        "table.fields.additional.placement": "type:envelope,aggregatetype:envelope:of",
+        "route.tombstone.on.empty.payload": "true",
+    },
+    value="all-json",
+)
+ENVELOPED_SCHEMAS = Group(
+    "enveloped-schemas",
+    {f"public.enveloped_schemas_{kind}": {"payload": kind, **_INSIDE_COLUMNS} for kind in ("text", "jsonb", "bytea")},
+    _INSIDE_OPTIONS,
+    value="schemas",
+)
+EXPANDED_SCHEMAS = Group(
+    "expanded-schemas",
+    {f"public.expanded_schemas_{kind}": {"payload": kind} for kind in ("text", "jsonb")},
+    {"table.expand.json.payload": "true"},
+    value="schemas",
+)
+EXPANDED_ENVELOPE_SCHEMAS = Group(
+    "expanded-envelope-schemas",
+    {"public.expanded_envelope_schemas": {"payload": "json"}},
+    {
+        "table.expand.json.payload": "true",
+        "table.json.payload.null.behavior": "optional_bytes",
+        "table.json.payload.empty.array.behavior": "optional_string",
+        "table.fields.additional.placement": "type:envelope",
+    },
+    value="schemas",
+)
+SCHEMAS = Group(
+    "schemas",
+    {
+        f"public.schemas_{kind}": {"aggregateid": kind, "payload": kind}
+        for kind in ("bytea", "uuid", "integer", "jsonb", "boolean")
+    }
+    | {
+        "public.schemas_defaults": {
+            "aggregateid": "text NOT NULL DEFAULT 'it''s'", "payload": "bigint NOT NULL DEFAULT 7",
+            "type": "varchar(20) DEFAULT 'none'::varchar", "headers": "jsonb NOT NULL DEFAULT '{}'",
+            "traceparent": "text DEFAULT upper('x')",
+        }
+    },
+    value="schemas",
+)  # fmt: skip
+RAW = Group(
+    "raw",
+    {"public.raw": {"aggregateid": "bytea", "traceparent": "bytea"}},
+    {"table.fields.additional.placement": "traceparent:header:raw,type:header"},
+    value="raw",
+)
+BINARY = Group(
+    "binary",
+    {
+        f"public.binary_{kind}": {
+            "id": "bytea PRIMARY KEY",
+            "aggregateid": "bytea",
+            "payload": kind,
+            "headers": "bytea",
+        }
+        for kind in ("bytea", "text", "jsonb", "bigint")
+    },
+    {"table.fields.additional.placement": "headers:header"},
+    value="binary",
+)
 GROUPS = [
     SHIPPED,
     TYPES,
@@ -220,6 +341,14 @@ GROUPS = [
     EXPANDED,
     EXPANDED_KEPT,
     QUOTED,
+    ENVELOPED,
+    ENVELOPED_EXPANDED,
+    ENVELOPED_SCHEMAS,
+    EXPANDED_SCHEMAS,
+    EXPANDED_ENVELOPE_SCHEMAS,
+    SCHEMAS,
+    RAW,
+    BINARY,
 ]
 
 
@@ -447,6 +576,9 @@ _DOCUMENTS = (
     '{"long": [1, 12345678901]}',
     _FIRST_EMPTY,
     '{"nulls": [null, {"a": 1}]}',
+    '{"floats": [1e10, 1.5e-7, 0.001, 12345678.9, -0.0, 1e400, 100.0]}',
+    '{"deep": [[{"a": 1}], [{"a": 2}]], "in": {"l": [{"x": {"y": [1.5]}}]}}',
+    '{"some": [{"a": null, "b": true}, {"a": "t", "b": false}]}',
 )
 
 
@@ -468,3 +600,94 @@ def _(write: Writer) -> list[str]:
 @case(QUOTED, "JsonConverter without expansion: a JSON string")
 def _(write: Writer) -> list[str]:
     return [write.row(payload=text) for text in ('{"a": 1}', 'ü🔑"\\/\t\x7f', "", None)]
+
+
+_BESIDE = {
+    "number": -(2**40), "small": 2, "flag": True, "seen_at": "2026-01-02 03:04:05.678901", "ref": str(uuid.uuid4()),
+    "doc": '{"a": [1, null]}', "raw": b"\0\xff", "version": 1, "type": 'Größe "🔑"',
+}  # fmt: skip
+_PAYLOADS: dict[str, tuple[object, ...]] = {
+    "text": ("ü🔑\n", "", None), "jsonb": ('{"b": 1}', None), "bytea": (b"\0\xff", b"", None), "integer": (-5, None),
+}  # fmt: skip
+
+
+@case(ENVELOPED, "placements: the envelope, with aliases, of each type, NULL, a missing column ignored")
+def _(write: Writer) -> list[str]:
+    return [
+        write.row(f"public.enveloped_{kind}", payload=payload, **beside)
+        for kind, payloads in _PAYLOADS.items()
+        for payload in payloads
+        for beside in (_BESIDE, {"flag": False, "version": None})
+    ]
+
+
+@case(ENVELOPED_EXPANDED, "placements: the envelope around an expanded payload")
+def _(write: Writer) -> list[str]:
+    return [write.row(payload=text) for text in (*_DOCUMENTS, "7", None)]
+
+
+@case(ENVELOPED_SCHEMAS, "table.field.event.schema.version: the envelope with its schema")
+def _(write: Writer) -> list[str]:
+    # Debezium remembers one schema for each version, whatever table it is of
+    versions = {"text": (1, 2), "jsonb": (3,), "bytea": (4,)}
+    made = [
+        write.row(f"public.enveloped_schemas_{kind}", payload=payload, **_BESIDE | {"version": version})
+        for kind, numbers in versions.items()
+        for version in numbers
+        for payload in _PAYLOADS[kind]
+    ]
+    table = "public.enveloped_schemas_text"
+    write.row(table, id=SECOND_TOPIC, topic="quoted", version=1, payload="p")
+    return made
+
+
+@case(EXPANDED_SCHEMAS, "table.expand.json.payload: with its schema")
+def _(write: Writer) -> list[str]:
+    texts = (*_DOCUMENTS, "not JSON", "", "7", None)
+    made = [write.row("public.expanded_schemas_text", payload=text) for text in texts]
+    return [*made, *(write.row("public.expanded_schemas_jsonb", payload=text) for text in (*_DOCUMENTS, "true", None))]
+
+
+@case(EXPANDED_ENVELOPE_SCHEMAS, "table.expand.json.payload: within an envelope, with its schema, what is empty kept")
+def _(write: Writer) -> list[str]:
+    return [write.row(payload=text) for text in (*_DOCUMENTS, None) if text != _FIRST_EMPTY]
+
+
+@case(SCHEMAS, "JsonConverter with schemas: keys, payloads and headers of each type")
+def _(write: Writer) -> list[str]:
+    values: dict[str, tuple[object, ...]] = {
+        "bytea": (b"\0\xff",), "uuid": (str(uuid.uuid4()),), "integer": (-1,), "jsonb": ('{"a": 1}',),
+        "boolean": (True, False),
+    }  # fmt: skip
+    made = [
+        write.row(f"public.schemas_{kind}", aggregateid=one, payload=one, headers='{"a": 1}', traceparent="t")
+        for kind, given in values.items()
+        for one in given
+    ]
+    return [*made, *(write.row(f"public.schemas_{kind}", aggregateid=None, payload=None) for kind in values)]
+
+
+@case(SCHEMAS, "JsonConverter with schemas: defaults of columns, columns that cannot be NULL")
+def _(write: Writer) -> list[str]:
+    write.row("public.schemas_defaults", id=DEFAULTED, payload=1, traceparent="t", type=None)
+    return [write.row("public.schemas_defaults", payload=1, traceparent="t")]
+
+
+@case(RAW, "keys of type bytea with ByteArrayConverter, headers of type bytea with SimpleHeaderConverter")
+def _(write: Writer) -> list[str]:
+    keys = (b"\0\xff", b"", "ключ".encode(), None)
+    return [write.row(aggregateid=key, traceparent=key) for key in keys]
+
+
+@case(BINARY, "BinaryDataConverter with a delegate, headers of type bytea with ByteArrayConverter")
+def _(write: Writer) -> list[str]:
+    values: dict[str, tuple[object, ...]] = {
+        "bytea": (b"\0\xff", b"", None), "text": ("t", None), "jsonb": ('{"a": 1}', None), "bigint": (-5, None)
+    }  # fmt: skip
+    return [
+        write.row(
+            f"public.binary_{kind}", id=uuid.uuid4().hex.encode(), aggregateid=b"k\0", payload=one, headers=one_header
+        )
+        for kind, given in values.items()
+        for one, one_header in zip(given, (b"\xff", None, b""), strict=False)
+    ]

@@ -12,7 +12,8 @@ from sources import SOURCES
 
 from pipeline.connect.file import read
 from pipeline.connect.options import ROUTER
-from pipeline.connect.router import Placement, Router, RouterOptions
+from pipeline.connect.router import Router
+from pipeline.connect.routing import Placement, RouterOptions
 from pipeline.errors import ConfigError
 from pipeline.postgres.pgoutput import Column
 

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.capture import Routed, Unroutable
+from pipeline.connect.converters import AS_BYTES
 from pipeline.connect.file import ConnectorFile, read
-from pipeline.connect.router import Placement, Router, RouterOptions
+from pipeline.connect.router import Router
+from pipeline.connect.routing import Placement, RouterOptions
 from pipeline.errors import ConfigError, PipelineError
 
 OURS = Path(__file__).parents[2] / "connectors" / "outbox.json"
@@ -23,6 +25,7 @@ ENV = {"PGHOST": "db", "PGPORT": "5433", "PGUSER": "u", "PGPASSWORD": "s3cret", 
 R = "transforms.outbox."
 SELECTS = "snapshot.select.statement.overrides"
 BASED = "snapshot.mode.configuration.based."
+JSON = "org.apache.kafka.connect.json.JsonConverter"
 
 
 def load(folder: Path, changes: dict[str, Any] | None = None, **options: Any) -> ConnectorFile:
@@ -77,11 +80,17 @@ def test_our_file_is_honoured_whole() -> None:
         ({"slot.name": "My-Slot"}, ["slot.name", "My-Slot"]),
         ({"table.include.list": "("}, ["table.include.list"]),
         ({"table.include.list": None}, ["table.include.list", "missing"]),
-        ({"value.converter": "org.apache.kafka.connect.json.JsonConverter"}, ["value.converter.schemas.enable"]),
+        ({"key.converter": "org.example.Converter"}, ["key.converter", "org.example.Converter", "StringConverter"]),
+        ({"value.converter": JSON, "value.converter.schemas.enable": "x"}, ["value.converter.schemas.enable", "'x'"]),
+        ({"key.converter.encoding": "UTF-16"}, ["key.converter.encoding", "UTF-16"]),
         ({"transforms": "outbox,other", "transforms.other.type": "x"}, ["transforms.other.type", "'x'"]),
         ({R + "type": None}, [R + "type", "missing"]),
         ({R + "table.fields.additional.placement": "type:elsewhere"}, ["placement", "type:elsewhere"]),
-        ({R + "table.fields.additional.placement": "type:envelope"}, ["placement", "envelope"]),
+        ({R + "table.fields.additional.placement": "type:envelope"}, ["placement", "envelope", "value.converter"]),
+        (
+            {R + "table.fields.additional.placement": "type:envelope:payload", "value.converter": JSON},
+            ["placement", "two fields 'payload'"],
+        ),
         ({R + "route.topic.regex": "("}, ["route.topic.regex"]),
         ({R + "route.topic.replacement": "${nobody}"}, ["route.topic.replacement", "nobody"]),
         ({R + "table.expand.json.payload": "true"}, ["table.expand.json.payload", "'true'"]),
@@ -329,6 +338,8 @@ def test_a_row_that_makes_no_record_comes_back_with_what_there_is(changes: dict[
         (RouterOptions(timestamp="big"), "is of bigint"),
         (RouterOptions(placements=(Placement("payload", "header", "p"),)), "is of bytea"),
         (RouterOptions(placements=(Placement("nope", "header", "p"),)), "'nope'"),
+        (RouterOptions(key=AS_BYTES), "column 'aggregateid', named by transforms.outbox.table.field.event.key"),
+        (RouterOptions(header=AS_BYTES), "is of uuid, which its converter does not write"),
         (RouterOptions(placements=(Placement("big", "partition", "p"),)), "is of bigint"),
     ],
 )

@@ -1,0 +1,98 @@
+"""Kafka Connect's converters: what of a connector file says which, and what each makes of a column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NoReturn
+
+from pipeline.connect.columns import ColumnType
+from pipeline.connect.schema import Schema, schema_text
+
+__all__ = [
+    "AS_BYTES",
+    "AS_TEXT",
+    "CLASSES",
+    "CONVERTER_OPTIONS",
+    "SIMPLE",
+    "Converter",
+    "Refuse",
+    "converter",
+    "expression",
+]
+
+Kind = Literal["string", "bytes", "binary", "json", "simple"]
+Refuse = Callable[[str, str, tuple[str, ...]], NoReturn]
+"""Takes a key, its value and what is accepted instead, and raises ConfigError."""
+
+_STORAGE = "org.apache.kafka.connect.storage"
+SIMPLE = f"{_STORAGE}.SimpleHeaderConverter"
+_KINDS: dict[str, Kind] = {
+    f"{_STORAGE}.StringConverter": "string",
+    "org.apache.kafka.connect.converters.ByteArrayConverter": "bytes",
+    "io.debezium.converters.BinaryDataConverter": "binary",
+    "org.apache.kafka.connect.json.JsonConverter": "json",
+    SIMPLE: "simple",
+}
+CLASSES = tuple(name for name, kind in _KINDS.items() if kind != "simple")
+_DELEGATE = "delegate.converter.type"
+_OPTIONS: dict[Kind, dict[str, tuple[str, ...]]] = {
+    "string": {"encoding": ("UTF-8", "UTF8", "utf-8", "utf8")},
+    "json": {"schemas.enable": ("true", "false"), "decimal.format": ("BASE64", "base64")},
+}
+"""Of each converter: the options that mean something, and the values that are honoured."""
+CONVERTER_OPTIONS = (*(f".{name}" for options in _OPTIONS.values() for name in options), f".{_DELEGATE}")
+
+
+@dataclass(frozen=True, slots=True)
+class Converter:
+    """``schemas``: JSON with its schema beside it. ``delegate``: BinaryDataConverter's, for what is not bytes."""
+
+    kind: Kind = "string"
+    schemas: bool = False
+    delegate: Converter | None = None
+
+    @property
+    def of_structs(self) -> Converter | None:
+        """The JsonConverter that writes structs; None where they cannot be written."""
+        return self if self.kind == "json" else self.delegate and self.delegate.of_structs
+
+    @property
+    def described(self) -> bool:
+        """Tell whether what it writes says which columns can be NULL, and what their defaults are."""
+        return self.schemas or (self.delegate is not None and self.delegate.described)
+
+
+AS_TEXT = Converter()
+AS_BYTES = Converter("bytes")
+
+
+def converter(key: str, config: Mapping[str, str], default: str, refuse: Refuse) -> Converter:
+    """Read the converter that ``key`` names, with its options. ``refuse`` is called for what is not honoured."""
+    name = config.get(key, default)
+    if name not in _KINDS:
+        refuse(key, name, tuple(_KINDS))
+    kind = _KINDS[name]
+    for option, accepted in _OPTIONS.get(kind, {}).items():
+        if (value := config.get(f"{key}.{option}", accepted[0])) not in accepted:
+            refuse(f"{key}.{option}", value, accepted)
+    delegate = None
+    if kind == "binary" and f"{key}.{_DELEGATE}" in config:
+        delegate = converter(f"{key}.{_DELEGATE}", config, "", refuse)
+    return Converter(kind, kind == "json" and config.get(f"{key}.schemas.enable", "true") == "true", delegate)
+
+
+def expression(made: Converter, kind: ColumnType, schema: Schema) -> tuple[str, str]:
+    """Return what a converter writes of a column, and of NULL, as expressions; empty where its task would end."""
+    if made.kind == "string":
+        return kind.text, "None"
+    if made.kind == "simple":
+        return kind.text or (kind.raw and f"base64({kind.raw})"), "None"
+    if made.kind == "json":
+        if not made.schemas or not kind.json:
+            return kind.json, "b'null'"
+        head = f'{{"schema":{schema_text(schema)},"payload":'.encode()
+        return f"{head!r} + encoded({kind.json}) + b'}}'", repr(head + b"null}")
+    if made.delegate and not kind.raw:
+        return expression(made.delegate, kind, schema)
+    return kind.raw, "None"
