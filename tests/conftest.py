@@ -2,8 +2,9 @@
 
 ``--servers=local`` (default) starts a stack of its own and removes it at the end; with ``--stack-dir DIR`` it uses,
 and leaves running, the stack in that folder. ``--servers=external`` takes the servers that PIPELINE_POSTGRES__DSN,
-PIPELINE_KAFKA__BOOTSTRAP_SERVERS and PIPELINE_REGISTRY__URL name. A test that needs a server that it cannot get
-fails; none is skipped. Several processes (pytest-xdist) share one stack.
+PIPELINE_KAFKA__BOOTSTRAP_SERVERS and PIPELINE_REGISTRY__URL name; ``--servers=containers`` starts those of
+docker-compose.yml, by Docker. A test that needs a server that it cannot get fails (what stops servers, and Connect,
+need local ones); none is skipped. Several processes (pytest-xdist) share one stack.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
+from containers import Containers, NoContainers
 from servers import (
     Database,
     Topics,
@@ -47,11 +49,9 @@ _ENDPOINTS = pytest.StashKey[Endpoints]()  # of the shared servers, once a test 
 
 def pytest_configure(config: pytest.Config) -> None:
     servers = config.getoption("--servers")
-    if servers == "containers":
-        raise pytest.UsageError("--servers=containers is not there yet: use local (no Docker needed) or external")
+    if servers != "local" and config.getoption("--stack-dir"):
+        raise pytest.UsageError("--stack-dir goes with --servers=local only")
     if servers == "external":
-        if config.getoption("--stack-dir"):
-            raise pytest.UsageError("--stack-dir goes with --servers=local only")
         try:
             config.stash[_EXTERNAL] = external_endpoints()
         except ValueError as error:
@@ -59,11 +59,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         if shared := config.workerinput[_FOLDER]:
             config.stash[_SHARED] = Path(shared)
-    elif config.getoption("numprocesses", 0):
-        if servers == "local" and not config.getoption("--stack-dir"):
+    else:
+        many = bool(config.getoption("numprocesses", 0))
+        if servers == "containers" or (many and servers == "local" and not config.getoption("--stack-dir")):
             config.stash[_SHARED] = Path(tempfile.mkdtemp(prefix="pipeline-stack-"))
             config.stash[_SHARED].chmod(0o711)  # as root: PostgreSQL's user has to pass
-        return  # it runs no test itself; those who do take its environment
+        if many:
+            return  # it runs no test itself; those who do take its environment
     # What the developer has set must not change what a test finds.
     for name in [name for name in os.environ if name.startswith("PIPELINE_")]:
         del os.environ[name]
@@ -77,7 +79,11 @@ def pytest_configure_node(node: Any) -> None:  # xdist's: it has no types
 def pytest_unconfigure(config: pytest.Config) -> None:
     shared = config.stash.get(_SHARED, None)
     if shared is not None and not hasattr(config, "workerinput"):
-        LocalStack(shared / "data", progress=_Lines(config)).down(delete=True)
+        if config.getoption("--servers") == "containers":
+            with suppress(NoContainers):
+                Containers(shared).down()
+        else:
+            LocalStack(shared / "data", progress=_Lines(config)).down(delete=True)
         shutil.rmtree(shared)
 
 
@@ -141,7 +147,15 @@ def stack(pytestconfig: pytest.Config) -> Iterator[LocalStack]:
 @pytest.fixture(scope="session")
 def endpoints(request: pytest.FixtureRequest) -> Endpoints:
     """Where the shared servers are."""
-    found = request.config.stash.get(_EXTERNAL, None) or request.getfixturevalue("stack").endpoints()
+    if request.config.getoption("--servers") == "containers":
+        shared = request.config.stash[_SHARED]
+        try:
+            with starting(shared):
+                found: Endpoints | None = Containers(shared).up()
+        except NoContainers as error:
+            pytest.fail(str(error), pytrace=False)
+    else:
+        found = request.config.stash.get(_EXTERNAL, None) or request.getfixturevalue("stack").endpoints()
     assert found is not None
     request.config.stash[_ENDPOINTS] = found
     return found
@@ -156,7 +170,7 @@ def connect_url(request: pytest.FixtureRequest, endpoints: Endpoints) -> str:
         with starting(request.config.stash.get(_SHARED, None)):
             url = stack.up(connect=True).connect
     if url is None:
-        pytest.fail("this test needs Kafka Connect: set PIPELINE_CONNECT__URL")
+        pytest.fail("this test needs Kafka Connect: --servers=local, or external with PIPELINE_CONNECT__URL")
     return url
 
 
