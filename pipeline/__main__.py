@@ -1,5 +1,20 @@
-"""``python -m pipeline``: the same as the command ``pipeline``."""
+"""The command ``pipeline``, also as ``python -m pipeline``; where its extra is not installed, what to install."""
 
-from pipeline.cli.main import main
+import sys
 
-main()
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        from pipeline.cli.main import main as run
+    except ModuleNotFoundError as error:
+        if (error.name or "pipeline").startswith("pipeline"):
+            raise
+        sys.exit(f"error: the command needs the package {error.name}\n  → pip install 'outbox-pipeline[cli]'")
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -52,11 +52,26 @@ class _Commands(click.Group):
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("pipeline"):
                 raise
-            raise ConfigError(
-                f"pipeline {cmd_name} needs the package {error.name}, which is not installed",
-                remedy="pip install 'outbox-pipeline[all]'",
-            ) from error
+            return _missing(cmd_name, error.name)
         return getattr(module, cmd_name)  # type: ignore[no-any-return]
+
+
+_EXTRAS = {"confluent_kafka": "worker", "prometheus_client": "worker", "psutil": "local", "watchfiles": "dev-server"}
+
+
+def _missing(name: str, package: str) -> click.Command:
+    """Return what stands for a command whose extra is not installed: listed, and an error when it is called."""
+    extra = f"outbox-pipeline[{_EXTRAS.get(package.partition('.')[0], 'all')}]"
+
+    def fail(arguments: object) -> None:
+        del arguments
+        raise ConfigError(
+            f"pipeline {name} needs the package {package}, which is not installed", remedy=f"pip install '{extra}'"
+        )
+
+    rest = click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)
+    settings = {"ignore_unknown_options": True, "help_option_names": []}
+    return click.Command(name, settings, fail, [rest], short_help=f"(Needs {extra}.)")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.rows import dict_row
@@ -19,8 +19,10 @@ from pipeline.failure import MASK
 from pipeline.payload import Payload, look
 from pipeline.postgres import prune as adapter
 from pipeline.postgres.errors import translated
-from pipeline.registry.client import RegistrySchemas
 from pipeline.runtime.database import connect
+
+if TYPE_CHECKING:
+    from pipeline.registry.client import RegistrySchemas
 
 __all__ = ["Pruned", "TailRow", "prune_outbox", "tail_outbox"]
 
@@ -119,6 +121,10 @@ class _Schemas:
 
     def text(self, schema_id: int) -> str:
         if self._client is None:
+            try:
+                from pipeline.registry.client import RegistrySchemas  # an extra: pruning, and JSON, need none
+            except ModuleNotFoundError as error:
+                raise SchemaError(f"Avro, and the package {error.name} is missing: outbox-pipeline[worker]") from error
             address = registry_address(self._settings)
             self._client = RegistrySchemas(address.url, address.username, address.password)
         return self._client.text(schema_id)

