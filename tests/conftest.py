@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from containers import Containers, NoContainers
@@ -40,6 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--servers", default="local", choices=["local", "external", "containers"])
     group.addoption("--stack-dir", type=Path, default=None, help="use the local stack in DIR and leave it running")
 
+
+hypothesis.settings.register_profile("pipeline", deadline=None)  # how long an example takes is the machine's business
+hypothesis.settings.load_profile("pipeline")
 
 _EXTERNAL = pytest.StashKey[Endpoints]()
 _SHARED = pytest.StashKey[Path]()  # where the stack is that several test processes share

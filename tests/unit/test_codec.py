@@ -162,7 +162,7 @@ everything = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(everything)
 def test_every_message_comes_back_as_it_was(message: Everything) -> None:
     back = decoder(Everything).decode(encode(message, 1), Everything)
@@ -172,7 +172,7 @@ def test_every_message_comes_back_as_it_was(message: Everything) -> None:
     assert [type(item) for item in back.history] == [type(item) for item in message.history]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda body: frame(1, body)))
 def test_random_bytes_give_the_stated_errors_and_nothing_else(value: bytes) -> None:
     for model in (Everything, AsJson):
@@ -180,7 +180,7 @@ def test_random_bytes_give_the_stated_errors_and_nothing_else(value: bytes) -> N
             decoder(model).decode(value, model)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(everything, st.data())
 def test_damaged_values_give_the_stated_errors_and_nothing_else(message: Everything, data: st.DataObject) -> None:
     value = bytearray(encode(message, 1))
@@ -190,7 +190,7 @@ def test_damaged_values_give_the_stated_errors_and_nothing_else(message: Everyth
         decoder(Everything).decode(bytes(value[: data.draw(st.integers(where, len(value)))]), Everything)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text, st.binary(), st.floats(), money, long)
 def test_json_comes_back_as_it_was(key: str, raw: bytes, ratio: float, total: Decimal, number: int) -> None:
     message = AsJson(key=key, raw=raw, ratio=ratio, total=total, wireName=number)

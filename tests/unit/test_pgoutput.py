@@ -80,7 +80,7 @@ def test_no_message_is_understood_when_cut_short_or_too_long(data: bytes, stream
         parse(data + b"\0", streamed=streamed)
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=3000)
 @given(st.binary(max_size=80), st.sampled_from(b"BCORYIUDTMSEcA?"), st.booleans())
 def test_noise_raises_nothing_but_source_errors(noise: bytes, kind: int, streamed: bool) -> None:
     with contextlib.suppress(SourceError):
@@ -100,7 +100,7 @@ def test_columns_that_are_not_wanted_may_be_text() -> None:
         f(row(b"x", b"y", kind=b"t"), 0)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.none() | st.binary(max_size=300), min_size=1, max_size=8), st.data())
 def test_an_insert_parser_agrees_with_the_general_one(values: list[bytes | None], data: st.DataObject) -> None:
     names = [f"c{number}" for number in range(len(values))]
@@ -111,7 +111,7 @@ def test_an_insert_parser_agrees_with_the_general_one(values: list[bytes | None]
     assert found == tuple(None if (v := insert.new[names.index(name)]).kind == NULL else v.data for name in wanted)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(st.binary(max_size=60), st.booleans())
 def test_an_insert_parser_raises_nothing_but_source_errors(noise: bytes, counted: bool) -> None:
     f = insert_parser(relation("a", "b", "c"), ["a", "c"], lambda *values: values)

@@ -266,7 +266,7 @@ def run(
     return server, health
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(
     sizes=st.lists(st.integers(0, 7), max_size=12),
     poison=st.sets(st.integers(0, 40), max_size=3),

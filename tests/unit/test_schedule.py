@@ -101,7 +101,7 @@ _CRONS = st.sampled_from(
 _ZONES = st.sampled_from(["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "UTC", "America/Havana"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     cron=_CRONS,
     zone=_ZONES,
@@ -122,7 +122,7 @@ def test_how_often_somebody_looks_changes_nothing(cron: str, zone: str, begin: s
     assert len(set(whole)) == len(whole)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cron=_CRONS, zone=_ZONES, hours=st.integers(1, 24 * 9), begin=st.sampled_from([(3, 20), (10, 20), (6, 1)]))
 def test_once_makes_the_latest_that_all_would_make(cron: str, zone: str, hours: int, begin: tuple[int, int]) -> None:
     last = datetime(2026, *begin, 5, 0, 30, tzinfo=UTC)

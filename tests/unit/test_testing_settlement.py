@@ -177,9 +177,7 @@ def id_of(record: object) -> str:
 def test_settlement_survives_every_order_of_faults() -> None:
     run_state_machine_as_test(
         Workers,
-        settings=settings(
-            max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=60, stateful_step_count=20, suppress_health_check=list(HealthCheck)),
     )
 
 
