@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from pipeline.app import Pipeline
+from pipeline.breaker import Breaker
 from pipeline.errors import PipelineError
 from pipeline.event import Event, Job, Message, Money, Personal
 from pipeline.outbox import Outbox
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline.context import Context
 
 __all__ = [
+    "Breaker",
     "Context",
     "Event",
     "Job",

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
+from pipeline.breaker import DEFAULT_BREAKER, Breaker, breaker_for
 from pipeline.config import Settings
 from pipeline.definition import DEFAULT_PARTITIONS, Group, Handler, Order, Queue, Rate, Start
 from pipeline.endpoints import postgres_dsn
@@ -90,6 +91,7 @@ class Pipeline:
         decoder: Decode | None = None,
         event_id: EventId | None = None,
         process: bool = False,
+        breaker: Breaker | None = DEFAULT_BREAKER,
     ) -> Callable[[F], F]:
         """Declare a handler ``(event, ctx)`` for an event type, in a group; sync or async.
 
@@ -97,6 +99,7 @@ class Pipeline:
         ``topic`` is one that others write, taken whole: its records are read by ``decoder`` ("json", or a function of a
         ``Record`` that returns the event); ``event_id`` names the header that has their ids, or makes one of a record.
         ``process``: it runs in a child process, which is killed at ``timeout_s``, and may crash.
+        ``breaker`` says when it waits as a whole because of ``retry.uncounted`` errors; None: never.
         ``start`` says where a group begins that has never run. Raises ConfigError for a definition that cannot work.
         """
         _check_kind(model, Event, "consumer")
@@ -105,7 +108,7 @@ class Pipeline:
             raise ConfigError(f"group {group}: two different start=", remedy="one start for the whole group")
         theirs = foreign(model, topic, decoder, event_id)
         own = topic or self.names.events(model.message_type.stream)
-        return self._handle(model, own, name, order, retry, on_exhausted, timeout_s, inbox, theirs, process)
+        return self._handle(model, own, name, order, retry, on_exhausted, timeout_s, inbox, theirs, process, breaker)
 
     def job(
         self,
@@ -116,15 +119,16 @@ class Pipeline:
         timeout_s: float | None = None,
         inbox: bool = False,
         process: bool = False,
+        breaker: Breaker | None = DEFAULT_BREAKER,
     ) -> Callable[[F], F]:
         """Declare the handler ``(job, ctx)`` of a job type; sync or async. Its group is its queue.
 
-        ``inbox`` and ``process`` as for ``consumer``.
+        ``inbox``, ``process`` and ``breaker`` as for ``consumer``.
         """
         _check_kind(model, Job, "job")
         topic = self.names.jobs(model.message_type.stream)
         on_exhausted: Literal["dlq", "retry_topic"] = "dlq"
-        return self._handle(model, topic, topic, order, retry, on_exhausted, timeout_s, inbox, None, process)
+        return self._handle(model, topic, topic, order, retry, on_exhausted, timeout_s, inbox, None, process, breaker)
 
     def middleware(self, function: F) -> F:
         """Declare what goes around every handler: a generator function ``(message, ctx)`` that yields once.
@@ -202,7 +206,9 @@ class Pipeline:
         inbox: bool = False,
         theirs: Foreign | None = None,
         process: bool = False,
+        breaker: Breaker | None = DEFAULT_BREAKER,
     ) -> Callable[[F], F]:
+        breaker = breaker_for(breaker, retry, model.__name__)
         if timeout_s is not None and timeout_s <= 0:
             raise ConfigError(f"{model.__name__}: timeout_s={timeout_s}", remedy="more than 0, or None for no limit")
         if process and inbox:
@@ -219,7 +225,19 @@ class Pipeline:
                     remedy="let it stand at the top of its module",
                 )
             handler = Handler(
-                name, function, model, topic, group, order, retry, on_exhausted, timeout_s, inbox, theirs, process
+                name,
+                function,
+                model,
+                topic,
+                group,
+                order,
+                retry,
+                on_exhausted,
+                timeout_s,
+                inbox,
+                theirs,
+                process,
+                breaker,
             )
             Group(group, (*(h for h in self._handlers if h.group == group), handler))  # raises for a second one
             self._handlers.append(handler)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from pipeline.breaker import Breaker
 from pipeline.errors import ConfigError
 from pipeline.event import Message
 from pipeline.foreign import Foreign
@@ -32,6 +33,7 @@ class Handler:
     comes after the last attempt. ``order="none"``: a failing record moves to the retry topics at once. ``inbox``: its
     effects happen once, in the transaction of an inbox row. ``foreign``: its topic's records are others', and all are
     its own, whatever their headers say. ``process``: it runs in a process of its own.
+    ``breaker``: when it waits for what it depends on.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Handler:
     inbox: bool = False
     foreign: Foreign | None = None
     process: bool = False
+    breaker: Breaker | None = None
 
     @property
     def in_place(self) -> bool:

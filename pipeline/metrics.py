@@ -79,6 +79,19 @@ CATALOGUE: dict[str, Metric] = {
             ("group", "reason"),
         ),
         Metric(
+            "pipeline_breaker_state",
+            "gauge",
+            "Breaker of a handler: 0 closed, 1 half open, 2 open",
+            ("group", "type"),
+        ),
+        Metric("pipeline_breaker_opened_total", "counter", "How often a handler's breaker opened", ("group", "type")),
+        Metric(
+            "pipeline_breaker_waiting_records",
+            "gauge",
+            "Records in the worker that wait for a breaker",
+            ("group", "type"),
+        ),
+        Metric(
             "pipeline_lag_records",
             "gauge",
             "Records between committed offset and end, due retries only",

@@ -24,6 +24,7 @@ class Readiness:
     def __init__(self, role: str) -> None:
         self.role = role
         self._reasons: dict[str, str] = {"start": "starting"}
+        self._notes: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def ready(self, part: str = "start", *, role: str | None = None) -> None:
@@ -37,10 +38,19 @@ class Readiness:
         with self._lock:
             self._reasons[part] = why
 
-    def state(self) -> dict[str, object]:
-        """``{"ready": bool, "role": str, "reasons": {part: why}}``."""
+    def note(self, part: str, what: str) -> None:
+        """Say what is to be known of a part that works; empty: no more."""
         with self._lock:
-            return {"ready": not self._reasons, "role": self.role, "reasons": dict(self._reasons)}
+            if what:
+                self._notes[part] = what
+            else:
+                self._notes.pop(part, None)
+
+    def state(self) -> dict[str, object]:
+        """``{"ready": bool, "role": str, "reasons": {part: why}, "notes": {part: what}}``."""
+        with self._lock:
+            ready, reasons, notes = not self._reasons, dict(self._reasons), dict(self._notes)
+            return {"ready": ready, "role": self.role, "reasons": reasons, "notes": notes}
 
 
 def serve(

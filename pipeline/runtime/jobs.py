@@ -63,7 +63,7 @@ def enqueue_text(app: Pipeline, settings: Settings, name: str, arguments: str, o
 
 
 def explain(app: Pipeline, name: str) -> list[dict[str, object]]:
-    """Return a job type's attempts: when at the latest, after what wait, by which topic."""
+    """Return a job type's attempts: when at the latest, after what wait, by which topic; and what its breaker does."""
     handler = _handler(app, name)
     policy, rows, at_s = handler.retry, [], 0.0
     for attempt in range(1, min(policy.attempts, _ATTEMPTS_SHOWN) + 1):
@@ -79,6 +79,11 @@ def explain(app: Pipeline, name: str) -> list[dict[str, object]]:
     for row in rows:
         kept_ms = keep.get(str(row["topic"]), "")
         row["retention"] = _span(int(kept_ms) / 1000) if kept_ms else ""
+    if (breaker := handler.breaker) is not None:
+        kinds = ", ".join(kind.__name__ for kind in policy.uncounted)
+        wait = f"{delay_label(breaker.cool_down_s)} to {delay_label(breaker.cap_s)}"
+        opens = f"{breaker.threshold} of {kinds} within {_span(breaker.window_s)}, {breaker.share:.0%} of all attempts"
+        rows.append({"attempt": "breaker", "wait": wait, "at the latest": "", "topic": opens, "retention": ""})
     rows.append({"attempt": "dead", "wait": "", "at the latest": "", "topic": f"{handler.group}.dlq", "retention": "∞"})
     return rows
 

@@ -7,7 +7,7 @@ seed tells the whole run. Handlers may end later than they began, as slow ones d
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Hashable
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -16,7 +16,7 @@ from pipeline.definition import Group
 from pipeline.worker.attempt import Attempts
 from pipeline.worker.delivery import Delivery, Outcome
 from pipeline.worker.keys import KeyQueues
-from pipeline.worker.settlement import Again, HandBack, Wait
+from pipeline.worker.settlement import HandBack, InPlace
 
 __all__ = ["InlineEngine", "Running", "as_coroutines"]
 
@@ -65,6 +65,10 @@ class InlineEngine:
         """Let the next of its key go on."""
         self._queues.finish(delivery.key)
 
+    def behind(self, key: Hashable) -> int:
+        """How many wait behind the one of a key whose turn it is."""
+        return self._queues.behind(key)
+
     def tend(self) -> None:
         """Nothing is left lying here."""
 
@@ -112,7 +116,7 @@ class InlineEngine:
             self._end(outcome)
 
     def _end(self, outcome: Outcome) -> None:
-        if not isinstance(outcome[1], Again | Wait):
+        if not isinstance(outcome[1], InPlace):
             self._queues.finish(outcome[0].key)
         self._put(outcome)
 

@@ -30,10 +30,11 @@ _RESTART_S = 1.0
 
 
 class Health:
-    """What workers say of themselves. ``reasons`` has what is not ready, and why."""
+    """What workers say of themselves. ``reasons`` has what is not ready, and why; ``notes`` what is to be known."""
 
     def __init__(self) -> None:
         self.reasons: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
 
     def ready(self, part: str) -> None:
         """This part works."""
@@ -42,6 +43,12 @@ class Health:
     def not_ready(self, part: str, why: str) -> None:
         """This part does not, and why."""
         self.reasons[part] = why
+
+    def note(self, part: str, what: str) -> None:
+        """Something to know of a part that works; empty: no more."""
+        self.notes.pop(part, None)
+        if what:
+            self.notes[part] = what
 
 
 @dataclass(slots=True, eq=False)

@@ -47,7 +47,7 @@ from pipeline.testing.ticks import Ticks
 from pipeline.topics import TopicSpec
 from pipeline.worker import Limits
 from pipeline.worker.delivery import Outcome
-from pipeline.worker.settlement import Again, Move
+from pipeline.worker.settlement import Again, Move, Parked
 from pipeline.writers import Connection
 
 __all__ = ["Harness", "NotIdle"]
@@ -274,6 +274,11 @@ class Harness:
         return dict(self._fleet.health.reasons)
 
     @property
+    def notes(self) -> dict[str, str]:
+        """What the readiness probe would say beside: breakers that are open, by group and type."""
+        return dict(self._fleet.health.notes)
+
+    @property
     def open(self) -> dict[str, int]:
         """What is not settled yet: records by group, and delayed jobs."""
         lags = {
@@ -385,9 +390,14 @@ class Harness:
         if decision is None and message is not None:
             attempt = 1 if state is None else state.attempt
             self.handled.append(Handled(message, group, attempt, event_id, self.clock.now))
-        elif isinstance(decision, Again | Move) and state is not None and state.last_error is not None:
+        elif (
+            isinstance(decision, Again | Move | Parked)
+            and _failed(decision)
+            and state is not None
+            and state.last_error is not None
+        ):
             error, attempt = state.last_error, state.history[-1].attempt
-            in_place = isinstance(decision, Again)
+            in_place = not isinstance(decision, Move)
             self.retries.append(
                 Retry(
                     message,
@@ -424,6 +434,10 @@ class Harness:
 
     def _full(self, group: str) -> str:
         return next(iter(_chosen(self.app, [group])))
+
+
+def _failed(decision: Again | Move | Parked) -> bool:
+    return not isinstance(decision, Parked) or decision.failed
 
 
 def _chosen(app: Pipeline, names: Iterable[str]) -> dict[str, Group]:

@@ -13,13 +13,15 @@ from typing import Protocol
 from pipeline.context import Context
 from pipeline.definition import Group, Handler
 from pipeline.event import Message
-from pipeline.failure import describe
+from pipeline.failure import Failure, describe
 from pipeline.headers import EVENT_ID, TYPE, RetryState
 from pipeline.report import Entry, JobCancelled, JobExpired
+from pipeline.retry import RetryLater
 from pipeline.surroundings import State
 from pipeline.terms import Terms
+from pipeline.worker.circuit import Circuit
 from pipeline.worker.delivery import Delivery, Outcome, Route
-from pipeline.worker.settlement import Again, Cancelled, Move, Wait, settle, unknown_type
+from pipeline.worker.settlement import Again, Cancelled, Decision, Move, Parked, Wait, settle, unknown_type
 
 __all__ = ["Attempts", "Decoder"]
 
@@ -75,6 +77,8 @@ class Attempts:
             if prepared is None:
                 return self._unknown(delivery)
             route, message, context = prepared
+            if (circuit := route.circuit) is not None and not circuit.admits(delivery):
+                return (delivery, Parked(circuit.wait_s, failed=False))
             route.call(message, context)
         except BaseException as error:  # noqa: BLE001 — a handler may raise SystemExit, and the record must be settled
             return self._failed(delivery, error, prepared)
@@ -93,6 +97,8 @@ class Attempts:
             if prepared is None:
                 return self._unknown(delivery)
             route, message, context = prepared
+            if (circuit := route.circuit) is not None and not circuit.admits(delivery):
+                return (delivery, Parked(circuit.wait_s, failed=False))
             if (timeout_s := route.handler.timeout_s) is None:
                 await route.call(message, context)
             else:
@@ -158,13 +164,18 @@ class Attempts:
         )
 
     def _measure(self, route: Route, delivery: Delivery, begun: float) -> None:
+        if (circuit := route.circuit) is not None:
+            circuit.succeeded(delivery)
         route.seconds.append(self._clock() - begun)
         route.ages_s.append(self._wall() - _came_s(delivery))
 
     def _failed(self, delivery: Delivery, error: BaseException, prepared: _Prepared | None) -> Outcome:
         """Settle what was raised, and write it into the delivery's state."""
         entry, route = delivery.entry, delivery.route
+        circuit = None if route is None else route.circuit
         if entry is not None and entry.cancelled and isinstance(error, asyncio.CancelledError | JobCancelled):
+            if circuit is not None:
+                circuit.passed(delivery)
             return (delivery, Cancelled(begun=prepared is not None))
         if isinstance(error, JobExpired):
             return (delivery, Cancelled("Expired"))
@@ -176,17 +187,33 @@ class Attempts:
             waited=delivery.waited,
             decoding=prepared is None,
         )
+        failure = describe(error, prepared[1] if prepared else None)
+        if circuit is not None and prepared is not None:
+            decision = self._broken(circuit, delivery, error, failure, decision)
         if isinstance(decision, Wait):
             delivery.waited += 1
             return (delivery, decision)
         delivery.waited = 0
         if route is not None:
             route.failed.append(None)
-        state = state.failed(describe(error, prepared[1] if prepared else None), int(self._wall() * 1000))
+        state = state.failed(failure, int(self._wall() * 1000))
         if isinstance(decision, Again | Move) and decision.counted:
             state = replace(state, attempt=state.attempt + 1)
         delivery.state = state
         return (delivery, decision)
+
+    def _broken(
+        self, circuit: Circuit, delivery: Delivery, error: BaseException, failure: Failure, decision: Decision
+    ) -> Decision:
+        """Tell the breaker; what would be tried again in place waits for it where it is open."""
+        assert delivery.route is not None
+        if isinstance(error, RetryLater) or not isinstance(error, delivery.route.handler.retry.uncounted):
+            circuit.passed(delivery)
+            return decision
+        circuit.failed(delivery, failure.kind)
+        if isinstance(decision, Again) and circuit.state != "closed":
+            return Parked(circuit.wait_s, failed=True)
+        return decision
 
 
 def _came_s(delivery: Delivery) -> float:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from pipeline.errors import BrokerError
+from pipeline.worker.circuits import Circuits
 from pipeline.worker.delivery import Assigned, Delivery, Engine, InFlight
 from pipeline.worker.gauges import Gauges
 from pipeline.worker.holding import Holding
@@ -31,6 +32,7 @@ class Condition:
         partitions: Partitions,
         in_flight: InFlight,
         holding: Holding,
+        circuits: Circuits,
         gauges: Gauges,
         health: Health,
         *,
@@ -42,6 +44,7 @@ class Condition:
         self._partitions = partitions
         self._in_flight = in_flight
         self._holding = holding
+        self._circuits = circuits
         self._gauges = gauges
         self._health = health
         self._unclean_ends = unclean_ends
@@ -64,6 +67,7 @@ class Condition:
                 assigned.watched_until = min(assigned.watched_until, assigned.watermark.end)
         held = len(self._holding.keys)
         self._gauges.report(mine, ends, in_flight=self._in_flight.records, oldest_s=oldest_s, held=held)
+        self._circuits.report()
         if self._in_trouble and self._flow.reachable():
             self._in_trouble = False
             self._health.ready(f"{self._group} broker")

@@ -15,6 +15,7 @@ from pipeline.record import Record
 from pipeline.report import Entry
 from pipeline.terms import Terms
 from pipeline.watermark import Watermark
+from pipeline.worker.circuit import Circuit
 from pipeline.worker.settlement import Decision
 
 __all__ = ["Assigned", "Delivery", "Engine", "InFlight", "Outcome", "Route"]
@@ -23,11 +24,12 @@ __all__ = ["Assigned", "Delivery", "Engine", "InFlight", "Outcome", "Route"]
 class Route:
     """A handler as a worker calls it. ``seconds`` and ``ages_s`` collect what was measured until it is counted."""
 
-    __slots__ = ("ages_s", "call", "failed", "handler", "key_of", "seconds", "type_name")
+    __slots__ = ("ages_s", "call", "circuit", "failed", "handler", "seconds", "type_name")
 
-    def __init__(self, handler: Handler, call: Callable[..., Any]) -> None:
+    def __init__(self, handler: Handler, call: Callable[..., Any], circuit: Circuit | None = None) -> None:
         self.handler = handler
         self.call = call
+        self.circuit = circuit
         self.type_name = handler.model.message_type.name
         self.seconds: deque[float] = deque()
         self.ages_s: deque[float] = deque()
@@ -182,6 +184,9 @@ class Engine(Protocol):
 
     def release(self, delivery: Delivery) -> None:
         """Let the next of its key go on."""
+
+    def behind(self, key: Hashable) -> int:
+        """How many wait behind the one of a key whose turn it is."""
 
     def tend(self) -> None:
         """Called now and then by the poll thread."""

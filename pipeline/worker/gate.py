@@ -6,6 +6,7 @@ Pure and not thread-safe: the journal guards it. What waits here counts as in fl
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Hashable
 
 from pipeline.topics import PRIORITIES, Priority
 from pipeline.worker.delivery import Delivery
@@ -41,6 +42,10 @@ class Gate:
     def add(self, delivery: Delivery, priority: Priority) -> None:
         """Take a delivery."""
         self._waiting[priority].append(delivery)
+
+    def count(self, key: Hashable) -> int:
+        """How many of a key wait."""
+        return sum(delivery.key == key for waiting in self._waiting.values() for delivery in waiting)
 
     def begin(self) -> None:
         """Count one in that begins without asking."""

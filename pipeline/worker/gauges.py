@@ -13,7 +13,7 @@ from pipeline.worker.ports import Partition
 __all__ = ["Gauges"]
 
 T = TypeVar("T")
-_REASONS = ("tier", "backlog", "full", "progress")
+_REASONS = ("tier", "backlog", "full", "progress", "breaker")
 
 
 class Gauges:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from pipeline.errors import BrokerError
+from pipeline.worker.circuits import Circuits
 from pipeline.worker.delivery import Assigned, Engine
 from pipeline.worker.holding import Holding
 from pipeline.worker.outlet import Outlet
@@ -40,6 +41,7 @@ class HandOver:
         partitions: Partitions,
         settling: Settling,
         holding: Holding,
+        circuits: Circuits,
         tiers: Tiers,
         watch: Watch,
         outlet: Outlet,
@@ -58,6 +60,7 @@ class HandOver:
         self._partitions = partitions
         self._settling = settling
         self._holding = holding
+        self._circuits = circuits
         self._tiers = tiers
         self._watch = watch
         self._outlet = outlet
@@ -125,4 +128,5 @@ class HandOver:
                 self._partitions.mine.pop((assigned.topic, assigned.partition), None)
             for delivery, again in self._watch.drop(assigned):
                 self._holding.drop(delivery, held=again)
+        self._circuits.forget_closed()
         self._holding.forget_closed()

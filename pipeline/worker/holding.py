@@ -1,6 +1,6 @@
 """Records that wait in place in, taken up again when their time comes; the keys behind them are held back meanwhile.
 
-Behind a held-back key a bounded number of records is kept; then its partition is paused until the key goes on.
+Behind a held-back key a bounded number of records is kept: then its partition is paused until half of them are settled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ log = logging.getLogger("pipeline.worker")
 
 
 class Holding:
-    """What waits in a worker for its next attempt. ``keys`` has held-back keys, with how many wait behind.
+    """What waits in a worker for its next attempt. ``keys`` has held-back keys, with how many wait behind each.
+
+    ``full`` has those of which so many waited that partitions were paused, held back still or not.
 
     The poll thread only. ``backlog`` is how many are kept behind one key; ``chance`` gives a number from 0 to 1.
     """
@@ -51,6 +53,7 @@ class Holding:
         self._timers: list[tuple[float, int, Delivery]] = []
         self._number = 0
         self.keys: dict[Hashable, int] = {}
+        self.full: dict[Hashable, set[Assigned]] = {}
         self.waiting: set[Delivery] = set()
 
     @property
@@ -60,27 +63,43 @@ class Holding:
 
     def hold(self, delivery: Delivery, decision: Again | Wait) -> None:
         """Keep a record, and its key, until its next attempt. Dropped when the partition is being taken away."""
-        if delivery.assigned.closed:
-            self.let_go(delivery)
-            self._engine.release(delivery)
-            self._in_flight.leave(delivery)
+        if not self.keep(delivery):
             return
-        self._watch.rest(delivery)
         delay_s = decision.delay_s
         if isinstance(decision, Again):
             delay_s *= 1 + decision.jitter * self._chance()
         else:
             self._report_waiting(delivery, decision)
-        if delivery.key is not None:
-            self.keys.setdefault(delivery.key, 0)
         self._number += 1
         heapq.heappush(self._timers, (self._clock() + delay_s, self._number, delivery))
+
+    def keep(self, delivery: Delivery) -> bool:
+        """Hold a record's key back, for who says when it is taken up; False where its partition is taken away."""
+        if delivery.assigned.closed:
+            self.let_go(delivery)
+            self._engine.release(delivery)
+            self._in_flight.leave(delivery)
+            return False
+        self._watch.rest(delivery)
+        key = delivery.key
+        if key is not None and key not in self.keys:
+            self.keys[key] = self._engine.behind(key)
+            if self.keys[key] >= self._backlog:
+                self._stop(key, delivery.assigned)
+        return True
+
+    def take_up(self, delivery: Delivery) -> None:
+        """Let a record that was kept have its next attempt."""
+        if delivery.assigned.careful:
+            self._watch.add([delivery], again=True)
+        else:
+            self._engine.again(delivery)
 
     def hold_behind(self, assigned: Assigned, key: Hashable) -> None:
         """Count one more behind a held-back key."""
         self.keys[key] += 1
-        if self.keys[key] == self._backlog:
-            self._partitions.pause([assigned], "backlog")
+        if self.keys[key] >= self._backlog:
+            self._stop(key, assigned)
 
     def let_go(self, delivery: Delivery) -> None:
         """A held-back key goes on."""
@@ -94,11 +113,7 @@ class Holding:
         """Take up again what is due."""
         timers = self._timers
         while timers and timers[0][0] <= now:
-            delivery = heapq.heappop(timers)[2]
-            if delivery.assigned.careful:
-                self._watch.add([delivery], again=True)
-            else:
-                self._engine.again(delivery)
+            self.take_up(heapq.heappop(timers)[2])
 
     def forget_closed(self) -> None:
         """Drop what waits of partitions that are taken away: their next owner begins at the committed offset."""
@@ -110,6 +125,8 @@ class Holding:
                 kept.append(entry)
         heapq.heapify(kept)
         self._timers = kept
+        open_ = {key: {a for a in stopped if not a.closed} for key, stopped in self.full.items()}
+        self.full = {key: stopped for key, stopped in open_.items() if stopped}
         self._ready_if_none_waits()
 
     def drop(self, delivery: Delivery, *, held: bool) -> None:
@@ -122,8 +139,14 @@ class Holding:
         self._in_flight.leave(delivery)
 
     def _release_key(self, key: Hashable) -> None:
-        if self.keys.pop(key, 0) >= self._backlog:
-            self._partitions.resume([a for a in self._partitions.mine.values() if "backlog" in a.paused], "backlog")
+        self.keys.pop(key, None)
+        if key in self.full and self._engine.behind(key) <= self._backlog // 2:
+            stopped = self.full.pop(key)
+            self._partitions.resume(stopped.difference(*self.full.values()), "backlog")
+
+    def _stop(self, key: Hashable, assigned: Assigned) -> None:
+        self.full.setdefault(key, set()).add(assigned)
+        self._partitions.pause([assigned], "backlog")
 
     def _report_waiting(self, delivery: Delivery, decision: Wait) -> None:
         """Say which record waits, for what and for whom: at ``/readyz``, and in the log when it begins to."""

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -25,7 +25,7 @@ from pipeline.topics import PRIORITIES, Priority, priority_topic
 from pipeline.worker.delivery import Delivery, Engine, Outcome, Route
 from pipeline.worker.gate import Gate
 from pipeline.worker.ports import Health
-from pipeline.worker.settlement import Again, Cancelled, Dead, Move
+from pipeline.worker.settlement import Again, Cancelled, Dead, Move, Parked
 
 __all__ = ["Control", "JobStore", "Journal"]
 
@@ -144,7 +144,7 @@ class Journal:
         """Take an outcome of what was never begun."""
         delivery, decision = outcome
         entry = delivery.entry
-        if entry is None or not entry.job_id or entry.stored or not (decision is None or isinstance(decision, _TOLD)):
+        if entry is None or not entry.job_id or entry.stored or not _told(decision):
             self._forward(outcome)
         else:
             self._outcomes.append(outcome)
@@ -183,6 +183,12 @@ class Journal:
     def release(self, delivery: Delivery) -> None:
         """Let the next of its key go on."""
         self._engine.release(delivery)
+
+    def behind(self, key: Hashable) -> int:
+        """How many wait behind the one of a key whose turn it is."""
+        with self._lock:
+            waiting = self._gate.count(key)
+        return waiting + self._engine.behind(key)
 
     def cancel(self, delivery: Delivery) -> None:
         """End the handler of a delivery, where that can be done."""
@@ -269,9 +275,10 @@ class Journal:
         error = state.last_error.kind if state is not None and state.last_error is not None else None
         if isinstance(decision, Dead):
             return entry.report("dead", error=error)
-        assert isinstance(decision, Move | Again)
+        assert isinstance(decision, Move | Again | Parked)
         due_at = datetime.fromtimestamp(self._wall() + decision.delay_s, UTC)
-        attempts = entry.attempt if decision.counted else entry.attempt - 1
+        counted = not isinstance(decision, Parked) and decision.counted
+        attempts = entry.attempt if counted else entry.attempt - 1
         return entry.report("retrying", attempts=attempts, due_at=due_at, error=error)
 
     def _obey(self, control: Control) -> None:
@@ -308,5 +315,8 @@ class Journal:
             self._engine.submit(begin)
 
 
-_TOLD = (Move, Again, Dead, Cancelled)
-"""What is written into a job's row; of what waits or is handed back nothing has changed."""
+def _told(decision: object) -> bool:
+    """Whether a job's row tells of it; of what waits or is handed back nothing has changed."""
+    if isinstance(decision, Parked):
+        return decision.failed
+    return decision is None or isinstance(decision, Move | Again | Dead | Cancelled)

@@ -37,6 +37,10 @@ class KeyQueues:
             else:
                 queue.append(delivery)
 
+    def behind(self, key: Hashable) -> int:
+        """How many wait behind the one of a key whose turn it is."""
+        return len(self._behind.get(key) or ())
+
     def finish(self, key: Hashable) -> None:
         """Let the next of a key begin. Call once for each delivery that came from ``ready``."""
         if key is None:

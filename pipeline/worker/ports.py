@@ -96,3 +96,6 @@ class Health(Protocol):
 
     def not_ready(self, part: str, why: str) -> None:
         """This part does not, and why."""
+
+    def note(self, part: str, what: str) -> None:
+        """Something to know of a part that works; empty: no more."""

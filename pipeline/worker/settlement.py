@@ -22,7 +22,9 @@ __all__ = [
     "Dead",
     "Decision",
     "HandBack",
+    "InPlace",
     "Move",
+    "Parked",
     "Skip",
     "Wait",
     "settle",
@@ -69,6 +71,14 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """Wait here until the handler's breaker lets it begin, in ``delay_s`` at the earliest. ``failed``: it was tried."""
+
+    delay_s: float
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Skip:
     """Nobody here handles this type of event."""
 
@@ -86,7 +96,10 @@ class Cancelled:
     begun: bool = False
 
 
-Decision = Again | Move | Dead | Wait | Skip | HandBack | Cancelled
+InPlace = Again | Wait | Parked
+"""What holds a record's key back for its next attempt."""
+
+Decision = Again | Move | Dead | Wait | Parked | Skip | HandBack | Cancelled
 
 
 def settle(error: BaseException, handler: Handler | None, *, attempt: int, waited: int, decoding: bool) -> Decision:

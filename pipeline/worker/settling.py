@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
+from pipeline.worker.circuits import Circuits
 from pipeline.worker.delivery import Assigned, Delivery, Engine, InFlight, Outcome
 from pipeline.worker.gauges import Gauges
 from pipeline.worker.holding import Holding
 from pipeline.worker.outlet import Outlet
-from pipeline.worker.settlement import Again, Cancelled, Dead, HandBack, Move, Skip, Wait
+from pipeline.worker.settlement import Again, Cancelled, Dead, HandBack, InPlace, Move, Parked, Skip, Wait
 from pipeline.worker.watch import Watch
 
 __all__ = ["Settling"]
@@ -31,6 +32,7 @@ class Settling:
         outcomes: deque[Outcome],
         engine: Engine,
         holding: Holding,
+        circuits: Circuits,
         watch: Watch,
         outlet: Outlet,
         in_flight: InFlight,
@@ -41,6 +43,7 @@ class Settling:
         self._outcomes = outcomes
         self._engine = engine
         self._holding = holding
+        self._circuits = circuits
         self._watch = watch
         self._outlet = outlet
         self._in_flight = in_flight
@@ -49,7 +52,7 @@ class Settling:
 
     def settle(self) -> None:
         """Take outcomes and acknowledgements, and raise watermarks. Raises BrokerError where the DLQ refuses."""
-        outcomes, holding, watch = self._outcomes, self._holding, self._watch
+        outcomes, holding, circuits, watch = self._outcomes, self._holding, self._circuits, self._watch
         done: dict[Assigned, list[int]] = {}
         size = count = 0
         for _ in range(len(outcomes)):
@@ -64,8 +67,10 @@ class Settling:
                     done[assigned] = [record.offset]
                 else:
                     offsets.append(record.offset)
-                if holding.keys or holding.waiting or watch.begun:
+                if holding.keys or holding.full or holding.waiting or watch.begun:
                     holding.let_go(delivery)
+                if circuits.trying:
+                    circuits.tried(delivery)
             else:
                 self._decide(delivery, decision)
         self._in_flight.records -= count
@@ -79,8 +84,9 @@ class Settling:
             self._close(delivery, outcome)
 
     def _decide(self, delivery: Delivery, decision: object) -> None:
+        self._circuits.tried(delivery)
         if isinstance(decision, HandBack) or delivery.assigned.lost:
-            if isinstance(decision, Again | Wait):
+            if isinstance(decision, InPlace):
                 self._engine.release(delivery)  # its key is held back for a next attempt that will not be made here
             self._holding.let_go(delivery)
             self._in_flight.leave(delivery)
@@ -88,6 +94,10 @@ class Settling:
         if isinstance(decision, Again | Wait):
             self._holding.hold(delivery, decision)
             return
+        if isinstance(decision, Parked):
+            if self._circuits.park(delivery):
+                return
+            decision = self._circuits.aside(delivery)
         self._holding.let_go(delivery)
         if isinstance(decision, Skip | Cancelled):
             self._close(delivery, "skipped" if isinstance(decision, Skip) else "cancelled")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, TypeVar
 
 from pipeline.context import Context
 from pipeline.worker.delivery import Delivery, Outcome
 from pipeline.worker.keys import KeyQueues
-from pipeline.worker.settlement import Again, HandBack, Wait
+from pipeline.worker.settlement import HandBack, InPlace
 
 __all__ = ["LoopThread", "Tasks"]
 
@@ -78,6 +79,7 @@ class Tasks:
         self._fault = fault
         self._clock = clock
         self._queues = KeyQueues()
+        self._coming: deque[list[Delivery]] = deque()
         self._idle: list[asyncio.Future[None]] = []
         self._now: dict[int, tuple[Delivery, float]] = {}
         self.thread = LoopThread(name)
@@ -87,7 +89,8 @@ class Tasks:
 
     def submit(self, deliveries: list[Delivery]) -> None:
         """Take new deliveries."""
-        self._loop.call_soon_threadsafe(self._add, deliveries)
+        self._coming.append(deliveries)
+        self._loop.call_soon_threadsafe(self._add)
 
     def again(self, delivery: Delivery) -> None:
         """Take one again whose key is held back for it."""
@@ -96,6 +99,11 @@ class Tasks:
     def release(self, delivery: Delivery) -> None:
         """Let the next of its key go on."""
         self._loop.call_soon_threadsafe(self._finish, delivery)
+
+    def behind(self, key: Hashable) -> int:
+        """How many wait behind the one of a key whose turn it is."""
+        coming = sum(delivery.key == key for batch in self._coming.copy() for delivery in batch)
+        return coming + self._queues.behind(key)
 
     def tend(self) -> None:
         """Nothing is left lying here."""
@@ -122,8 +130,8 @@ class Tasks:
             if now is delivery:
                 self._workers[number].cancel()
 
-    def _add(self, deliveries: list[Delivery]) -> None:
-        self._queues.add(deliveries)
+    def _add(self) -> None:
+        self._queues.add(self._coming.popleft())
         self._wake()
 
     def _repeat(self, delivery: Delivery) -> None:
@@ -173,7 +181,7 @@ class Tasks:
             outcome = await self._run(delivery, begun)
         if self._stopped:
             return
-        if outcome[1] is None or not isinstance(outcome[1], Again | Wait):
+        if outcome[1] is None or not isinstance(outcome[1], InPlace):
             self._queues.finish(delivery.key)
             self._wake()
         self._put(outcome)

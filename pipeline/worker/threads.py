@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 
 from pipeline.worker.delivery import Delivery, Outcome
 from pipeline.worker.keys import KeyQueues
-from pipeline.worker.settlement import Again, HandBack, Wait
+from pipeline.worker.settlement import HandBack, InPlace
 
 __all__ = ["Threads"]
 
@@ -66,6 +66,11 @@ class Threads:
         with self._changed:
             self._queues.finish(delivery.key)
             self._wake()
+
+    def behind(self, key: Hashable) -> int:
+        """How many wait behind the one of a key whose turn it is."""
+        with self._changed:
+            return self._queues.behind(key)
 
     def tend(self) -> None:
         """Give keys on that ended on a thread which is now busy. Call now and then."""
@@ -150,7 +155,7 @@ class Threads:
             else:
                 outcome = run(delivery, begun)
             decision = outcome[1]
-            if delivery.key is not None and not (decision is not None and isinstance(decision, Again | Wait)):
+            if delivery.key is not None and not (decision is not None and isinstance(decision, InPlace)):
                 ended.append(delivery.key)
                 if begun - first > _QUICK_S:
                     with self._changed:

@@ -24,6 +24,7 @@ from pipeline.progress import Mark, Progress
 from pipeline.surroundings import State, aenter, surrounded
 from pipeline.worker.attempt import Attempts, Decoder
 from pipeline.worker.beginning import Beginning
+from pipeline.worker.circuits import Circuits, circuits_of
 from pipeline.worker.condition import Condition
 from pipeline.worker.delivery import Assigned, Engine, InFlight, Outcome, Route
 from pipeline.worker.dispatch import Dispatch
@@ -116,7 +117,8 @@ class Worker:
 
         outcomes: deque[Outcome] = deque()
         put, fault = outcomes.append, self._faults.append
-        routes = {handler: Route(handler, _within(group, handler, call_of)) for handler in group.handlers}
+        circuits = circuits_of(group.handlers, clock)
+        routes = {h: Route(h, _within(group, h, call_of), circuits.get(h.name)) for h in group.handlers}
         entry, engine_put = (None, put) if journal is None else (journal.entry, journal.put)
         attempts = Attempts(group, routes, decoder, clock, wall, entry, self._state)
         own = engine is None and any(handler.process for handler in group.handlers)  # another engine: in-line
@@ -140,8 +142,12 @@ class Worker:
             name, self._engine, self._partitions, self._in_flight, watch, health,
             backlog=limits.backlog, clock=clock, chance=chance,
         )  # fmt: skip
+        self._circuits = Circuits(
+            group, routes, self._engine, self._partitions, self._holding, health, meter,
+            records=limits.records, bytes=limits.bytes, backlog=limits.backlog,
+        )  # fmt: skip
         self._condition = Condition(
-            name, self._engine, flow, self._partitions, self._in_flight, self._holding, gauges, health,
+            name, self._engine, flow, self._partitions, self._in_flight, self._holding, self._circuits, gauges, health,
             unclean_ends=limits.unclean_ends,
         )  # fmt: skip
         self._beginning = Beginning(
@@ -153,12 +159,12 @@ class Worker:
             gauges, wall,
         )  # fmt: skip
         self._settling = Settling(
-            name, outcomes, self._engine, self._holding, watch, outlet, self._in_flight, gauges, wall
+            name, outcomes, self._engine, self._holding, self._circuits, watch, outlet, self._in_flight, gauges, wall
         )
         self._handover = HandOver(
-            name, source, producer, self._engine, self._partitions, self._settling, self._holding, self._tiers, watch,
-            outlet, drain_s=limits.drain_s, hurried=self._hurry.is_set, faulty=lambda: bool(self._faults),
-            trouble=self.trouble, clock=clock, sleep=sleep,
+            name, source, producer, self._engine, self._partitions, self._settling, self._holding, self._circuits,
+            self._tiers, watch, outlet, drain_s=limits.drain_s, hurried=self._hurry.is_set,
+            faulty=lambda: bool(self._faults), trouble=self.trouble, clock=clock, sleep=sleep,
         )  # fmt: skip
 
     # ── from any thread ────────────────────────────────────────────────────────────────────────────────────────
@@ -224,6 +230,8 @@ class Worker:
     def due_in_s(self) -> float | None:
         """Seconds until something that waits here is due; None while nothing waits for a time."""
         waits = [] if (next_at := self._holding.next_at) is None else [next_at - self._clock()]
+        if (breaker_s := self._circuits.due_in_s) is not None:
+            waits.append(breaker_s)
         if (next_ms := self._tiers.next_ms()) is not None:
             waits.append(next_ms / 1000 - self._wall())
         return max(min(waits), 0.0) if waits else None
@@ -235,6 +243,7 @@ class Worker:
         self._settling.settle()
         now = self._clock()
         self._holding.wake(now)
+        self._circuits.step()
         self._dispatch.wake()
         self._beginning.go_on(now)
         if now >= self._partitions.next_commit:
@@ -242,9 +251,8 @@ class Worker:
             self._engine.tend()
         if now >= self._condition.next_report:
             self._condition.report(now)
-        limits, in_flight = self._limits, self._in_flight
-        room = limits.records - in_flight.records
-        if room <= 0 or in_flight.bytes >= limits.bytes:
+        room, room_bytes = self._room()
+        if room <= 0 or room_bytes <= 0:
             self._wait_for_room(now)
             return
         if self._full_since is not None:
@@ -253,6 +261,14 @@ class Worker:
         records = self._source.poll(min(room, _BATCH), self._wait_s())
         if records:
             self._dispatch.take(records)
+
+    def _room(self) -> tuple[int, int]:
+        """How many records and bytes more may be in flight. What waits for a breaker leaves its room to others."""
+        records, size = self._limits.records - self._in_flight.records, self._limits.bytes - self._in_flight.bytes
+        if records < _BATCH or size <= 0:
+            waiting, waiting_bytes = self._circuits.waiting
+            return records + waiting, size + waiting_bytes
+        return records, size
 
     def _wait_s(self) -> float:
         wait_s = _BUSY_S if self._in_flight.records else _IDLE_S

@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, JobError
 from pipeline.postgres.tidy import tidy
 
 APP = """
-from pipeline import Context, Job, Pipeline, RetryPolicy
+from pipeline import Breaker, Context, Job, Pipeline, RetryPolicy
 app = Pipeline("shop", topic_prefix="")
 
 class Mail(Job, queue="email", format="json"):
@@ -29,6 +29,14 @@ class Mail(Job, queue="email", format="json"):
 
 @app.job(Mail, retry=RetryPolicy(attempts=4, first_s=5, factor=4, cap_s=60, jitter=0))
 def mail(job: Mail, ctx: Context) -> None: ...
+
+class Fetch(Job, queue="fetch", format="json"):
+    url: str
+
+@app.job(
+    Fetch, retry=RetryPolicy(uncounted=(ConnectionError,)), breaker=Breaker(threshold=4, cool_down_s=30, cap_s=300)
+)
+def fetch(job: Fetch, ctx: Context) -> None: ...
 
 @app.schedule("0 3 * * *", name="nightly", timezone="Europe/Berlin")
 async def nightly(ctx: Context) -> None: ...
@@ -235,3 +243,7 @@ def test_schedules_and_policies_are_explained(shell: Shell) -> None:
     assert rows[2]["retention"] == "14 d"
     assert rows[3]["at the latest"] == "1 min 25 s"
     assert rows[-1]["topic"] == "shop.jobs.email.dlq"
+    breaker = json.loads(shell("jobs", "policy", "explain", "shop:app", "Fetch", "-o", "json"))[-2]
+    assert breaker["attempt"] == "breaker"
+    assert breaker["wait"] == "30s to 300s"
+    assert breaker["topic"] == "4 of ConnectionError within 1 min, 50% of all attempts"

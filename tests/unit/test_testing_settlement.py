@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pipeline import Context, Event, Job, Pipeline, Reject, RetryPolicy
+from pipeline import Breaker, Context, Event, Job, Pipeline, Reject, RetryPolicy
 from pipeline.errors import BrokerError
 from pipeline.headers import EVENT_ID
 from pipeline.progress import Progress
@@ -44,6 +44,10 @@ faults = st.builds(
 )
 
 
+class Down(Exception):
+    """What the handlers depend on does not answer."""
+
+
 class Workers(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 2**32), faults=faults, workers=st.integers(1, 3))
     def begin(self, seed: int, faults: Faults, workers: int) -> None:
@@ -52,6 +56,7 @@ class Workers(RuleBasedStateMachine):
         self.effects: dict[str, list[str]] = defaultdict(list)  # group → ids, as they were handled
         self.wanted: dict[str, tuple[str, int]] = {}  # id → key, how often it fails
         self.jobs: set[str] = set()
+        self.down = False
 
         class Entry(Event, aggregate="account", key="account", format="json"):
             account: str
@@ -61,19 +66,23 @@ class Workers(RuleBasedStateMachine):
             fails: int
 
         def attempt(message: Entry | Work, ctx: Context) -> None:
+            if self.down:
+                raise Down
             self.calls[ctx.group, ctx.event_id].append(ctx.attempt)
             if message.fails >= ctx.attempt:
                 raise Reject("never") if message.fails == FOR_EVER and ctx.attempt == 2 else ValueError("not yet")
             self.effects[ctx.group].append(ctx.event_id)
 
-        retry = RetryPolicy(attempts=4, first_s=1, factor=10, cap_s=3600, jitter=0.5)
-        app.consumer(Entry, group="ledger", retry=retry)(attempt)
-        app.job(Work, retry=retry)(attempt)
+        retry = RetryPolicy(attempts=4, first_s=1, factor=10, cap_s=3600, jitter=0.5, uncounted=(Down,))
+        breaker = Breaker(threshold=2, cool_down_s=5)
+        app.consumer(Entry, group="ledger", retry=retry, breaker=breaker)(attempt)
+        app.job(Work, retry=retry, breaker=breaker)(attempt)
 
         async def later(message: Entry, ctx: Context) -> None:
             attempt(message, ctx)
 
-        app.consumer(Entry, group="audit", retry=RetryPolicy(attempts=3, first_s=30, factor=1))(later)
+        audit = RetryPolicy(attempts=3, first_s=30, factor=1, uncounted=(Down,))
+        app.consumer(Entry, group="audit", retry=audit, breaker=breaker)(later)
         self.entry, self.work = Entry, Work
         self.harness = Harness(app, seed=seed, faults=faults, workers=workers, limits=LIMITS)
 
@@ -95,6 +104,10 @@ class Workers(RuleBasedStateMachine):
     @rule(group=st.sampled_from([None, *ATTEMPTS]))
     def crash(self, group: str | None) -> None:
         self.harness.crash(group)
+
+    @rule(down=st.booleans())
+    def what_handlers_depend_on(self, down: bool) -> None:
+        self.down = down
 
     @rule()
     def rebalance(self) -> None:
@@ -137,6 +150,7 @@ class Workers(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "harness"):
             return
+        self.down = False
         self.harness.run_until_idle(limit_s=40_000)
         self.what_is_committed_is_safe()
         dead = {(letter.group, letter.event_id) for letter in self.harness.dead_letters}
@@ -221,6 +235,32 @@ def test_a_failure_that_ends_after_its_partition_was_lost_holds_no_key_back(seed
     harness.run_until_idle(limit_s=10_000)
     assert {one.message for one in harness.handled} == {Entry(account="a", number=number) for number in range(10)}
     assert harness.faults["expel"] > 0
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+def test_behind_a_key_that_fails_again_and_again_no_more_is_kept_than_its_bound(awaits: bool) -> None:
+    app = Pipeline("e", topic_prefix="", partitions=1)
+    most = 0
+
+    class Entry(Event, aggregate="account", key="account", format="json"):
+        account: str
+
+    def handle(_entry: Entry, ctx: Context) -> None:
+        nonlocal most
+        most = max(most, harness._fleet._members[0].worker._in_flight.records)
+        if ctx.attempt == 1:
+            raise ValueError("not yet")
+
+    async def ahandle(entry: Entry, ctx: Context) -> None:
+        handle(entry, ctx)
+
+    app.consumer(Entry, group="ledger", retry=RetryPolicy(attempts=3, first_s=1))(ahandle if awaits else handle)
+    harness = Harness(app, limits=Limits(concurrency=4, records=10_000, backlog=20, drain_s=5))
+    for _ in range(1_500):
+        harness.publish(Entry(account="a"))
+    harness.run_until_idle(limit_s=100_000)
+    assert len(harness.handled) == 1_500
+    assert most <= 20 + 200  # one poll may bring more than there is room for
 
 
 @pytest.mark.parametrize("seed", range(5))
