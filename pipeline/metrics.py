@@ -5,10 +5,11 @@ No label ever holds a key, an event id or an error text, so the number of series
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -51,8 +52,22 @@ CATALOGUE: dict[str, Metric] = {
             "Outbox insert to acknowledged by the broker",
             ("connector",),
         ),
+        # slots: by the relay its own, by the scheduler all that the server has
+        Metric("pipeline_slot_active", "gauge", "1 while somebody reads the slot", ("slot",)),
         Metric("pipeline_slot_lag_bytes", "gauge", "WAL written and not yet confirmed", ("slot",)),
         Metric("pipeline_slot_wal_retained_bytes", "gauge", "WAL that the server keeps for the slot", ("slot",)),
+        Metric(
+            "pipeline_slot_invalidation_seconds",
+            "gauge",
+            "Time until the server gives the slot up, at the present rate of WAL; absent without a bound",
+            ("slot",),
+        ),
+        Metric(
+            "pipeline_outbox_unpublished_seconds",
+            "gauge",
+            "Age of the oldest row that the slot's relay has not published; 0: all are",
+            ("slot",),
+        ),
         # worker
         Metric("pipeline_handler_seconds", "histogram", "Time in the handler, per attempt", ("group", "type")),
         Metric("pipeline_end_to_end_seconds", "histogram", "Outbox insert to handled", ("group", "type")),
@@ -156,39 +171,38 @@ class SilentMeter:
 
 
 class PrometheusMeter:
-    """The catalogue as collectors of one prometheus_client registry."""
+    """The catalogue as collectors of one prometheus_client registry, each from its first use on.
+
+    What a process has nothing to do with is so not exported by it, as a zero that would mean something.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        from prometheus_client import Counter, Gauge, Histogram
-
+        self._registry = registry
+        self._lock = threading.Lock()
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}
-        for metric in CATALOGUE.values():
-            if metric.kind == "counter":
-                self._counters[metric.name] = Counter(metric.name, metric.help, metric.labels, registry=registry)
-            elif metric.kind == "gauge":
-                self._gauges[metric.name] = Gauge(metric.name, metric.help, metric.labels, registry=registry)
-            else:
-                self._histograms[metric.name] = Histogram(
-                    metric.name, metric.help, metric.labels, registry=registry, buckets=LATENCY_S
-                )
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Raise a counter."""
-        _labelled(self._counters[name], labels).inc(amount)
+        _labelled(self._counters.get(name) or self._made(name, self._counters, "counter"), labels).inc(amount)
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
-        _labelled(self._gauges[name], labels).set(value)
+        _labelled(self._gauges.get(name) or self._made(name, self._gauges, "gauge"), labels).set(value)
+
+    def forget(self, name: str, **labels: str) -> None:
+        """Export a gauge no more: what it was about is gone."""
+        if gauge := self._gauges.get(name):
+            gauge.remove(*(labels[label] for label in CATALOGUE[name].labels))
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Put one value into a histogram."""
-        _labelled(self._histograms[name], labels).observe(value)
+        self._histogram(name, labels).observe(value)
 
     def observe_many(self, name: str, values: Sequence[float], **labels: str) -> None:
         """Put many values into a histogram."""
-        histogram = _labelled(self._histograms[name], labels)
+        histogram = self._histogram(name, labels)
         ordered = sorted(values)
         below = 0
         # observe() takes two locks and a walk over the buckets for each value: a seventh of a busy worker's time
@@ -198,6 +212,28 @@ class PrometheusMeter:
                 bucket.inc(upto - below)
             below = upto
         histogram._sum.inc(sum(ordered))  # noqa: SLF001
+
+    def _histogram(self, name: str, labels: dict[str, str]) -> Histogram:
+        return _labelled(self._histograms.get(name) or self._made(name, self._histograms, "histogram"), labels)
+
+    def _made(self, name: str, made: dict[str, M], kind: str) -> M:
+        """Make a collector, once, by its line in the catalogue. Raises KeyError for one that is not there."""
+        from prometheus_client import Counter, Gauge, Histogram
+
+        with self._lock:
+            if name not in made:
+                metric = CATALOGUE[name]
+                if metric.kind != kind:
+                    raise KeyError(f"{name} is a {metric.kind}")
+                collector: Any
+                if kind == "histogram":
+                    collector = Histogram(name, metric.help, metric.labels, registry=self._registry, buckets=LATENCY_S)
+                else:
+                    collector = (Counter if kind == "counter" else Gauge)(
+                        name, metric.help, metric.labels, registry=self._registry
+                    )
+                made[name] = collector
+            return made[name]
 
 
 def _labelled(collector: M, labels: dict[str, str]) -> M:

@@ -23,7 +23,7 @@ from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn, r
 from pipeline.errors import BrokerError, ConfigError, SourceError
 from pipeline.kafka.admin import Topics
 from pipeline.kafka.producer import RecordProducer
-from pipeline.metrics import Meter, PrometheusMeter
+from pipeline.metrics import PrometheusMeter
 from pipeline.postgres import heartbeat
 from pipeline.postgres.changes import Binding
 from pipeline.postgres.declared import declared
@@ -33,11 +33,12 @@ from pipeline.postgres.publication import Mode
 from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.postgres.snapshot import SnapshotSettings
 from pipeline.postgres.snapshot_only import SnapshotOnly
-from pipeline.postgres.statistics import measure
+from pipeline.postgres.statistics import SlotWatch
 from pipeline.postgres.wal import WalSettings, WalSource
 from pipeline.registry.client import RegistrySchemas
 from pipeline.relay import Relay, Source
 from pipeline.relay.encoding import EncodedSource
+from pipeline.runtime.slots import SlotMetrics
 from pipeline.topics import TopicSpec, dead_letters
 
 __all__ = ["binding", "read_connector", "run_relay", "wal_settings"]
@@ -223,16 +224,12 @@ def _beat(dsn: str, file: ConnectorFile, readiness: probes.Readiness, done: thre
         heartbeat.beat(dsn, file.heartbeat_query, file.heartbeat_every_s, active=active, done=done)
 
 
-def _watch(dsn: str, file: ConnectorFile, meter: Meter, readiness: probes.Readiness, done: threading.Event) -> None:
+def _watch(
+    dsn: str, file: ConnectorFile, meter: PrometheusMeter, readiness: probes.Readiness, done: threading.Event
+) -> None:
     """Measure the slot now and then. A database that is away is the relay's to report."""
+    slot = SlotMetrics(SlotWatch(dsn, file.slot), meter)
     while not done.is_set():
         meter.set("pipeline_ready", 1 if readiness.state()["ready"] else 0, role="relay")
-        try:
-            found = measure(dsn, file.slot)
-        except SourceError as error:
-            log.debug(error.what, extra={"action": "slot.unmeasured"})
-            found = None
-        if found is not None:
-            meter.set("pipeline_slot_lag_bytes", found.lag_bytes, slot=file.slot)
-            meter.set("pipeline_slot_wal_retained_bytes", found.retained_bytes, slot=file.slot)
+        slot.export()
         done.wait(_MEASURE_EVERY_S)

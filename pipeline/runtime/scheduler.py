@@ -14,9 +14,12 @@ from pipeline.metrics import PrometheusMeter
 from pipeline.outbox import Outbox
 from pipeline.postgres.due import DueStore
 from pipeline.probes import Readiness, serve
+from pipeline.runtime.slots import watch_slots
 from pipeline.scheduler import Moved, Scheduler
 
 __all__ = ["run_scheduler"]
+
+_ASIDE_S = 2.0  # how long what runs beside the scheduler may take to end
 
 
 def run_scheduler(
@@ -31,23 +34,33 @@ def run_scheduler(
     """Run until ``until`` is set; what was begun is ended first. Without an application: delayed jobs only.
 
     ``keep_days`` is how long finished jobs are kept, with their results. ``metrics_port`` serves metrics and probes
-    (0: any free port, told to ``on_port``). Raises PipelineError for what does not pass by itself.
+    (0: any free port, told to ``on_port``), of all slots of the server too, so that a relay that is down is seen.
+    Raises PipelineError for what does not pass by itself.
     """
     registry = CollectorRegistry()
+    meter = PrometheusMeter(registry)
+    meter.add("pipeline_scheduler_moved_total", 0)  # told from the start
+    meter.observe_many("pipeline_scheduler_lateness_seconds", ())
     readiness = Readiness("scheduler")
-    store = DueStore(postgres_dsn(settings), app.outbox if app else Outbox(), Moved, keep_days=keep_days)
+    dsn = postgres_dsn(settings)
+    store = DueStore(dsn, app.outbox if app else Outbox(), Moved, keep_days=keep_days)
     scheduler = Scheduler(
         store,
         app.schedules if app else (),
         tidy=store.tidy,
-        meter=PrometheusMeter(registry),
+        meter=meter,
         health=readiness,
     )
     readiness.not_ready("database", "not asked yet")
     readiness.ready()
     if metrics_port is not None:
         on_port(serve(registry, readiness.state, metrics_port))
+    done = threading.Event()
+    slots = threading.Thread(target=watch_slots, args=(dsn, meter, done), name="slots", daemon=True)
+    slots.start()
     try:
         scheduler.run(until)
     finally:
+        done.set()
+        slots.join(_ASIDE_S)
         store.close()

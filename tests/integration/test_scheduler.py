@@ -19,12 +19,16 @@ from typing import Any
 
 import psycopg
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from relays import RelayProcess, connector_file, insert
 from servers import Database
 
 from pipeline import Job, Outbox, Pipeline
-from pipeline.metrics import SilentMeter
+from pipeline.metrics import PrometheusMeter, SilentMeter
 from pipeline.postgres.due import DueStore
+from pipeline.postgres.statistics import SlotWatch
 from pipeline.probes import Readiness
+from pipeline.runtime.slots import SlotMetrics
 from pipeline.scheduler import Moved, Scheduler
 
 APP = """
@@ -318,3 +322,49 @@ def test_it_waits_for_a_database_and_says_so(
         os.kill(process.pid, signal.SIGTERM)
         process.communicate(timeout=15)
         assert process.returncode == 0
+
+
+def scraped(port: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def test_it_tells_of_the_slot_of_a_relay_that_is_down_and_a_relay_tells_nothing_of_schedulers(
+    database: Database, conn: psycopg.Connection[Any], cli_environment: dict[str, str], tmp_path: Path, prefix: str
+) -> None:
+    with RelayProcess(connector_file(tmp_path, prefix), cli_environment) as relay:
+        relay.reading()
+        relay.readiness()
+        port = next(line.split()[-1] for line in relay.log.splitlines() if "probes on port" in line)
+        by_relay = wait_until(lambda: scraped(port) if "pipeline_slot_lag_bytes" in str(scraped(port)) else None)
+        assert f'pipeline_slot_active{{slot="{prefix}"}}' in by_relay
+        assert [name for name in by_relay if name.startswith(("pipeline_scheduler", "pipeline_handler"))] == []
+        assert relay.stop() == 0
+    assert one(conn, "SELECT count(*) FROM pipeline.relay_position") == 1
+    insert(conn, "t", "k")
+    command = [sys.executable, "-m", "pipeline", "scheduler", "run", "--metrics-port", "0"]
+    with subprocess.Popen(command, env=cli_environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        port = process.stderr.readline().rsplit(" ", 1)[1].strip()
+        active = f'pipeline_slot_active{{slot="{prefix}"}}'
+        found = wait_until(lambda: scraped(port) if active in scraped(port) else None)
+        os.kill(process.pid, signal.SIGTERM)
+        process.communicate(timeout=15)
+    assert found["pipeline_scheduler_moved_total"] == 0
+    assert found["pipeline_scheduler_lateness_seconds_count"] == 0
+    assert found[active] == 0
+    assert found[f'pipeline_slot_lag_bytes{{slot="{prefix}"}}'] > 0
+    assert found[f'pipeline_slot_wal_retained_bytes{{slot="{prefix}"}}'] > 0
+    assert found[f'pipeline_outbox_unpublished_seconds{{slot="{prefix}"}}'] > 0
+
+
+def test_a_slot_that_is_gone_is_told_of_no_more(database: Database, conn: psycopg.Connection[Any], prefix: str) -> None:
+    conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (prefix,))
+    registry = CollectorRegistry()
+    metrics = SlotMetrics(SlotWatch(database.dsn), PrometheusMeter(registry))
+    metrics.export()
+    assert prefix.encode() in generate_latest(registry)
+    conn.execute("SELECT pg_drop_replication_slot(%s)", (prefix,))
+    metrics.export()
+    assert prefix.encode() not in generate_latest(registry)

@@ -18,7 +18,7 @@ from pipeline.postgres.pgoutput import Relation
 from pipeline.postgres.position import Position, PositionStore, resume_at
 from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy
 from pipeline.postgres.snapshot import SnapshotSettings
-from pipeline.postgres.statistics import measure
+from pipeline.postgres.statistics import SlotWatch, _left
 from pipeline.postgres.wal import WalSettings, WalSource
 
 STREAM = {"proto_version": "2", "binary": "true"}
@@ -230,10 +230,56 @@ def test_a_long_snapshot_does_not_cost_the_stream(database: Database, prefix: st
 
 
 def test_statistics_of_a_slot(source: WalSource, database: Database, prefix: str) -> None:
-    found = measure(database.dsn, prefix)
-    assert found is not None
+    now = [0.0]
+    watch = SlotWatch(database.dsn, prefix, clock=lambda: now[0])
+    (found,) = watch.look()
+    assert found.slot == prefix
+    assert found.active
     assert found.lag_bytes >= 0
-    assert measure(database.dsn, "nothing_here") is None
+    assert found.invalidation_s is None  # of one look no rate is known, and the local server has no bound
+    assert found.unpublished_s is None  # no relay has stored a position
+    assert SlotWatch(database.dsn, "nothing_here").look() == []
+    assert prefix in {one.slot for one in SlotWatch(database.dsn).look()}
+
+
+def test_the_age_of_what_was_not_published_begins_where_the_position_was_stored(
+    database: Database, prefix: str
+) -> None:
+    watch = SlotWatch(database.dsn, prefix)
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (prefix,))
+        conn.execute(
+            "INSERT INTO pipeline.relay_position VALUES (%s, '1', 1, '0/1', now() - interval '1 hour')", (prefix,)
+        )
+        assert [one.unpublished_s for one in watch.look()] == [0.0]
+        insert(conn, "t", "k")
+        conn.execute("UPDATE pipeline.outbox SET created_at = created_at - interval '2 hours'")  # published
+        assert [one.unpublished_s for one in watch.look()] == [0.0]
+        insert(conn, "t", "k")
+        conn.execute("UPDATE pipeline.outbox SET created_at = created_at - interval '10 minutes'")
+        (found,) = watch.look()
+        assert 600 <= (found.unpublished_s or 0) < 660
+        conn.execute(
+            "INSERT INTO pipeline.outbox (id, aggregatetype, aggregateid, type, topic) "
+            "SELECT gen_random_uuid(), 'a', 'k', 't', 't' FROM generate_series(1, 1000)"
+        )
+        (found,) = watch.look()
+        assert 3600 <= (found.unpublished_s or 0) < 3660  # too many to look at: since the position
+
+
+@pytest.mark.parametrize(
+    ("status", "left", "rate", "told"),
+    [
+        ("reserved", 100, 50.0, 2.0),
+        ("unreserved", -5, 50.0, 0.0),
+        ("lost", None, None, 0.0),
+        ("reserved", 100, 0.0, float("inf")),
+        ("reserved", None, 50.0, None),
+        ("reserved", 100, None, None),
+    ],
+)
+def test_the_time_to_invalidation(status: str, left: int | None, rate: float | None, told: float | None) -> None:
+    assert _left(status, left, rate) == told
 
 
 def test_a_position_is_stored_and_loaded(database: Database) -> None:

@@ -138,6 +138,8 @@ GRANT USAGE ON SCHEMA pipeline TO pipeline_scheduler;
 GRANT INSERT ON pipeline.outbox TO pipeline_scheduler;
 GRANT SELECT, INSERT, UPDATE, DELETE ON pipeline.due, pipeline.job, pipeline.job_key, pipeline.job_count,
     pipeline.job_delta, pipeline.schedule, pipeline.tick TO pipeline_scheduler;
+GRANT SELECT ON pipeline.relay_position TO pipeline_scheduler;
+GRANT SELECT (seq, created_at) ON pipeline.outbox TO pipeline_scheduler;
 
 GRANT USAGE ON SCHEMA pipeline TO pipeline_pruner;
 GRANT SELECT, DELETE ON pipeline.outbox TO pipeline_pruner;
