@@ -36,8 +36,8 @@ class Batch:
 
     ``position`` is the LSN that may be confirmed once this and all earlier batches are acknowledged in full; None
     where no transaction ended. ``lsn`` is where the batch begins, ``size`` its bytes. ``dead`` has, by their index,
-    the records that cannot be routed: why, and the LSN of each. ``more`` says that the source has more at once,
-    ``open`` that it ends inside a transaction, whose end is already certain to come.
+    the records that cannot be routed: why, and the LSN of each. ``more`` says that the source has more at
+    once, or soon, ``open`` that it ends inside a transaction, whose end is already certain to come.
     """
 
     records: list[Routed] = field(default_factory=list)

@@ -147,5 +147,4 @@ def _encoded(text: str) -> str:
 
 
 def _uuid_text(data: bytes) -> str:
-    text = data.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return f"{data[:4].hex()}-{data[4:10].hex('-', 2)}-{data[10:].hex()}"

@@ -29,6 +29,7 @@ Binding = Callable[[Relation], "tuple[Callable[[bytes, int], Routed], Callable[[
 """From a table's layout: what makes a record of an Insert, and what to do about an update; None: not captured."""
 
 _HEADER = 25  # bytes of XLogData before the message: 'w', start, end, time
+_INSERT = ord("I")
 _TUPLE = _HEADER + 6  # of an Insert outside of a streamed block: 'I', relation, 'N'
 
 
@@ -44,7 +45,7 @@ class Changes:
 
     def feed(self, frame: bytes, batch: Batch) -> None:
         """Take one XLogData frame. Raises SourceError when it cannot be understood."""
-        if frame[_HEADER : _HEADER + 1] == b"I":
+        if len(frame) >= _TUPLE and frame[_HEADER] == _INSERT:
             insert = self._inserts.get(frame[_HEADER + 1 : _HEADER + 5])
             if insert is None:
                 return

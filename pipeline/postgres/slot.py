@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
@@ -263,6 +264,22 @@ class ReplicationConnection(Connection):
         self._pg.nonblocking = 1
         self._heard = self._clock()
 
+    def frames(self, count: int, size: int) -> list[bytes]:
+        """Return the frames that have come: at most ``count``, and no more once they have ``size`` bytes."""
+        found: list[bytes] = []
+        get = self._pg.get_copy_data
+        while count > 0 and size > 0:
+            length, data = get(1)
+            if length > 0:
+                found.append(bytes(data))
+                count -= 1
+                size -= length
+            elif length == 0:
+                break
+            else:
+                self._ended()
+        return found
+
     def heard(self) -> None:
         """Note that the server is alive: to be called when frames came."""
         self._heard = self._clock()
@@ -297,7 +314,7 @@ class ReplicationConnection(Connection):
 
     _confirmed = 0
 
-    def _ended(self) -> bytes | None:
+    def _ended(self) -> NoReturn:
         result = self._pg.get_result()
         if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
             raise self._refused(result, "stream")

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 _STREAM = {"proto_version": "2", "binary": "true", "messages": "false", "streaming": "off"}
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 1_000_000
+_FLOOD_ROWS = 16  # a batch of so many: rows come faster than they are looked for …
+_FLOOD_S = 0.001  # … so let them gather before the next look: a wake-up for each row costs more than the row
 _STORE_EVERY_S = 0.25
 _IDLE_STORE_S = 60.0  # an idle position is stored at most so often: storing writes WAL itself
 _IDLE_STORE_BYTES = 16_000_000
@@ -78,6 +80,7 @@ class WalSource:
         self._asked = False
         self._snapshot: Snapshot | None = None
         self._snapshotted = False
+        self._flood = False
 
     def start(self) -> bool:
         """Connect and stream; False where another process reads the slot. Raises SourceError."""
@@ -99,29 +102,34 @@ class WalSource:
         batch = Batch(lsn=self._handed_out)
         if self._snapshot is not None:
             return self._read(self._snapshot, wait_s, batch)
-        frame_of, feed = conn.frame, self._changes.feed
+        frames_of, feed = conn.frames, self._changes.feed
         records = batch.records
         size = 0
         received = waited = False
         while len(records) < _BATCH_ROWS and size < _BATCH_BYTES:
-            frame = frame_of()
-            if frame is not None:
-                if frame[0] == 119:  # 'w': XLogData
-                    feed(frame, batch)
-                    size += len(frame)
-                else:
-                    self._keepalive(frame, batch)
+            frames = frames_of(_BATCH_ROWS - len(records), _BATCH_BYTES - size)
+            if frames:
+                for frame in frames:
+                    if frame[0] == 119:  # 'w': XLogData
+                        feed(frame, batch)
+                        size += len(frame)
+                    else:
+                        self._keepalive(frame, batch)
                 received = False
             elif received:  # nothing more on the socket just now
                 if waited or size or batch.position:
                     break
                 waited = True
+                if self._flood:
+                    time.sleep(min(_FLOOD_S, wait_s))
                 if not conn.receive(wait_s):
                     break
             else:
                 received = conn.receive(0)
         else:
             batch.more = True
+        self._flood = len(records) >= _FLOOD_ROWS
+        batch.more |= self._flood
         if size or batch.position:
             conn.heard()
         batch.size = size

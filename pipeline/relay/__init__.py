@@ -67,7 +67,7 @@ class Relay:
         keep: Keep,
         meter: Meter,
         health: Health,
-        limit_bytes: int = 24_000_000,
+        limit_bytes: int = 8_000_000,
         drain_s: float = 25.0,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,

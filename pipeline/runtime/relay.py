@@ -35,7 +35,6 @@ from pipeline.postgres.snapshot import SnapshotSettings
 from pipeline.postgres.snapshot_only import SnapshotOnly
 from pipeline.postgres.statistics import SlotWatch
 from pipeline.postgres.wal import WalSettings, WalSource
-from pipeline.registry.client import RegistrySchemas
 from pipeline.relay import Relay, Source
 from pipeline.relay.encoding import EncodedSource
 from pipeline.runtime.slots import SlotMetrics
@@ -93,6 +92,8 @@ def run_relay(
     source = _source(dsn, file)
     if file.encodes:
         address = registry_address(settings)
+        from pipeline.registry.client import RegistrySchemas  # 17 MB of memory, which few relays need
+
         source = EncodedSource(source, RegistrySchemas(address.url, address.username, address.password), readiness)
     relay = Relay(
         file.name,

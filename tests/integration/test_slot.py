@@ -178,19 +178,43 @@ def test_a_silent_server_is_noticed(database: Database, wal: WalSettings, source
         )
     conn.start(wal.slot, wal.publication, 0, STREAM)
     while conn.receive(0.05):
-        while conn.frame() is not None:
+        while conn.frames(100, 1_000_000):
             pass
     now[0] = 11.0
 
     def listen() -> None:
         for _ in range(1000):  # the server tells of what other tests write, too
             conn.receive(0.01)
-            while conn.frame() is not None:
+            while conn.frames(100, 1_000_000):
                 pass
 
     with pytest.raises(SourceError, match="no answer for 11 s") as raised:
         listen()
     assert raised.value.retryable
+    conn.close()
+
+
+def test_frames_are_bounded_by_count_and_by_bytes(database: Database, wal: WalSettings, source: WalSource) -> None:
+    source.close()
+    conn = ReplicationConnection(database.dsn)
+    with psycopg.connect(database.dsn, autocommit=True) as other:
+        for number in range(6):
+            insert(other, f"t{number}", "k")
+        until(
+            lambda: (
+                other.execute("SELECT active FROM pg_replication_slots WHERE slot_name = %s", (wal.slot,)).fetchone()
+                == (False,)
+            ),
+            "the slot is free",
+        )
+    conn.start(wal.slot, wal.publication, 0, STREAM)
+    found: list[bytes] = []
+    while sum(frame[25:26] == b"C" for frame in found) < 6:
+        conn.receive(1)
+        found += (some := conn.frames(2, 1_000_000))
+        assert len(some) <= 2
+        found += (some := conn.frames(100, 60))
+        assert sum(map(len, some[:-1])) < 60
     conn.close()
 
 
