@@ -27,7 +27,6 @@ from pipeline.postgres.errors import translated
 from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.postgres.retained import Range, Retained, Source
 from pipeline.postgres.table import captured
-from pipeline.registry.client import RegistrySchemas
 from pipeline.relay.delivery import Delivery
 from pipeline.relay.encoding import EncodedSource
 from pipeline.runtime.relay import read_connector
@@ -56,6 +55,10 @@ class Reconciliation:
         missing = self._comparison.missing()
         source: reconcile.Source = missing
         if self._file.encodes:
+            from pipeline.registry.client import (
+                RegistrySchemas,
+            )  # the relay is imported with this, and saves the memory
+
             address = registry_address(self._settings)
             registry = RegistrySchemas(address.url, address.username, address.password)
             source = EncodedSource(missing, registry, health)
