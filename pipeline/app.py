@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, Literal, TypeVar, Unpack, cast, overload
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from pipeline.event import Event, Job, Message
 from pipeline.flow import Flow
 from pipeline.foreign import Decode, EventId, Foreign, foreign
 from pipeline.job import EnqueueOptions, Options, Wanted, replace_payload, store_jobs
+from pipeline.jobs import tick as make_tick
 from pipeline.outbox import Envelope, Outbox, SchemaIds, Steps, adrive, drive, uuid7
 from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
 from pipeline.schedule import Missed, Overlap, Schedule, tick_handler, tick_model
@@ -389,6 +391,19 @@ class Pipeline:
     def edit(self, job_id: UUID | str, job: Job) -> Steps[None]:
         """Give a delayed job other arguments: ``app.run(conn, app.edit(job_id, job))``. Raises JobError if it left."""
         return replace_payload(job_id, self._wanted(job, Options()), self._schema_ids)
+
+    def tick(self, name: str) -> Steps[UUID]:
+        """Make a tick of a schedule now: ``app.run(conn, app.tick("nightly"))``. Raises ConfigError for none."""
+        full = name if name in self._schedules else self.names.group(name)
+        plan = self._schedules.get(full)
+        if plan is None:
+            known = ", ".join(self._schedules)
+            raise ConfigError(f"no schedule {name}", remedy=f"schedules are: {known or 'none'}")
+
+        def make(at: datetime) -> Wanted:
+            return self._wanted(plan.model(schedule=full, at=at), _options({}))
+
+        return make_tick(full, make, self.outbox, self._schema_ids)
 
     def run(self, conn: Connection, steps: Steps[R]) -> R:
         """Do what ``pipeline.jobs`` has, in the caller's transaction: ``app.run(conn, jobs.cancel(job_id))``."""

@@ -6,27 +6,35 @@ kept: nothing here reads more the more jobs there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, cast
+from datetime import UTC, datetime
+from typing import Any, TypedDict, Unpack, cast
 from uuid import UUID
 
 from pipeline.errors import ConfigError, JobError
-from pipeline.job import State
-from pipeline.outbox import Statement, Steps
+from pipeline.job import Options, State, Wanted, store_jobs
+from pipeline.outbox import Outbox, SchemaIds, Statement, Steps
 
 __all__ = [
     "JobRow",
+    "Which",
     "cancel",
+    "cancel_many",
     "counts",
     "find",
     "listing",
+    "matching",
     "pause",
+    "pause_schedule",
     "reschedule",
     "resume",
+    "resume_schedule",
     "retry",
+    "retry_many",
     "schedules",
+    "tick",
 ]
 
 _FIELDS = (
@@ -65,6 +73,16 @@ class JobRow:
     terms: Mapping[str, Any] | None
 
 
+class Which(TypedDict, total=False):
+    """Which jobs are meant: those that all of these let through. ``since``: enqueued then or later, with a zone."""
+
+    queue: str
+    type_name: str
+    state: str
+    tag: str
+    since: datetime | None
+
+
 def find(job_id: UUID | str) -> Steps[JobRow]:
     """Return one job. Raises JobError where there is no such job (or it is not tracked, or was deleted since)."""
     rows = yield Statement(_FIND, [(_id(job_id),)], returns=True)
@@ -75,29 +93,21 @@ def find(job_id: UUID | str) -> Steps[JobRow]:
     return JobRow(*rows[0])
 
 
-def listing(
-    *,
-    queue: str = "",
-    type_name: str = "",
-    state: str = "",
-    tag: str = "",
-    before: UUID | str | None = None,
-    limit: int = 50,
-) -> Steps[list[JobRow]]:
+def listing(*, before: UUID | str | None = None, limit: int = 50, **which: Unpack[Which]) -> Steps[list[JobRow]]:
     """Return jobs, the newest first, of those that all filters let through; ``before`` is the last id of a page.
 
     Reads at most a page of each kind (queue, type and state) that is asked for; with ``tag`` what has that tag.
     """
-    edge = _id(before) if before else "ffffffff-ffff-ffff-ffff-ffffffffffff"
-    given: tuple[object, ...]
-    if tag:
-        sql, given = _BY_TAG, (tag, edge, queue, queue, type_name, type_name, state, state, limit)
-    elif queue or type_name or state:
-        sql, given = _BY_KIND, (queue, queue, type_name, type_name, state, state, edge, limit, limit)
-    else:
-        sql, given = _NEWEST, (edge, limit)
-    rows = yield Statement(sql, [given], returns=True)
+    rows = yield _page(_COLUMNS, before, limit, **which)
     return [JobRow(*row) for row in rows]
+
+
+def matching(
+    *, before: UUID | str | None = None, limit: int = 1000, **which: Unpack[Which]
+) -> Steps[list[tuple[UUID, str, str, State]]]:
+    """Return id, queue, type and state of jobs, as ``listing`` does: for commands on many."""
+    rows = yield _page("j.id, j.queue, j.type, j.state", before, limit, **which)
+    return [cast(tuple[UUID, str, str, State], tuple(row[:4])) for row in rows]
 
 
 def counts(queue: str = "") -> Steps[list[tuple[str, str, str, int]]]:
@@ -119,10 +129,15 @@ def cancel(job_id: UUID | str) -> Steps[State]:
     return cast(State, rows[0][0]) if rows else found.state
 
 
+def cancel_many(ids: Iterable[UUID | str]) -> Steps[int]:
+    """Ask for the end of jobs as ``cancel`` does, finished ones left alone; return how many have been asked."""
+    rows = yield Statement(_CANCEL_MANY, [(_ids(ids),)], returns=True)
+    return int(rows[0][0])
+
+
 def reschedule(job_id: UUID | str, *, run_at: datetime | None = None, delay_s: float = 0) -> Steps[datetime]:
     """Give a delayed job another time, and return it. Raises JobError where it is not delayed any more."""
-    if run_at is not None and run_at.utcoffset() is None:
-        raise ConfigError(f"run_at={run_at.isoformat()} has no time zone", remedy="datetime(…, tzinfo=UTC)")
+    Options(delay_s=delay_s, run_at=run_at)  # raises for what cannot be
     when = None if run_at is None else run_at.isoformat()
     rows = yield Statement(_RESCHEDULE, [(when, float(delay_s), _id(job_id))], returns=True)
     if not rows:
@@ -138,14 +153,17 @@ def retry(job_id: UUID | str) -> Steps[None]:
     found = yield from find(job_id)
     if found.state not in {"dead", "cancelled"}:
         raise JobError(f"job {job_id} is {found.state}: only a dead or cancelled one is sent again")
-    rows = yield Statement(_AGAIN, [(_id(job_id),)], returns=True)
-    if not rows:
+    if not (yield from retry_many([job_id])):
         raise JobError(
             f"job {job_id}: its outbox row is not there any more",
             remedy="pipeline dlq redrive, where it died; or enqueue it anew",
         )
-    yield Statement(_WAITING, [(_id(job_id),)])
-    yield Statement(_REDRIVEN, [(_id(job_id),)])
+
+
+def retry_many(ids: Iterable[UUID | str]) -> Steps[list[UUID]]:
+    """Do for many what ``retry`` does; return the ids of those that could be: dead or cancelled, their row there."""
+    rows = yield Statement(_AGAIN, [(_ids(ids),)], returns=True)
+    return [row[0] for row in rows]
 
 
 def pause(queue: str) -> Steps[None]:
@@ -156,6 +174,26 @@ def pause(queue: str) -> Steps[None]:
 def resume(queue: str) -> Steps[None]:
     """Let jobs of a queue begin again."""
     yield Statement(_PAUSE, [(queue, False)])
+
+
+def pause_schedule(name: str) -> Steps[None]:
+    """Make no more ticks of a schedule (full name). Raises JobError where there is none."""
+    yield from _hold(name, _PAUSE_SCHEDULE)
+
+
+def resume_schedule(name: str) -> Steps[None]:
+    """Make ticks of a schedule again, from now on: those of the pause are not made up for."""
+    yield from _hold(name, _RESUME_SCHEDULE)
+
+
+def tick(schedule: str, make: Callable[[datetime], Wanted], outbox: Outbox, schema_ids: SchemaIds) -> Steps[UUID]:
+    """Make a tick of a schedule now, beside those that its expression makes; return its job's id."""
+    rows = yield Statement(_TICK, [(schedule,)], returns=True)
+    at = rows[0][0].astimezone(UTC)
+    wanted = make(at)
+    yield from store_jobs([wanted], outbox, schema_ids)
+    yield Statement(_TICKED, [(str(wanted.id), schedule, at.isoformat())])
+    return wanted.id
 
 
 def schedules() -> Steps[list[tuple[Any, ...]]]:
@@ -169,6 +207,38 @@ def _refused(job_id: UUID | str, wanted: str) -> Steps[None]:
     raise JobError(f"job {job_id} is {found.state}, not {wanted}")
 
 
+def _hold(name: str, sql: str) -> Steps[None]:
+    if not (yield Statement(sql, [(name,)], returns=True)):
+        raise JobError(f"no schedule {name}", remedy="pipeline jobs schedules: full names, once a scheduler had them")
+
+
+def _page(columns: str, before: UUID | str | None, limit: int, **which: Unpack[Which]) -> Statement:
+    queue, kind, state, tag = (str(which.get(name) or "") for name in ("queue", "type_name", "state", "tag"))
+    edge = _id(before) if before else "ffffffff-ffff-ffff-ffff-ffffffffffff"
+    floor = str(_first_id(which.get("since")))
+    given: tuple[object, ...]
+    if tag:
+        sql, given = _BY_TAG, (tag, edge, floor, queue, queue, kind, kind, state, state, limit)
+    elif queue or kind or state:
+        sql, given = _BY_KIND, (queue, queue, kind, kind, state, state, edge, floor, limit, limit)
+    else:
+        sql, given = _NEWEST, (edge, floor, limit)
+    return Statement(sql.replace("COLUMNS", columns), [given], returns=True)
+
+
+def _first_id(since: datetime | None) -> UUID:
+    """Return an id that no job has which was enqueued before: ids begin with their milliseconds."""
+    if since is None:
+        return UUID(int=0)
+    if since.utcoffset() is None:
+        raise ConfigError(f"since={since.isoformat()} has no time zone", remedy="datetime(…, tzinfo=UTC)")
+    return UUID(int=max(0, int(since.timestamp() * 1000)) << 80)
+
+
+def _ids(ids: Iterable[UUID | str]) -> str:
+    return json.dumps([_id(one) for one in ids])
+
+
 def _id(job_id: UUID | str) -> str:
     try:
         return str(UUID(str(job_id)))
@@ -180,32 +250,35 @@ _COLUMNS = ", ".join(f"j.{name}" for name in _FIELDS)
 
 _FIND = f"SELECT {_COLUMNS} FROM pipeline.job AS j WHERE j.id = CAST(%s AS uuid)"  # noqa: S608 — fixed names
 
-_NEWEST = f"SELECT {_COLUMNS} FROM pipeline.job AS j WHERE j.id < CAST(%s AS uuid) ORDER BY j.id DESC LIMIT %s"  # noqa: S608 — fixed names
+_NEWEST = """
+SELECT COLUMNS FROM pipeline.job AS j WHERE j.id < CAST(%s AS uuid) AND j.id >= CAST(%s AS uuid)
+ORDER BY j.id DESC LIMIT %s
+"""
 
 # One short read of the index for each kind of job that there is; the kinds come from the counts. Rows are compared as a
 # whole, not column by column: only the index job_state has that order. With three equations the planner may take
 # the order of the ids from the primary key, and read the table for a kind that is rarer than it thinks.
-_BY_KIND = f"""
+_BY_KIND = """
 WITH kinds AS (
     SELECT DISTINCT queue, type, state FROM (
         SELECT queue, type, state FROM pipeline.job_count UNION ALL SELECT queue, type, state FROM pipeline.job_delta
     ) AS c
     WHERE (%s = '' OR queue = %s) AND (%s = '' OR type = %s) AND (%s = '' OR state = %s)
 )
-SELECT {_COLUMNS} FROM kinds AS k, LATERAL (
+SELECT COLUMNS FROM kinds AS k, LATERAL (
     SELECT * FROM pipeline.job AS i
     WHERE (i.queue, i.type, i.state, i.id) < (k.queue, k.type, k.state, CAST(%s AS uuid))
-      AND (i.queue, i.type, i.state, i.id) >= (k.queue, k.type, k.state, CAST(repeat('0', 32) AS uuid))
+      AND (i.queue, i.type, i.state, i.id) >= (k.queue, k.type, k.state, CAST(%s AS uuid))
     ORDER BY i.queue DESC, i.type DESC, i.state DESC, i.id DESC LIMIT %s
 ) AS j ORDER BY j.id DESC LIMIT %s
-"""  # noqa: S608 — fixed names
+"""
 
-_BY_TAG = f"""
-SELECT {_COLUMNS} FROM pipeline.job AS j
+_BY_TAG = """
+SELECT COLUMNS FROM pipeline.job AS j
 WHERE j.tags @> ARRAY[CAST(%s AS text)] AND j.id < CAST(%s AS uuid)
-  AND (%s = '' OR queue = %s) AND (%s = '' OR type = %s) AND (%s = '' OR state = %s)
+  AND j.id >= CAST(%s AS uuid) AND (%s = '' OR queue = %s) AND (%s = '' OR type = %s) AND (%s = '' OR state = %s)
 ORDER BY j.id DESC LIMIT %s
-"""  # noqa: S608 — fixed names
+"""
 
 _COUNTS = """
 SELECT queue, type, state, CAST(sum(count) AS bigint) FROM (
@@ -224,26 +297,49 @@ WITH moved AS (
 UPDATE pipeline.job AS j SET due_at = m.due_at FROM moved AS m WHERE j.id = m.id RETURNING m.due_at
 """
 
+_CANCEL_MANY = """
+SELECT count(*) FROM pipeline.cancel_jobs(ARRAY(
+    SELECT CAST(x AS uuid) FROM json_array_elements_text(CAST(%s AS json)) AS x ORDER BY 1))
+"""
+
 # Deleted and inserted under its own id: capture sees an insert, and the id stays that of the job.
 _AGAIN = """
-WITH row AS (DELETE FROM pipeline.outbox WHERE id = CAST(%s AS uuid) RETURNING *)
-INSERT INTO pipeline.outbox (id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent)
-SELECT id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent FROM row RETURNING id
-"""
-
-_WAITING = """
-UPDATE pipeline.job SET state = 'waiting', finished_at = NULL, cancel_at = NULL, due_at = NULL
-WHERE id = CAST(%s AS uuid)
-"""
-
-_REDRIVEN = """
-UPDATE pipeline.dead_letter SET state = 'redriven', changed_at = now()
-WHERE event_id = CAST(CAST(%s AS uuid) AS text) AND state = 'open'
+WITH asked AS (
+    SELECT j.id FROM pipeline.job AS j WHERE j.state IN ('dead', 'cancelled')
+        AND j.id IN (SELECT CAST(x AS uuid) FROM json_array_elements_text(CAST(%s AS json)) AS x)
+    ORDER BY j.id FOR UPDATE
+), gone AS (
+    DELETE FROM pipeline.outbox WHERE id IN (SELECT id FROM asked) RETURNING *
+), sent AS (
+    INSERT INTO pipeline.outbox (id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent)
+    SELECT id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent FROM gone ORDER BY id
+), told AS (
+    UPDATE pipeline.job SET state = 'waiting', finished_at = NULL, cancel_at = NULL, due_at = NULL
+    WHERE id IN (SELECT id FROM gone)
+), redriven AS (
+    UPDATE pipeline.dead_letter SET state = 'redriven', changed_at = now()
+    WHERE state = 'open' AND event_id IN (SELECT CAST(id AS text) FROM gone)
+)
+SELECT id FROM gone ORDER BY id
 """
 
 _PAUSE = """
 INSERT INTO pipeline.control (queue, paused) VALUES (%s, %s)
 ON CONFLICT (queue) DO UPDATE SET paused = excluded.paused, changed_at = now()
+"""
+
+_PAUSE_SCHEDULE = "UPDATE pipeline.schedule SET paused = true, changed_at = now() WHERE name = %s RETURNING name"
+
+_RESUME_SCHEDULE = """
+UPDATE pipeline.schedule SET paused = false, changed_at = now(), last_at = CASE WHEN paused THEN now() ELSE last_at END
+WHERE name = %s RETURNING name
+"""
+
+_TICK = "INSERT INTO pipeline.tick (schedule, at) VALUES (%s, clock_timestamp()) RETURNING at"
+
+_TICKED = """
+UPDATE pipeline.tick SET job_id = CAST(%s AS uuid)
+WHERE schedule = %s AND at = CAST(CAST(%s AS text) AS timestamptz)
 """
 
 _SCHEDULES = """

@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, TypeVar, Unpack, cast
 
 import click
 
 from pipeline import jobs as asked
+from pipeline.cli.moment import moment
 from pipeline.cli.output import output_option, print_object, print_rows, say
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
-from pipeline.job import EnqueueOptions, Unique
+from pipeline.job import FINISHED, EnqueueOptions, State, Unique
 from pipeline.retry import RetryPolicy
 from pipeline.runtime import jobs as stage
 from pipeline.runtime.load import load_app
 
 __all__ = ["jobs"]
 
-_STATES = ["blocked", "delayed", "waiting", "running", "retrying", "done", "dead", "cancelled"]
+F = TypeVar("F", bound=Callable[..., Any])
+_NOTHING = "nothing was changed: add --execute"
+_UNFINISHED: tuple[State, ...] = ("blocked", "delayed", "waiting", "running", "retrying")
 _SHOWN = ("id", "queue", "type", "state", "attempts", "created_at", "due_at", "finished_at", "error")
-_queue = click.argument("queue")
+
+
+def _filters(*states: str) -> Callable[[F], F]:
+    """Add the options that say which jobs are meant; ``states`` are those that may be asked for."""
+    options = (
+        click.option("--queue", default="", help="Full name of a queue."),
+        click.option("--type", "type_name", default="", help="Name of a job type."),
+        click.option("--state", type=click.Choice(states), help="Only in this state."),
+        click.option("--tag", default="", help="Only with this tag."),
+        click.option("--since", type=moment, metavar="TIME", help="Enqueued then or later: 2026-03-01T09:30:00Z."),
+    )
+
+    def add(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+_execute = click.option("--execute", is_flag=True, help="Do it; without, only the plan is shown.")
+_queue = click.argument("queue", required=False, metavar="[QUEUE]")
+_schedule = click.option("--schedule", help="A schedule (its full name) instead of a queue.")
 
 
 @click.group()
@@ -30,30 +56,26 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option("--queue", default="", help="Full name of a queue.")
-@click.option("--type", "type_name", default="", help="Name of a job type.")
-@click.option("--state", type=click.Choice(_STATES), help="Only in this state.")
-@click.option("--tag", default="", help="Only with this tag.")
+@_filters(*_UNFINISHED, *FINISHED)
 @click.option("--before", help="The next page: id of the last job of the one before.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @click.option("--counts", is_flag=True, help="How many there are, instead of which.")
 @output_option
-def list_(
-    queue: str, type_name: str, state: str | None, tag: str, before: str | None, limit: int, counts: bool, output: str
-) -> None:
+def list_(before: str | None, limit: int, counts: bool, output: str, **which: Unpack[asked.Which]) -> None:
     """List jobs, the newest first.
 
     \b
     Example:
-      pipeline jobs list --queue shop.jobs.email --state dead
+      pipeline jobs list --queue shop.jobs.email --state dead --since 2026-03-01T00:00:00Z
+      pipeline jobs list --state delayed
       pipeline jobs list --counts
     """
+    settings = Settings.load()
     if counts:
-        found = stage.perform(Settings.load(), asked.counts(queue))
-        print_rows([dict(zip(("queue", "type", "state", "count"), row, strict=True)) for row in found], output)
+        states = [which["state"]] if which["state"] else [*_UNFINISHED, *FINISHED]
+        print_rows(stage.plan(settings, cast(list[State], states), which), output, empty="no such job")
         return
-    steps = asked.listing(queue=queue, type_name=type_name, state=state or "", tag=tag, before=before, limit=limit)
-    rows = [asdict(row) for row in stage.perform(Settings.load(), steps)]
+    rows = [asdict(row) for row in stage.perform(settings, asked.listing(before=before, limit=limit, **which))]
     shown = [{name: row[name] for name in _SHOWN} for row in rows] if output == "table" else rows
     print_rows(shown, output, empty="no such job")
     if len(rows) == limit:
@@ -117,68 +139,164 @@ def enqueue(
 
 
 @jobs.command()
-@click.argument("job_id", metavar="ID")
-def cancel(job_id: str) -> None:
-    """Ask for the end of a job: at once where it has not left yet, else by a worker within two seconds.
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@_filters(*_UNFINISHED)
+@_execute
+@output_option
+def cancel(ids: tuple[str, ...], execute: bool, output: str, **which: Unpack[asked.Which]) -> None:
+    """Ask for the end of jobs: at once where they have not left yet, else by a worker within two seconds.
+
+    By ids, at once; or by filters: these show the plan, --execute does it.
 
     \b
     Example:
       pipeline jobs cancel 01923f6e-…
+      pipeline jobs cancel --queue shop.jobs.email --tag campaign-7 --execute
     """
-    state = stage.perform(Settings.load(), asked.cancel(job_id))
-    say(state if state == "cancelled" else f"{state}: a worker will end it")
+    _one_way(ids, which)
+    settings = Settings.load()
+    for job_id in ids:
+        state = stage.perform(settings, asked.cancel(job_id))
+        say(state if state == "cancelled" else f"{state}: a worker will end it")
+    if ids:
+        return
+    states = [cast(State, which["state"])] if which["state"] else _UNFINISHED
+    print_rows(stage.plan(settings, states, which), output, empty="no such job")
+    say(f"asked: {stage.cancel_all(settings, states, which)}" if execute else _NOTHING)
 
 
 @jobs.command()
-@click.argument("job_id", metavar="ID")
-def retry(job_id: str) -> None:
-    """Send a dead or cancelled job to its queue again, from its first attempt.
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@_filters("dead", "cancelled")
+@_execute
+@output_option
+@click.pass_context
+def retry(
+    context: click.Context, ids: tuple[str, ...], execute: bool, output: str, **which: Unpack[asked.Which]
+) -> None:
+    """Send dead or cancelled jobs to their queues again, from their first attempt, while their outbox rows are there.
+
+    By ids, at once; or by filters, of the dead ones where no state is given: these show the plan, --execute does it.
+    Exits with 2 where some could not be sent.
 
     \b
     Example:
       pipeline jobs retry 01923f6e-…
+      pipeline jobs retry --type SendReceipt --since 2026-03-01T00:00:00Z --execute
     """
-    stage.perform(Settings.load(), asked.retry(job_id))
-    say("waiting")
+    _one_way(ids, which)
+    settings = Settings.load()
+    for job_id in ids:
+        stage.perform(settings, asked.retry(job_id))
+        say("waiting")
+    if ids:
+        return
+    states = [cast(State, which["state"] or "dead")]
+    print_rows(stage.plan(settings, states, which), output, empty="no such job")
+    if not execute:
+        say(_NOTHING)
+        return
+    sent, left = stage.retry_all(settings, states, which)
+    say(f"sent again: {sent}")
+    if left:
+        say(f"left: {left}: their outbox rows are not there any more; pipeline dlq redrive, where they died")
+    context.exit(2 if left else 0)
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--delay", type=click.FloatRange(0), help="Seconds from now; 0: at once.")
+@click.option("--run-at", type=moment, metavar="TIME", help="A time with its zone.")
+def reschedule(job_id: str, delay: float | None, run_at: datetime | None) -> None:
+    """Give a delayed job another time. Prints it.
+
+    \b
+    Example:
+      pipeline jobs reschedule 01923f6e-… --delay 0
+      pipeline jobs reschedule 01923f6e-… --run-at 2031-03-01T03:00:00+01:00
+    """
+    if (delay is None) == (run_at is None):
+        raise click.UsageError("--delay or --run-at")
+    when = stage.perform(Settings.load(), asked.reschedule(job_id, run_at=run_at, delay_s=delay or 0))
+    click.echo(when.astimezone(UTC).isoformat())
+
+
+@jobs.command()
+@click.argument("app", metavar="MODULE:APP")
+@click.argument("job_id", metavar="ID")
+@click.argument("arguments", metavar="JSON")
+def edit(app: str, job_id: str, arguments: str) -> None:
+    """Give a delayed job other arguments, all of them, which its model checks.
+
+    \b
+    Example:
+      pipeline jobs edit shop:app 01923f6e-… '{"order_id": "8", "address": "a@example.org"}'
+    """
+    stage.edit_text(load_app(app), Settings.load(), job_id, arguments)
+    say("edited")
 
 
 @jobs.command()
 @_queue
-def pause(queue: str) -> None:
+@_schedule
+def pause(queue: str | None, schedule: str | None) -> None:
     """Let no job of a queue (its full name) begin; what runs goes on. Workers obey within two seconds.
+
+    With --schedule: make no more ticks of it.
 
     \b
     Example:
       pipeline jobs pause shop.jobs.email
+      pipeline jobs pause --schedule shop.nightly
     """
-    stage.perform(Settings.load(), asked.pause(queue))
-    say(f"{queue} is paused")
+    _one_of(queue, schedule)
+    stage.perform(Settings.load(), asked.pause(queue) if queue else asked.pause_schedule(schedule or ""))
+    say(f"{queue or schedule} is paused")
 
 
 @jobs.command()
 @_queue
-def resume(queue: str) -> None:
-    """Let jobs of a queue begin again.
+@_schedule
+def resume(queue: str | None, schedule: str | None) -> None:
+    """Let jobs of a queue begin again; or make ticks of a schedule, from now on.
 
     \b
     Example:
       pipeline jobs resume shop.jobs.email
+      pipeline jobs resume --schedule shop.nightly
     """
-    stage.perform(Settings.load(), asked.resume(queue))
-    say(f"{queue} goes on")
+    _one_of(queue, schedule)
+    stage.perform(Settings.load(), asked.resume(queue) if queue else asked.resume_schedule(schedule or ""))
+    say(f"{queue or schedule} goes on")
+
+
+@jobs.command()
+@click.argument("app", metavar="MODULE:APP")
+@click.argument("name")
+def tick(app: str, name: str) -> None:
+    """Make a tick of a schedule now, beside those that its expression makes. Prints its job's id.
+
+    \b
+    Example:
+      pipeline jobs tick shop:app nightly
+    """
+    click.echo(stage.perform(Settings.load(), load_app(app).tick(name)))
 
 
 @jobs.command()
 @click.argument("app", metavar="[MODULE:APP]", required=False)
+@click.option("--next", "count", type=click.IntRange(1, 1000), help="So many coming ticks of each, instead.")
 @output_option
-def schedules(app: str | None, output: str) -> None:
-    """List schedules, with their last and next tick.
+def schedules(app: str | None, count: int | None, output: str) -> None:
+    """List schedules, with their last and next tick. With MODULE:APP those too that no scheduler had yet.
 
     \b
     Example:
       pipeline jobs schedules shop:app
+      pipeline jobs schedules --next 5
     """
-    rows = stage.schedule_rows(Settings.load(), load_app(app) if app else None)
+    settings, known = Settings.load(), load_app(app) if app else None
+    rows = stage.coming(settings, known, count) if count else stage.schedule_rows(settings, known)
     print_rows(rows, output, empty="no schedule: @app.schedule(…), then pipeline scheduler run MODULE:APP")
 
 
@@ -204,6 +322,16 @@ def explain(app: str, name: str, output: str) -> None:
       pipeline jobs policy explain shop:app SendReceipt
     """
     print_rows(stage.explain(load_app(app), name), output)
+
+
+def _one_way(ids: tuple[str, ...], which: asked.Which) -> None:
+    if bool(ids) == any(which.values()):
+        raise click.UsageError("ids, or at least one of --queue, --type, --state, --tag and --since")
+
+
+def _one_of(queue: str | None, schedule: str | None) -> None:
+    if bool(queue) == bool(schedule):
+        raise click.UsageError("a queue, or --schedule")
 
 
 def _policy(text: str | None) -> RetryPolicy | None:

@@ -47,7 +47,8 @@ def print_object(data: Mapping[str, object], output: str) -> None:
         return
     width = max(map(len, data), default=0)
     for name, value in data.items():
-        click.echo(f"{name:<{width}}  {'-' if value is None else value}")
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+        click.echo(f"{name:<{width}}  {'-' if value is None else text}")
 
 
 def say(text: str) -> None:

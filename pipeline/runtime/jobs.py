@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 from uuid import UUID
@@ -17,17 +20,29 @@ from pipeline.definition import Handler
 from pipeline.endpoints import postgres_dsn
 from pipeline.errors import ConfigError, JobError
 from pipeline.event import Job
-from pipeline.job import EnqueueOptions
+from pipeline.job import EnqueueOptions, State
 from pipeline.outbox import Steps, drive
 from pipeline.postgres.errors import translated
 from pipeline.schedule import Schedule
 from pipeline.topics import delay_label, retry_tier
 from pipeline.writers.psycopg import executor
 
-__all__ = ["enqueue_text", "explain", "perform", "schedule_rows", "wait_for"]
+__all__ = [
+    "cancel_all",
+    "coming",
+    "edit_text",
+    "enqueue_text",
+    "explain",
+    "perform",
+    "plan",
+    "retry_all",
+    "schedule_rows",
+    "wait_for",
+]
 
 R = TypeVar("R")
 _LOOK_S = 0.1
+_PAGE = 1000
 _ATTEMPTS_SHOWN = 20
 
 
@@ -50,16 +65,63 @@ def wait_for(settings: Settings, job_id: UUID | str, *, timeout_s: float) -> job
     return found
 
 
+def plan(settings: Settings, states: Sequence[State], which: jobs.Which) -> list[dict[str, object]]:
+    """Return how many jobs are meant, by queue, type and state: from the counts, where these tell."""
+    if which.get("tag") or which.get("since"):
+        kinds = Counter(tuple(kind) for page in _pages(settings, states, which) for _, *kind in page)
+        found = [(*map(str, kind), n) for kind, n in sorted(kinds.items())]
+    else:
+        queue, wanted = which.get("queue") or "", which.get("type_name") or ""
+        counted = perform(settings, jobs.counts(queue))
+        found = [row for row in counted if row[2] in states and wanted in {"", row[1]}]
+    return [dict(zip(("queue", "type", "state", "count"), row, strict=True)) for row in found]
+
+
+def cancel_all(settings: Settings, states: Sequence[State], which: jobs.Which) -> int:
+    """Ask for the end of all jobs that are meant, a thousand in a transaction; return how many have been asked."""
+    return sum(perform(settings, jobs.cancel_many(one[0] for one in page)) for page in _pages(settings, states, which))
+
+
+def retry_all(settings: Settings, states: Sequence[State], which: jobs.Which) -> tuple[int, int]:
+    """Send all jobs that are meant again; return how many, and how many could not be: their outbox row is gone."""
+    sent = asked = 0
+    for page in _pages(settings, states, which):
+        asked += len(page)
+        sent += len(perform(settings, jobs.retry_many(one[0] for one in page)))
+    return sent, asked - sent
+
+
+def _pages(
+    settings: Settings, states: Sequence[State], which: jobs.Which
+) -> Iterator[list[tuple[UUID, str, str, State]]]:
+    for state in states:
+        before = None
+        narrowed: jobs.Which = {**which, "state": state}
+        while page := perform(settings, jobs.matching(before=before, limit=_PAGE, **narrowed)):
+            yield page
+            before = page[-1][0]
+
+
+def edit_text(app: Pipeline, settings: Settings, job_id: str, arguments: str) -> None:
+    """Give a delayed job other arguments, as JSON. Raises ConfigError, JobError."""
+    found = perform(settings, jobs.find(job_id))
+    perform(settings, app.edit(found.id, _job(app, found.type, arguments)))
+
+
 def enqueue_text(app: Pipeline, settings: Settings, name: str, arguments: str, options: EnqueueOptions) -> UUID:
     """Enqueue a job by the name of its type and its arguments as JSON. Raises ConfigError for what does not fit."""
+    job = _job(app, name, arguments)
+    return perform(settings, app._store_jobs([job], options))[0]  # noqa: SLF001 — the one builder behind all of them
+
+
+def _job(app: Pipeline, name: str, arguments: str) -> Job:
     model = _model(app, name)
     try:
-        job = model.model_validate_json(arguments)
+        return model.model_validate_json(arguments)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
         text = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'JSON'}: {one['msg']}" for one in found)
         raise ConfigError(f"{name}: {text}", remedy=f"fields are: {', '.join(model.model_fields)}") from None
-    return perform(settings, app._store_jobs([job], options))[0]  # noqa: SLF001 — the one builder behind all of them
 
 
 def explain(app: Pipeline, name: str) -> list[dict[str, object]]:
@@ -94,9 +156,21 @@ def schedule_rows(settings: Settings, app: Pipeline | None) -> list[dict[str, ob
     ours = {one.name: one for one in app.schedules} if app else {}
     rows = []
     for name, cron, timezone, missed, overlap, paused, at, job_id in perform(settings, jobs.schedules()):
-        plan = ours.pop(name, None) or Schedule(name, cron, timezone, "", missed=missed, overlap=overlap)
-        rows.append(_schedule_row(plan, now, "paused" if paused else "active", at, job_id))
-    return rows + [_schedule_row(plan, now, "never run: no scheduler has it", None, None) for plan in ours.values()]
+        one = ours.pop(name, None) or Schedule(name, cron, timezone, "", missed=missed, overlap=overlap)
+        rows.append(_schedule_row(one, now, "paused" if paused else "active", at, job_id))
+    return rows + [_schedule_row(one, now, "never run: no scheduler has it", None, None) for one in ours.values()]
+
+
+def coming(settings: Settings, app: Pipeline | None, count: int) -> list[dict[str, object]]:
+    """Return the next ``count`` ticks of each schedule, the nearest first; none of those that are paused."""
+    now = datetime.now(UTC)
+    found: list[tuple[datetime, str]] = []
+    ours = {one.name: one for one in app.schedules} if app else {}
+    for name, cron, timezone, _, _, paused, *_ in perform(settings, jobs.schedules()):
+        one = ours.pop(name, None) or Schedule(name, cron, timezone, "")
+        found += [(at, name) for at in itertools.islice(one.after(now), 0 if paused else count)]
+    found += [(at, one.name) for one in ours.values() for at in itertools.islice(one.after(now), count)]
+    return [{"at": at, "name": name} for at, name in sorted(found)]
 
 
 def _schedule_row(plan: Schedule, now: datetime, state: str, last: object, job_id: object) -> dict[str, object]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from pipeline.outbox import Statement
 from pipeline.testing.jobs import Jobs
 from pipeline.testing.schemas import own_value
 from pipeline.testing.stored import BLOCKED, Row
+from pipeline.testing.ticks import Ticks
 
 __all__ = ["Commands"]
 
@@ -24,7 +26,8 @@ _Given = Sequence[Any]
 class Commands:
     """What one transaction asks and commands of ``jobs``.
 
-    ``sent`` finds the row of a job that has left, ``send`` sends it again, ``redriven`` forgets its dead letter.
+    ``sent`` finds the row of a job that has left, ``send`` sends it again, ``redriven`` forgets its dead letter;
+    ``ticks`` has the schedules.
     """
 
     def __init__(
@@ -34,7 +37,9 @@ class Commands:
         sent: Callable[[UUID], Row | None],
         send: Callable[[Row], None],
         redriven: Callable[[UUID], None],
+        ticks: Ticks,
     ) -> None:
+        self._ticks = ticks
         self.later: list[Callable[[], None]] = []
         self._jobs = jobs
         self._sent = sent
@@ -43,17 +48,20 @@ class Commands:
         self._known: tuple[tuple[str, Callable[[_Given], _Rows]], ...] = (
             ("FROM pipeline.job AS j WHERE j.id = CAST", self._find),
             ("FROM pipeline.job AS j WHERE j.id < CAST", lambda given: self._list("", "", "", "", *given)),
-            ("WITH kinds AS", lambda given: self._list("", given[1], given[3], given[5], given[6], given[8])),
-            ("WHERE j.tags @>", lambda given: self._list(given[0], given[3], given[5], given[7], given[1], given[8])),
+            ("WITH kinds AS", lambda given: self._list("", given[1], given[3], given[5], *given[6:9])),
+            ("WHERE j.tags @>", lambda given: self._list(*given[0:1], *given[4:9:2], *given[1:3], *given[9:])),
             ("SELECT queue, type, state, CAST(sum", self._counts),
+            ("SELECT count(*) FROM pipeline.cancel_jobs(ARRAY( SELECT CAST(x", self._cancel_many),
             ("SELECT count(*) FROM pipeline.cancel_jobs", self._replace),
             ("SELECT state FROM pipeline.cancel_jobs", self._cancel),
             ("WITH moved AS ( UPDATE pipeline.due", self._reschedule),
             ("UPDATE pipeline.due SET payload", self._edit),
-            ("WITH row AS (DELETE FROM pipeline.outbox", self._again),
-            ("UPDATE pipeline.job SET state = 'waiting'", self._waiting),
-            ("UPDATE pipeline.dead_letter SET state = 'redriven'", self._forget),
+            ("WITH asked AS", self._again),
             ("INSERT INTO pipeline.control", self._pause),
+            ("INSERT INTO pipeline.tick", lambda _given: [(self._jobs.now(),)]),
+            ("UPDATE pipeline.tick SET job_id", self._ticked),
+            ("UPDATE pipeline.schedule SET paused = true", lambda given: self._hold(given[0], paused=True)),
+            ("UPDATE pipeline.schedule SET paused = false", lambda given: self._hold(given[0], paused=False)),
         )
 
     def run(self, statement: Statement) -> _Rows | None:
@@ -72,11 +80,11 @@ class Commands:
         row = self._jobs.row(UUID(given[0]))
         return [] if row is None else [_values(row)]
 
-    def _list(self, tag: str, queue: str, kind: str, state: str, before: str, limit: int) -> _Rows:
+    def _list(self, tag: str, queue: str, kind: str, state: str, before: str, floor: str, limit: int) -> _Rows:
         found = [
             _values(row)
             for row in self._jobs.rows()
-            if row.id < UUID(before)
+            if UUID(floor) <= row.id < UUID(before)
             and (not tag or tag in (row.tags or ()))
             and queue in {"", row.queue}
             and kind in {"", row.type}
@@ -118,20 +126,36 @@ class Commands:
         self.later.append(lambda: self._jobs.due.update({row.id: (due_at, edited)}))
         return [(job_id,)]
 
+    def _cancel_many(self, given: _Given) -> _Rows:
+        ids = [UUID(text) for text in json.loads(given[0])]
+        self.later.append(lambda: self._jobs.cancel(ids))
+        rows = [row for one in ids if (row := self._jobs.row(one)) is not None]
+        return [(sum(row.finished_at is None or row.cancel_at is not None for row in rows),)]
+
     def _again(self, given: _Given) -> _Rows:
-        row = self._sent(UUID(given[0]))
-        if row is None:
+        found = []
+        for job_id in sorted(UUID(text) for text in json.loads(given[0])):
+            known, row = self._jobs.row(job_id), self._sent(job_id)
+            if known is not None and known.state in {"dead", "cancelled"} and row is not None:
+                self.later.append(partial(self._return, row))
+                found.append((job_id,))
+        return found
+
+    def _return(self, row: Row) -> None:
+        self._send(row)
+        self._jobs.again(row.id)
+        self._redriven(row.id)
+
+    def _ticked(self, given: _Given) -> _Rows:
+        job_id, schedule, at = given
+        self.later.append(lambda: self._ticks.keep(schedule, datetime.fromisoformat(at), UUID(job_id)))
+        return []
+
+    def _hold(self, name: str, *, paused: bool) -> _Rows:
+        if not self._ticks.knows(name):
             return []
-        self.later.append(lambda: self._send(row))
-        return [(given[0],)]
-
-    def _waiting(self, given: _Given) -> _Rows:
-        self.later.append(lambda: self._jobs.again(UUID(given[0])))
-        return []
-
-    def _forget(self, given: _Given) -> _Rows:
-        self.later.append(lambda: self._redriven(UUID(given[0])))
-        return []
+        self.later.append(lambda: self._ticks.hold(name, paused=paused))
+        return [(name,)]
 
     def _pause(self, given: _Given) -> _Rows:
         queue, paused = given

@@ -162,11 +162,7 @@ class Harness:
 
     def tick(self, name: str) -> UUID:
         """Make a tick of a schedule, for now; return its job's id."""
-        plan = next((one for one in self.app.schedules if name in {one.name, one.name.rpartition(".")[2]}), None)
-        if plan is None:
-            known = ", ".join(one.name for one in self.app.schedules)
-            raise ConfigError(f"no schedule {name}", remedy=f"schedules are: {known or 'none'}")
-        return self.enqueue(plan.model(schedule=plan.name, at=self.clock.now))
+        return self.run(self.app.tick(name))
 
     def receive(
         self, topic: str, value: bytes | None, *, key: bytes | None = None, headers: Sequence[Header] = ()
@@ -182,7 +178,7 @@ class Harness:
             now=lambda: self.clock.now,
             on_commit=self._committed,
             keys=self._jobs.keys,
-            commands=Commands(self._jobs, sent=self._sent, send=self._append, redriven=self._forget),
+            commands=Commands(self._jobs, sent=self._sent, send=self._append, redriven=self._forget, ticks=self._ticks),
         )
 
     def aconnection(self) -> AsyncFakeConnection:
@@ -253,7 +249,7 @@ class Harness:
 
     def duplicate(self, count: int = 1) -> None:
         """Publish the last records once more, as a relay does that was killed before it could confirm them."""
-        for row in [row for row in self.published if row.id not in self._jobs.due][-count:]:
+        for row in self._left()[-count:]:
             self._append(row)
 
     # ── what a test looks at ───────────────────────────────────────────────────────────────────────────────────
@@ -353,7 +349,11 @@ class Harness:
             self.app.run(conn, store_jobs([wanted], self.app.outbox, SchemaIds()))
 
     def _sent(self, job_id: UUID) -> Row | None:
-        return next((row for row in self.published if row.id == job_id and job_id not in self._jobs.due), None)
+        return next((row for row in self._left() if row.id == job_id), None)
+
+    def _left(self) -> list[Row]:
+        """Rows that went to the broker."""
+        return [row for row in self.published if row.id not in self._jobs.due and row.id not in self._jobs.withdrawn]
 
     def _forget(self, job_id: UUID) -> None:
         """Let the dead letter of a job count as redriven."""

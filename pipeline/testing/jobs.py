@@ -37,13 +37,15 @@ class _Kept:
 class Jobs:
     """Rows of tracked jobs, unique keys, what waits for its time, and what is commanded. ``now`` gives the time (UTC).
 
-    ``keys`` has who holds a unique key, and until when; ``due`` when a row leaves, and the row.
+    ``keys`` has who holds a unique key, and until when; ``due`` when a row leaves, and the row; ``withdrawn`` those
+    that never will.
     """
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self.now = now
         self.keys: dict[str, tuple[UUID, datetime | None]] = {}
         self.due: dict[UUID, tuple[datetime, Row]] = {}
+        self.withdrawn: set[UUID] = set()
         self.paused: set[str] = set()
         self._rows: dict[UUID, _Kept] = {}
         self._tokens: dict[str, tuple[float, datetime]] = {}
@@ -93,7 +95,7 @@ class Jobs:
             if row.state in FINISHED or (row.state == "running" and not begun):
                 continue
             kept.row = replace(row, cancel_at=row.cancel_at or self.now())
-            self.due.pop(row.id, None)
+            self._withdraw(row.id)
             if row.state in {"blocked", "delayed"}:
                 kept.row = replace(kept.row, state="cancelled", finished_at=self.now())
                 finished.append(kept)
@@ -172,6 +174,10 @@ class Jobs:
         tokens, at = self._tokens.get(queue.name, (queue.rate.burst, self.now()))
         return min(queue.rate.burst, tokens + queue.rate.per_second * (self.now() - at).total_seconds())
 
+    def _withdraw(self, job_id: UUID) -> None:
+        if self.due.pop(job_id, None) is not None:
+            self.withdrawn.add(job_id)
+
     # ── what follows from a job's end ──────────────────────────────────────────────────────────────────────────
 
     def _finish(self, finished: list[_Kept]) -> None:
@@ -193,7 +199,7 @@ class Jobs:
                 parent.row = replace(
                     parent.row, state="dead", finished_at=self.now(), error="ChildFailed", due_at=self.now()
                 )
-                self.due.pop(row.parent, None)
+                self._withdraw(row.parent)
                 finished.append(parent)
             elif left <= 0 or (failed and kept.on_failure == "continue"):
                 parent.row = replace(parent.row, state="delayed")

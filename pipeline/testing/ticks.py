@@ -26,6 +26,7 @@ class Ticks:
         self._last: dict[str, datetime] = {}
         self._next: dict[str, tuple[datetime, datetime]] = {}
         self._schedules: Sequence[Schedule] = ()
+        self._paused: set[str] = set()
 
     def declare(self, schedules: Sequence[Schedule]) -> None:
         """Let schedules begin now."""
@@ -34,7 +35,21 @@ class Ticks:
 
     def decided(self, schedules: Sequence[Schedule]) -> Mapping[str, datetime]:
         """Return the time up to which ticks were decided."""
-        return {one.name: self._last[one.name] for one in schedules}
+        return {one.name: self._last[one.name] for one in schedules if one.name not in self._paused}
+
+    def knows(self, name: str) -> bool:
+        """Tell whether a schedule was declared."""
+        return name in self._last
+
+    def hold(self, name: str, *, paused: bool) -> None:
+        """Pause a schedule, or let it go on from now."""
+        if not paused and name in self._paused:
+            self._last[name] = self._jobs.now()
+        (self._paused.add if paused else self._paused.discard)(name)
+
+    def keep(self, name: str, at: datetime, job_id: UUID) -> None:
+        """Remember a tick that was made by hand."""
+        self.made[name, at] = job_id
 
     def move(self, most: int) -> Moved:
         """Send what is due."""
@@ -66,7 +81,7 @@ class Ticks:
     def due_in_s(self) -> float | None:
         """Return how long it takes until something is due."""
         times = [at for at, _ in self._jobs.due.values() if at != BLOCKED]
-        for one in self._schedules:
+        for one in [one for one in self._schedules if one.name not in self._paused]:
             last = self._last[one.name]
             if one.name not in self._next or self._next[one.name][0] != last:
                 self._next[one.name] = (last, next(one.after(last), last))

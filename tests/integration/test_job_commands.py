@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 import pytest
 from servers import Database
+from working import wait_until
 
 from pipeline import Job, Pipeline, jobs
 from pipeline.errors import ConfigError, JobError
@@ -160,11 +161,42 @@ def test_a_dead_job_is_sent_again_under_its_own_id_and_its_letter_counts_as_redr
         app.run(conn, jobs.retry(job_id))
 
 
+def test_many_are_cancelled_and_sent_again_at_once_and_others_left_alone(conn: psycopg.Connection[Any]) -> None:
+    ids = [app.enqueue(conn, Mail(to=str(n)), delay_s=60 if n < 3 else 0) for n in range(8)]
+    finish(conn, ids[7], "done")
+    assert app.run(conn, jobs.cancel_many(ids[:5])) == 5
+    assert [app.run(conn, jobs.find(one)).state for one in ids[:5]] == ["cancelled"] * 3 + ["waiting"] * 2
+    for job_id in ids[4:7]:
+        finish(conn, job_id, "dead")
+    conn.execute("DELETE FROM pipeline.outbox WHERE id = %s", (ids[5],))
+    # of the first the row went with the cancellation, of the sixth by itself; the eighth is done
+    assert app.run(conn, jobs.retry_many(ids)) == [ids[4], ids[6]]
+    assert [app.run(conn, jobs.find(one)).state for one in ids[4:]] == ["waiting", "dead", "waiting", "done"]
+    assert app.run(conn, jobs.find(ids[4])).cancel_at is None
+
+
+def test_jobs_are_found_by_when_they_were_enqueued(conn: psycopg.Connection[Any]) -> None:
+    before = app.enqueue(conn, Mail(to="a"), tags=["x"])
+    row = conn.execute("SELECT clock_timestamp() + interval '2 ms'").fetchone()
+    assert row is not None
+    wait_until(lambda: datetime.now(UTC) > row[0])
+    after = app.enqueue(conn, Mail(to="b"), tags=["x"])
+    for which in ({}, {"tag": "x"}, {"type_name": "Mail"}):
+        assert [one.id for one in app.run(conn, jobs.listing(since=row[0], **which))] == [after]  # type: ignore[misc]
+        assert {one.id for one in app.run(conn, jobs.listing(since=None, **which))} == {before, after}  # type: ignore[misc]
+    with pytest.raises(ConfigError, match="time zone"):
+        app.run(conn, jobs.listing(since=datetime(2031, 1, 1)))  # noqa: DTZ001 — that is what is refused
+
+
 def test_unknown_ids_are_said_so(conn: psycopg.Connection[Any]) -> None:
     with pytest.raises(JobError, match="no job"):
         app.run(conn, jobs.find("01900000-0000-7000-8000-000000000000"))
     with pytest.raises(ConfigError, match="not a job's id"):
         app.run(conn, jobs.cancel("seven"))
+    with pytest.raises(JobError, match="no schedule shop"):
+        app.run(conn, jobs.pause_schedule("shop.nope"))
+    with pytest.raises(ConfigError, match="no schedule nope"):
+        app.tick("nope")
 
 
 class Shell:
@@ -209,6 +241,51 @@ def test_the_command_line_enqueues_shows_cancels_and_lists(shell: Shell, conn: p
     conn.commit()
     shell("jobs", "resume", "shop.jobs.email")
     assert conn.execute("SELECT paused FROM pipeline.control").fetchall() == [(False,)]
+
+
+def test_the_command_line_plans_before_it_changes_many(shell: Shell, conn: psycopg.Connection[Any]) -> None:
+    ids = [app.enqueue(conn, Mail(to=str(n)), tags=["x"] if n % 2 else []) for n in range(2500)]
+    app.enqueue(conn, Other(to="x"), delay_s=60)
+    conn.commit()
+    plan = json.loads(shell("jobs", "cancel", "--tag", "x", "-o", "json"))
+    assert plan == [{"queue": "shop.jobs.email", "type": "Mail", "state": "waiting", "count": 1250}]
+    assert conn.execute("SELECT count(*) FROM pipeline.job WHERE cancel_at IS NOT NULL").fetchone() == (0,)
+    shell("jobs", "cancel", "--tag", "x", "--execute")
+    assert conn.execute("SELECT count(*) FROM pipeline.job WHERE cancel_at IS NOT NULL").fetchone() == (1250,)
+    conn.execute("UPDATE pipeline.job SET state = 'dead', finished_at = now() WHERE type = 'Mail'")
+    conn.execute("DELETE FROM pipeline.outbox WHERE id = %s", (ids[0],))
+    conn.commit()
+    assert json.loads(shell("jobs", "retry", "--type", "Mail", "-o", "json"))[0]["count"] == 2500
+    assert "left: 1: their outbox rows" in shell("jobs", "retry", "--type", "Mail", "--execute", code=2)
+    assert states(conn) == {
+        ("shop.jobs.email", "waiting"): 2499,
+        ("shop.jobs.email", "dead"): 1,
+        ("shop.jobs.other", "delayed"): 1,
+    }
+    conn.commit()
+    assert "at least one of" in shell("jobs", "cancel", code=2)
+    assert "at least one of" in shell("jobs", "retry", str(ids[0]), "--type", "Mail", code=2)
+
+
+def test_the_command_line_moves_edits_and_ticks(shell: Shell, conn: psycopg.Connection[Any]) -> None:
+    job_id = app.enqueue(conn, Mail(to="old"), delay_s=60)
+    conn.commit()
+    when = shell("jobs", "reschedule", str(job_id), "--run-at", "2031-03-01T03:00:00+01:00").strip()
+    assert when == "2031-03-01T02:00:00+00:00"
+    shell("jobs", "edit", "shop:app", str(job_id), '{"to": "new"}')
+    assert conn.execute("SELECT due_at, payload FROM pipeline.due").fetchone() == (
+        datetime(2031, 3, 1, 2, tzinfo=UTC),
+        b'{"to":"new","copies":1}',
+    )
+    assert "Field required" in shell("jobs", "edit", "shop:app", str(job_id), "{}", code=1)
+    assert "--delay or --run-at" in shell("jobs", "reschedule", str(job_id), code=2)
+    ticked = shell("jobs", "tick", "shop:app", "nightly").strip()
+    found = conn.execute("SELECT schedule, job_id::text, at > now() - interval '1 min' FROM pipeline.tick").fetchone()
+    assert found == ("shop.nightly", ticked, True)
+    assert json.loads(shell("jobs", "show", ticked, "-o", "json"))["type"] == "Tick_nightly"
+    coming = json.loads(shell("jobs", "schedules", "shop:app", "--next", "3", "-o", "json"))
+    assert len({row["at"] for row in coming}) == 3
+    assert {row["name"] for row in coming} == {"shop.nightly"}
 
 
 @pytest.mark.parametrize(

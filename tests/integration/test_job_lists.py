@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -16,7 +17,7 @@ ROWS = 100_000
 
 _FILL = """
 INSERT INTO pipeline.job (id, queue, type, state, tags)
-SELECT CAST(lpad(to_hex(n), 32, '0') AS uuid), 'q' || n %% 3, 'T' || n %% 5,
+SELECT CAST(lpad(to_hex(n), 12, '0') || repeat('0', 20) AS uuid), 'q' || n %% 3, 'T' || n %% 5,
        CASE WHEN n %% 1000 = 0 THEN 'dead' ELSE 'done' END, CASE WHEN n %% 500 = 0 THEN ARRAY['t' || n %% 7] END
 FROM generate_series(1, %s) AS n
 """
@@ -49,21 +50,26 @@ def found(conn: Any, steps: Steps[Any]) -> list[Any]:
 def plainly(conn: Any, filters: dict[str, Any]) -> list[Any]:
     """The same page, by reading the table."""
     columns = {"queue": "queue = %s", "type_name": "type = %s", "state": "state = %s", "tag": "%s = ANY (tags)",
-               "before": "id < %s::uuid"}  # fmt: skip
+               "before": "id < %s::uuid",
+               "since": "id >= (lpad(to_hex((extract(epoch FROM %s::timestamptz) * 1000)::bigint), 12, '0')"
+                        " || repeat('0', 20))::uuid"}  # fmt: skip
     where = " AND ".join(["true", *(columns[name] for name in filters)])
     sql = f"SELECT id FROM pipeline.job WHERE {where} ORDER BY id DESC LIMIT 50"
     return [row[0] for row in conn.execute(sql.encode(), list(filters.values()))]
 
 
 def test_no_filter_reads_more_than_its_page(conn: Any) -> None:
-    middle = f"{ROWS // 2:032x}"
+    middle = f"{ROWS // 2:012x}{0:020x}"
+    since = datetime.fromtimestamp(ROWS * 0.99 / 1000, UTC)
     asked: list[dict[str, Any]] = [
         {}, {"queue": "q1"}, {"type_name": "T2"}, {"state": "dead"}, {"tag": "t3"}, {"queue": "q1", "state": "dead"},
         {"queue": "q0", "type_name": "T4", "state": "done"}, {"tag": "t3", "state": "done"},
         {"queue": "q9"}, {"queue": "q1", "type_name": "T0", "state": "dead"},
     ]  # fmt: skip
-    for filters in (*asked, *({**one, "before": middle} for one in asked)):
+    bounds: list[dict[str, Any]] = [{}, {"before": middle}, {"since": since}]
+    for filters in ({**one, **bound} for one in asked for bound in bounds):
         assert found(conn, jobs.listing(**filters)) == plainly(conn, filters), filters
+        assert found(conn, jobs.matching(**filters, limit=50)) == plainly(conn, filters), filters
         nodes = plans(conn, jobs.listing(**filters))
         at_jobs = [node for node in nodes if node.get("Relation Name") == "job"]
         assert at_jobs, filters

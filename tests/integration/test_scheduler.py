@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from relays import RelayProcess, connector_file, insert
 from servers import Database
 
-from pipeline import Job, Outbox, Pipeline
+from pipeline import Context, Job, Outbox, Pipeline, jobs
 from pipeline.metrics import PrometheusMeter, SilentMeter
 from pipeline.postgres.due import DueStore
 from pipeline.postgres.statistics import SlotWatch
@@ -200,6 +200,41 @@ def test_a_new_schedule_begins_now_and_a_missed_tick_follows_the_rule(
         assert one(conn, "SELECT count(*) FROM pipeline.tick") >= expected
         assert expected or one(conn, "SELECT count(*) FROM pipeline.tick") == 0
         assert missed != "once" or one(conn, "SELECT count(*) FROM pipeline.tick") == 1
+
+
+def test_a_paused_schedule_makes_no_ticks_and_goes_on_from_when_it_is_resumed(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    app = plain_app()
+
+    @app.schedule("* * * * * *", name="each-second", timezone="UTC", missed="all")
+    def each_second(ctx: Context) -> None: ...
+
+    def ticks() -> int:
+        return int(one(conn, "SELECT count(*) FROM pipeline.tick"))
+
+    with running(scheduler_of(app, database)):
+        wait_until(lambda: ticks() > 0)
+        conn.execute("BEGIN")
+        app.run(conn, jobs.pause_schedule("shop.each-second"))
+        conn.execute("COMMIT")
+        begun = one(conn, "SELECT last_at FROM pipeline.schedule")
+        wait_until(lambda: one(conn, "SELECT now() - last_at > interval '4 s' FROM pipeline.schedule"))
+        assert one(conn, "SELECT last_at FROM pipeline.schedule") - begun <= timedelta(seconds=2)
+        held = ticks()
+        with conn.transaction():
+            by_hand = app.run(conn, app.tick("each-second"))
+        assert one(conn, f"SELECT state FROM pipeline.job WHERE id = '{by_hand}'") == "waiting"
+        with conn.transaction():
+            app.run(conn, jobs.resume_schedule("shop.each-second"))
+        resumed = one(conn, "SELECT clock_timestamp()")
+        wait_until(lambda: ticks() > held + 2)
+    made_up = one(
+        conn,
+        f"SELECT count(*) FROM pipeline.tick WHERE at > '{begun + timedelta(seconds=2)}' AND at < '{resumed}'"
+        f" AND job_id <> '{by_hand}'",
+    )
+    assert made_up == 0
 
 
 def test_overlap_skip_leaves_ticks_out_until_the_job_is_finished(

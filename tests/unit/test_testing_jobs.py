@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -146,6 +146,35 @@ def test_a_job_has_the_timeout_the_policy_and_the_end_that_it_was_enqueued_with(
     assert (harness.job(hung).state, harness.job(hung).error) == ("dead", "TimeoutError")
     assert (harness.job(short).state, harness.job(short).attempts) == ("cancelled", 1)
     assert harness.job(short).error == "Expired"
+
+
+def test_many_are_cancelled_and_sent_again_and_found_by_when_they_came(harness: Harness) -> None:
+    early = [harness.enqueue(Mail(address="down"), delay_s=delay) for delay in (0, 600)]
+    harness.run_for(300)
+    assert harness.run(jobs.cancel_many(early)) == 1
+    assert [harness.job(one).state for one in early] == ["dead", "cancelled"]
+    assert harness.run(jobs.retry_many(early)) == [early[0]]
+    assert harness.dead_letters == []
+    assert [harness.job(one).state for one in early] == ["waiting", "cancelled"]
+    found = harness.run(jobs.matching(since=datetime(2020, 1, 1, tzinfo=UTC), type_name="Mail"))
+    assert [one[0] for one in found] == sorted(early, reverse=True)
+    assert harness.run(jobs.matching(since=datetime(2100, 1, 1, tzinfo=UTC))) == []
+
+
+def test_schedules_are_paused_resumed_and_ticked_by_hand() -> None:
+    harness = Harness(app, schedules=True)
+    harness.run_for(3600)
+    harness.run(jobs.pause_schedule("office.hourly"))
+    harness.run_for(3 * 3600)
+    assert len(harness.messages(Tick)) == 1
+    waiting = harness.run(app.tick("hourly"))
+    harness.run_for(10)
+    assert harness.job(waiting).state == "done"
+    harness.run(jobs.resume_schedule("office.hourly"))
+    harness.run_for(2 * 3600)
+    assert len(harness.messages(Tick)) == 4
+    with pytest.raises(JobError, match="no schedule"):
+        harness.run(jobs.pause_schedule("office.daily"))
 
 
 def test_what_is_commanded_in_a_transaction_that_rolls_back_is_not_done(harness: Harness) -> None:
