@@ -53,7 +53,7 @@ def record(model: type[BaseModel], name: str, scope: Scope) -> Shape:
     schema: dict[str, Json] = {"type": "record", "name": name, "fields": fields}
     if model.__doc__ and model.__doc__ != BaseModel.__doc__:
         schema = {"type": "record", "name": name, "doc": " ".join(model.__doc__.split()), "fields": fields}
-    return Shape(schema, model, *_converters(shapes))
+    return Shape(schema, model, *_converters(model, shapes))
 
 
 def field_shape(model: type[BaseModel], name: str, scope: Scope) -> Shape:
@@ -85,12 +85,17 @@ def _check_model(model: type[BaseModel]) -> None:
         )
 
 
-def _converters(shapes: Mapping[str, Shape]) -> tuple[Convert, Convert]:
-    """Return how a model becomes a dict of Avro's values, and how such a dict becomes what pydantic takes."""
+def _converters(model: type[BaseModel], shapes: Mapping[str, Shape]) -> tuple[Convert, Convert]:
+    """Return how a model becomes a dict of Avro's values, and how such a dict becomes what pydantic takes.
+
+    An instance of a subclass goes as the declared class, unless it has fields that would be lost.
+    """
     there = [(name, shape.to_avro) for name, shape in shapes.items() if shape.to_avro]
     back = [(name, shape.from_avro) for name, shape in shapes.items() if shape.from_avro]
 
     def to_avro(value: BaseModel) -> dict[str, Any]:
+        if type(value) is not model and type(value).model_fields.keys() - shapes.keys():
+            raise TypeError("a subclass with more fields than the schema has")
         data = dict(value.__dict__)
         for name, convert in there:
             data[name] = convert(data[name])
@@ -197,6 +202,8 @@ def _shape(annotation: Any, where: str, scope: Scope) -> Shape:
             annotation = _ALIASES[annotation]
         if annotation is datetime:
             return Shape({"type": "long", "logicalType": "timestamp-micros"}, datetime, _aware(where))
+        if annotation is time:
+            return Shape({"type": "long", "logicalType": "time-micros"}, time, _without_zone(where))
         if issubclass(annotation, Enum):
             return _enum(annotation, where, scope)
         if issubclass(annotation, RootModel):
@@ -229,7 +236,6 @@ _PRIMITIVES: dict[type, tuple[Json, Convert | None]] = {
     bool: ("boolean", {True: True, False: False}.__getitem__),
     bytes: ("bytes", None),
     date: ({"type": "int", "logicalType": "date"}, None),
-    time: ({"type": "long", "logicalType": "time-micros"}, None),
     UUID: ({"type": "string", "logicalType": "uuid"}, UUID.__str__),
     types.NoneType: ("null", None),
 }
@@ -286,6 +292,15 @@ def _aware(where: str) -> Convert:
         return value.astimezone(UTC)  # raises for what no reader could hold
 
     return in_utc
+
+
+def _without_zone(where: str) -> Convert:
+    def as_it_is(value: time) -> time:
+        if value.tzinfo is not None:
+            raise SchemaError(f"{where}: a time of day with a zone, which Avro cannot keep", remedy="a datetime")
+        return value
+
+    return as_it_is
 
 
 def _literal(choices: tuple[object, ...], where: str, scope: Scope) -> Shape:

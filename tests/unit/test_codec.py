@@ -263,6 +263,30 @@ def test_a_missing_field_and_a_time_without_zone_are_said() -> None:
         encode(Small(key="k", number=1, at=datetime(2026, 1, 1)), 1)  # noqa: DTZ001 — the point
 
 
+class Opening(Event, aggregate="shop", key="shop"):
+    shop: str
+    at: time
+    pay: Card | None = None
+
+
+class GoldCard(Card):
+    limit: int
+
+
+class NamedCard(Card):
+    def masked(self) -> str:
+        return self.number[-4:]
+
+
+def test_what_avro_would_leave_out_is_refused() -> None:
+    with pytest.raises(SchemaError, match=r"Opening\.at: a time of day with a zone"):
+        encode(Opening(shop="s", at=time(9, 0, tzinfo=UTC)), 1)
+    with pytest.raises(SchemaError, match="in field 'pay': a GoldCard"):
+        encode(Opening(shop="s", at=time(9, 0), pay=GoldCard(number="1", limit=5)), 1)
+    message = Opening(shop="s", at=time(9, 0), pay=NamedCard(number="1"))
+    assert decoder(Opening).decode(encode(message, 1), Opening).pay == Card(number="1")
+
+
 def test_private_attributes_stay_at_home() -> None:
     assert decoder(Small).decode(encode(Small(key="k", number=1), 1), Small) == Small(key="k", number=1)
     assert "_private" not in schema_of(Small).text
