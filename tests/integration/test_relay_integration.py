@@ -402,8 +402,8 @@ def test_a_huge_row_passes_where_the_topic_takes_it(
     bootstrap_servers: str,
 ) -> None:  # fmt: skip
     topic = f"{prefix}.huge"
-    topics.create(topic, config={"max.message.bytes": "20000000"})
-    payload = struct.pack(">I", 0xDEADBEEF) * 2_500_000
+    topics.create(topic, config={"max.message.bytes": "50000000"})
+    payload = struct.pack(">I", 0xDEADBEEF) * 8_000_000  # more than the relay holds at a time
     with RelayProcess(file, cli_environment) as relay, psycopg.connect(database.dsn, autocommit=True) as conn:
         relay.reading()
         insert(conn, topic, "k", payload)
@@ -412,9 +412,9 @@ def test_a_huge_row_passes_where_the_topic_takes_it(
 
 
 def test_a_large_transaction_passes_in_bounded_memory_without_its_rolled_back_savepoints(
-    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str
+    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str, prefix: str
 ) -> None:
-    """100 MB in one transaction, more than the server decodes in memory; a relay is killed in the middle of it."""
+    """100 MB in one transaction, which the server spills to its disk; a relay is killed in the middle of it."""
     with psycopg.connect(database.dsn) as conn:
         with RelayProcess(file, cli_environment) as relay:
             relay.reading()
@@ -432,6 +432,8 @@ def test_a_large_transaction_passes_in_bounded_memory_without_its_rolled_back_sa
             conn.commit()
             until(lambda: last in ids(read_topic(bootstrap_servers, topic)), "the row behind it", 60)
             peaks.append(again.peak_memory_bytes())
+        spilled = "SELECT spill_bytes > 64000000 FROM pg_stat_replication_slots WHERE slot_name = %s"
+        until(lambda: conn.execute(spilled, (prefix,)).fetchone() == (True,), "what the server has spilled")
     keys = [record.key() for record in read_topic(bootstrap_servers, topic)]
     assert set(keys) == {b"last", *(f"{n}".encode() for n in range(100_000) if n // 1000 % 10 != 9)}
     print(f"peak memory: {[round(peak / 1e6) for peak in peaks]} MB; duplicates: {len(keys) - 90_001}")
