@@ -13,6 +13,8 @@ def main() -> None:
         if (error.name or "pipeline").startswith("pipeline"):
             raise
         sys.exit(f"error: the command needs the package {error.name}\n  → pip install 'outbox-pipeline[cli]'")
+    except KeyboardInterrupt:
+        sys.exit(130)
     run()
 
 

@@ -285,6 +285,37 @@ def test_a_committed_offset_that_retention_took_is_an_error_and_not_a_skip(
         poll_until(lambda: again.records, again)
 
 
+def test_retention_that_overtakes_a_waiting_partition_is_an_error_too(
+    cluster: Cluster, unique: str, topic: str
+) -> None:
+    producer, consumer = cluster.producer(), cluster.consumer(f"{unique}.g")
+    send(producer, topic, b"a", partition=0)
+    member = Member(consumer, {topic: "earliest"})
+    poll_until(lambda: member.values == [b"a"], member)
+    consumer.pause([(topic, 0)])
+    send(producer, topic, b"b", b"c", b"d", partition=0)
+    cluster.expire(topic, 0, 3)
+    consumer.resume([(topic, 0)])
+    with pytest.raises(BrokerError, match="not there any more"):
+        poll_until(lambda: len(member.records) > 1, member)
+    assert member.values == [b"a"]
+
+
+def test_a_group_that_has_read_all_loses_nothing_by_retention(cluster: Cluster, unique: str, topic: str) -> None:
+    send(cluster.producer(), topic, b"a", b"b", partition=0)
+    consumer = cluster.consumer(f"{unique}.g")
+    member = Member(consumer, {topic: "earliest"})
+    poll_until(lambda: len(member.records) == 2, member)
+    consumer.commit({(topic, 0): Mark(2)}, wait=True)
+    consumer.close()
+    cluster.expire(topic, 0, 2)
+    again = Member(cluster.consumer(f"{unique}.g"), {topic: "earliest"})
+    poll_until(lambda: len(again.heard.has) == 3, again)
+    send(cluster.producer(), topic, b"c", partition=0)
+    poll_until(lambda: again.records, again)
+    assert again.values == [b"c"]
+
+
 def test_a_new_partition_begins_at_its_beginning(cluster: Cluster, unique: str, topic: str) -> None:
     member = Member(cluster.consumer(f"{unique}.g"), {topic: "latest"})
     poll_until(lambda: len(member.heard.has) == 3, member)
