@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.connect.converters import CONVERTER_OPTIONS
-from pipeline.connect.java import java_regex
+from pipeline.connect.filters import Filters, filters
 from pipeline.connect.options import HONOURED, NOT_YET, ROUTER, WITHOUT_MEANING
 from pipeline.connect.producer import translate
 from pipeline.connect.references import resolve
@@ -30,7 +30,6 @@ _REQUIRED = (
     "database.hostname",
     "database.user",
     "database.dbname",
-    "table.include.list",
     "key.converter",
     "value.converter",
     "transforms",
@@ -46,8 +45,9 @@ class ConnectorFile:
     publication: str
     creates: str  # publication.autocreate.mode
     by_root: bool  # of a publication that is created
-    tables: re.Pattern[str]
-    tables_text: str
+    filters: Filters
+    drops: bool  # the slot, in the end
+    stream: Mapping[str, str]  # more parameters of START_REPLICATION
     snapshot: SnapshotOptions | None
     failover: bool
     trust_slot: bool
@@ -61,9 +61,18 @@ class ConnectorFile:
     producer: dict[str, str] = field(repr=False)
     notices: tuple[str, ...] = ()
 
+    @property
+    def tables_text(self) -> str:
+        """The lists of tables, for messages."""
+        return self.filters.text
+
     def captures(self, schema: str, table: str) -> bool:
-        """Tell whether table.include.list takes a table."""
-        return self.tables.fullmatch(f"{schema}.{table}") is not None
+        """Tell whether a table is read."""
+        return self.filters.schemas(schema) and self.filters.tables(f"{schema}.{table}")
+
+    def sees(self, table: str, column: str) -> bool:
+        """Tell whether a column of "schema.table" is read."""
+        return self.filters.columns(f"{table}.{column}")
 
 
 def read(path: Path, env: Mapping[str, str], *, ignore_unknown: bool = False) -> ConnectorFile:
@@ -154,18 +163,18 @@ class _Config:
         self._prefix = self._transform()
         self._classify()
         producer = {key: text for key, text in self._values.items() if key.startswith("producer.override.")}
-        tables = self._tables()
         return ConnectorFile(
             name=name,
             slot=self._identifier("slot.name"),
             publication=self._get("publication.name"),
             creates=self._get("publication.autocreate.mode"),
             by_root=self._get("publish.via.partition.root") == "true",
-            tables=tables,
-            tables_text=self._get("table.include.list"),
+            filters=filters(str(self._path), self._get),
+            drops=self._get("slot.drop.on.stop") == "true",
+            stream=self._stream(),
             snapshot=snapshot_options(str(self._path), self._get, lambda key: self._milliseconds(key, 0), self._values),
             failover=self._get("slot.failover") == "true",
-            trust_slot=self._get("offset.mismatch.strategy") == "trust_slot",
+            trust_slot=self._get("offset.mismatch.strategy") in {"trust_slot", "trust_greater_lsn"},
             status_every_s=self._milliseconds("status.update.interval.ms") / 1000,
             heartbeat_every_s=self._heartbeat(),
             heartbeat_query=self._get("heartbeat.action.query"),
@@ -285,14 +294,15 @@ class _Config:
             self._notices.append("no heartbeat topic is written: the relay confirms by the server's keepalives")
         return every_s
 
-    def _tables(self) -> re.Pattern[str]:
-        listed = [part.strip() for part in self._get("table.include.list").split(",") if part.strip()]
-        try:
-            return re.compile("|".join(f"(?:{java_regex(part).pattern})" for part in listed), re.IGNORECASE)
-        except re.error as error:
-            raise ConfigError(
-                f"{self._path}: table.include.list: {error}", remedy="correct the regular expression"
-            ) from error
+    def _stream(self) -> dict[str, str]:
+        """Return what slot.stream.params adds: what pgoutput knows, and the relay does not set itself."""
+        made = {}
+        for pair in filter(None, (part.strip() for part in self._get("slot.stream.params").split(";"))):
+            name, _, value = (part.strip() for part in pair.partition("="))
+            if name != "origin" or value not in {"any", "none"}:
+                raise self._refusal("slot.stream.params", pair, ("origin=none", "origin=any"))
+            made[name] = value
+        return made
 
     def _database(self) -> dict[str, str]:
         names = {

@@ -44,9 +44,10 @@ status.storage.topic=pipeline-connect.status
 status.storage.replication.factor=1
 status.storage.partitions=1
 scheduled.rebalance.max.delay.ms=0
-config.providers=env,file
+config.providers=env,file,directory
 config.providers.env.class=org.apache.kafka.common.config.provider.EnvVarConfigProvider
 config.providers.file.class=org.apache.kafka.common.config.provider.FileConfigProvider
+config.providers.directory.class=org.apache.kafka.common.config.provider.DirectoryConfigProvider
 """
 
 

@@ -52,7 +52,7 @@ class PositionStore:
         self._busy = False
 
     def load(self) -> Position | None:
-        """Return what was stored, None before the first time. Raises SourceError."""
+        """Return what was stored, None before the first time and after ``reset``. Raises SourceError."""
         try:
             row = self._conn.execute(
                 "SELECT system_id, timeline, lsn - '0/0'::pg_lsn FROM pipeline.relay_position WHERE slot = %s",
@@ -60,7 +60,7 @@ class PositionStore:
             ).fetchone()
         except psycopg.Error as error:
             raise translated(error) from error
-        return None if row is None else Position(str(row[0]), int(row[1]), int(row[2]))
+        return Position(str(row[0]), int(row[1]), int(row[2])) if row and row[2] else None
 
     def reset(self, server: Identity) -> None:
         """Forget how far the slot was read: all begins anew on ``server``. Raises SourceError."""

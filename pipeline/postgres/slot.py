@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 from pipeline.capture import lsn_text
 from pipeline.errors import SourceError
 
-__all__ = ["Connection", "Identity", "ReplicationConnection", "Slot", "SlotBusy"]
+__all__ = ["Connection", "Identity", "ReplicationConnection", "Slot", "SlotBusy", "drop_slot", "quoted"]
 
 _EPOCH_S = 946_684_800  # 2000-01-01 UTC, PostgreSQL's epoch, in Unix time
 _STATUS = struct.Struct(">cQQQqB")
@@ -250,7 +250,7 @@ class ReplicationConnection(Connection):
         return str(self.rows(f'CREATE_REPLICATION_SLOT "{name}" LOGICAL pgoutput {options}')[0][2])
 
     def drop_slot(self, name: str) -> None:
-        """Remove a slot that nobody reads."""
+        """Remove a slot. Raises SlotBusy while somebody reads it."""
         self.rows(f"SELECT pg_drop_replication_slot({quoted(name)})")
 
     def start(self, name: str, publication: str, after: int, options: Mapping[str, str]) -> None:
@@ -327,6 +327,24 @@ class ReplicationConnection(Connection):
         if silent_s > self._liveness_s / 2 and not self._asked:
             self._asked = True
             self.confirm(self._confirmed, ask=True)
+
+
+def drop_slot(dsn: str, name: str, *, within_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    """Remove a slot whose stream was ended just now: the server takes a moment to see that.
+
+    Raises SlotBusy where it is still read after ``within_s``.
+    """
+    conn, until = ReplicationConnection(dsn, clock=clock), clock() + within_s
+    try:
+        while True:
+            try:
+                return conn.drop_slot(name)
+            except SlotBusy:
+                if clock() > until:
+                    raise
+                time.sleep(0.02)
+    finally:
+        conn.close()
 
 
 def quoted(value: str) -> str:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from pipeline.capture import Batch, lsn_text
 from pipeline.errors import SourceError
 from pipeline.postgres.changes import Binding, Changes
+from pipeline.postgres.checks import check_publication, check_slot
 from pipeline.postgres.position import Position, PositionStore, resume_at
 from pipeline.postgres.publication import Mode, ensure
-from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy, quoted
+from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy, drop_slot
 from pipeline.postgres.snapshot import Snapshot, SnapshotSettings
 
 __all__ = ["WalSettings", "WalSource"]
@@ -31,12 +32,16 @@ _FLOOD_S = 0.001  # … so let them gather before the next look: a wake-up for e
 _STORE_EVERY_S = 0.25
 _IDLE_STORE_S = 60.0  # an idle position is stored at most so often: storing writes WAL itself
 _IDLE_STORE_BYTES = 16_000_000
+_DROP_S = 5.0
 _UNREAD_S = 1.0  # how often the server is told that this lives, while its frames are not read
 
 
 @dataclass(frozen=True, slots=True)
 class WalSettings:
-    """What to read. ``wanted`` tells whether schema and table are captured."""
+    """What to read. ``wanted`` tells whether schema and table are captured.
+
+    ``drops``: the slot, in the end. ``stream``: more parameters of START_REPLICATION.
+    """
 
     slot: str
     publication: str
@@ -47,6 +52,8 @@ class WalSettings:
     failover: bool = False
     trust_slot: bool = False
     snapshot: SnapshotSettings | None = None
+    drops: bool = False
+    stream: Mapping[str, str] = field(default_factory=dict)
     status_every_s: float = 10.0
     liveness_s: float = 30.0
 
@@ -164,6 +171,19 @@ class WalSource:
             self._asked = False
         if final:
             conn.end()
+            if self._settings.drops:
+                self._drop(store, self._server)
+
+    def _drop(self, store: PositionStore, server: Identity) -> None:
+        """Remove the slot, unless another relay has taken it over meanwhile."""
+        store.reset(server)
+        self.close()
+        name = self._settings.slot
+        try:
+            drop_slot(self._dsn, name, within_s=_DROP_S, clock=self._clock)
+            log.info("slot %s is dropped", name, extra={"action": "slot.drop", "slot": name})
+        except SourceError as error:
+            log.warning("%s", error.what, extra={"action": "slot.not_dropped", "slot": name})
 
     def close(self) -> None:
         """End the stream and all connections."""
@@ -183,7 +203,7 @@ class WalSource:
         slot = conn.slot(settings.slot)
         if not (slot and slot.active):
             ensure(conn, settings.publication, settings.creates, settings.wanted, by_root=settings.by_root)
-        self._check_publication(conn)  # before a slot is made, and by a standby too
+        check_publication(conn, settings.publication, settings.wanted, settings.wanted_text)  # a standby too
         if slot and slot.active:
             return self._begin_anew()
         self._store = PositionStore(self._dsn, settings.slot)
@@ -195,7 +215,7 @@ class WalSource:
             slot, stored = self._recover(conn, slot, missing), None
             self._store.reset(server)
         slot = slot or self._create(conn, stored, server)
-        self._check(slot, conn)
+        check_slot(slot, conn)
         after, warning = resume_at(stored, slot, server, trust_slot=settings.trust_slot)
         if self._server and (server.system_id, server.timeline) != (self._server.system_id, self._server.timeline):
             self._server = None  # LSNs of another WAL: what is under way is dropped, and all begins from what is stored
@@ -207,7 +227,7 @@ class WalSource:
         self._handed_out = after
         snapshot = self._snapshot is not None or self._wants_snapshot(stored)
         try:
-            conn.start(settings.slot, settings.publication, after, _STREAM)
+            conn.start(settings.slot, settings.publication, after, {**_STREAM, **settings.stream})
         except SlotBusy:
             return self._begin_anew()
         if snapshot:
@@ -355,43 +375,3 @@ class WalSource:
             conn.drop_slot(slot.name)
             return None
         return slot
-
-    def _check(self, slot: Slot, conn: ReplicationConnection) -> None:
-        if slot.wal_status == "lost":
-            raise SourceError(
-                f"slot {slot.name} is lost: the server removed WAL that it needed (max_slot_wal_keep_size)",
-                remedy=f"drop it with pg_drop_replication_slot('{slot.name}'), delete its row of "
-                "pipeline.relay_position, start again, and publish what is missing: pipeline connector reconcile FILE "
-                "--execute",
-            )
-        if slot.plugin != "pgoutput":
-            raise SourceError(
-                f"slot {slot.name} is for plugin {slot.plugin or 'none'}, not pgoutput",
-                remedy="use another slot.name, or drop that slot",
-            )
-        if slot.database != (here := conn.rows("SELECT current_database()")[0][0]):
-            raise SourceError(
-                f"slot {slot.name} is for database {slot.database}, not {here}",
-                remedy="correct database.dbname, or use another slot.name",
-            )
-
-    def _check_publication(self, conn: ReplicationConnection) -> None:
-        settings = self._settings
-        listed = "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = "
-        tables = [(str(schema), str(table)) for schema, table in conn.rows(listed + quoted(settings.publication))]
-        there = "SELECT 1 FROM pg_publication WHERE pubname = "
-        if not conn.rows(there + quoted(settings.publication)):
-            raise SourceError(
-                f"publication {settings.publication} does not exist",
-                remedy="pipeline db migrate, or create it: publication.autocreate.mode is disabled",
-            )
-        if not any(settings.wanted(schema, table) for schema, table in tables):
-            raise SourceError(
-                f"publication {settings.publication} has no table that table.include.list={settings.wanted_text} takes",
-                remedy=f"it has {_named(tables)}: ALTER PUBLICATION {settings.publication} ADD TABLE …; a partitioned "
-                "table needs publish_via_partition_root",
-            )
-
-
-def _named(tables: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(f"{schema}.{table}" for schema, table in tables[:5]) or "none"

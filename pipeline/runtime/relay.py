@@ -134,6 +134,8 @@ def wal_settings(file: ConnectorFile) -> WalSettings:
         failover=file.failover,
         trust_slot=file.trust_slot,
         snapshot=_snapshot(file),
+        drops=file.drops,
+        stream=file.stream,
         status_every_s=file.status_every_s,
     )
 
@@ -182,7 +184,8 @@ def binding(file: ConnectorFile) -> Binding:
         if not file.captures(relation.schema, relation.table):
             return None
         table = f"{relation.schema}.{relation.table}"
-        names, route = router.bind(table, relation.columns, partial(declared, dsn, relation.schema, relation.table))
+        columns = [column for column in relation.columns if file.sees(table, column.name)]
+        names, route = router.bind(table, columns, partial(declared, dsn, relation.schema, relation.table))
         return insert_parser(relation, names, route), on_update
 
     return bind

@@ -234,6 +234,29 @@ def test_the_servers_questions_are_answered_while_nobody_takes_rows(database: Da
         conn.execute(f"ALTER ROLE CURRENT_USER IN DATABASE {database.name} RESET wal_sender_timeout")
 
 
+def test_a_slot_that_is_dropped_on_stop_is_made_anew(database: Database, prefix: str) -> None:
+    settings = WalSettings(prefix, "pipeline_outbox", wanted, "x", drops=True, stream={"origin": "none"})
+    slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s"
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        for _ in range(2):
+            insert(conn, "t", "nobody reads")
+            source = WalSource(database.dsn, settings, bind)
+            assert source.start()
+            made = insert(conn, "t", "k")
+            with psycopg.connect(database.dsn, autocommit=True) as other:  # as a subscription applies rows
+                other.execute("SELECT pg_replication_origin_create('elsewhere') WHERE NOT EXISTS"
+                              " (SELECT FROM pg_replication_origin WHERE roname = 'elsewhere')")  # fmt: skip
+                other.execute("SELECT pg_replication_origin_session_setup('elsewhere')")
+                insert(other, "t", "of another server")
+            (found,), position = rows(source, 1)
+            assert found is not None
+            assert found.hex() == made.replace("-", "")
+            source.confirm(position, final=True)
+            assert conn.execute(slots, (prefix,)).fetchone() == (0,)
+            source.close()
+        conn.execute("SELECT pg_replication_origin_drop('elsewhere')")
+
+
 def test_a_long_snapshot_does_not_cost_the_stream(database: Database, prefix: str) -> None:
     """Nobody reads the stream meanwhile, though the server has much to send."""
     with psycopg.connect(database.dsn, autocommit=True) as conn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cases import CASES, RESTART
-from sources import MODES, SNAPSHOTS, SOURCES
+from sources import LISTS, MODES, SNAPSHOTS, SOURCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,30 @@ SOURCE: dict[str, Outcome] = {
     **{f"snapshot.mode={mode}": Same(SNAPSHOTS) for mode in MODES},
     "snapshot.mode=configuration_based": Differs("not compared: it is one of the modes above, as its keys say"),
     "snapshot.mode=custom": Refused("snapshot.mode", "custom"),
+    **dict.fromkeys(
+        (
+            "table.include.list, table.exclude.list",
+            "schema.include.list, schema.exclude.list",
+            "column.include.list, column.exclude.list",
+        ),
+        Same(LISTS),
+    ),
+    "slot.drop.on.stop=true": Differs(
+        "the position is forgotten with the slot, so `snapshot.mode=initial` takes a snapshot at the next start"
+    ),
+    "slot.max.retries, slot.retry.delay.ms": Differs("the native relay stands by until the slot is free"),
+    "slot.stream.params": Differs("pgoutput's `origin` only: the relay sets the others itself"),
+    "offset.mismatch.strategy": Differs(
+        "a slot that is ahead of the stored position is an error, but with `trust_slot` and `trust_greater_lsn`; "
+        "Debezium goes on from the slot in silence, as the server does"
+    ),
+    "lsn.flush.mode=manual": Refused("lsn.flush.mode", "manual"),
+    "flush.lsn.source=false": Refused("flush.lsn.source", "false"),
+    "read.only=true": Refused("read.only", "true"),
+    "errors.tolerance": Differs("a row that cannot be routed goes to `<connector>.dlq`, and the rest goes on"),
+    "signal.data.collection, incremental snapshots": Refused("signal.data.collection", "public.signal"),
+    "column.mask.…, column.truncate.…": Refused("column.mask.with.4.chars", "public.outbox.payload"),
+    "converters, post.processors": Refused("converters", "isbn"),
 }
 
 TESTS: dict[str, dict[str, Outcome]] = {

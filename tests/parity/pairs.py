@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from confluent_kafka import Message
 from relays import RelayProcess, connector_file, ids, read_topic, until
 
 SIDES = ("debezium", "native")
+_READ = (  # a slot is active while it is created, too
+    "SELECT count(*) FROM pg_replication_slots WHERE slot_name = ANY(%s) AND active AND confirmed_flush_lsn IS NOT NULL"
+)
+
+
+def slots_read(conn: psycopg.Connection[Any], captures: Iterable[Capture]) -> int:
+    """Return how many of their slots are read."""
+    row = conn.execute(_READ, ([one.slot for one in captures],)).fetchone()
+    return int(row[0]) if row else 0
 
 
 class Capture:
@@ -28,6 +39,8 @@ class Capture:
             "database.dbname": database, "topic.prefix": self.name,
             "transforms.outbox.route.topic.replacement": self.name + ".${routedByValue}",
         }  # fmt: skip
+        if "publication.autocreate.mode" in changes:
+            placed["publication.name"] = self.slot
         self.file = connector_file(folder, self.name, **placed, **changes)
         self._side = side
         self._url = connect_url
@@ -57,8 +70,23 @@ class Capture:
 
     def state(self) -> str:
         """What Connect says of the task; empty where there is none."""
-        tasks = self._rest("GET", "/status")["tasks"]
+        try:
+            tasks = self._rest("GET", "/status")["tasks"]
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code == 404:  # not yet
+                    return ""
+                raise
+        assert not (tasks and tasks[0]["state"] == "FAILED"), tasks[0]["trace"]
         return str(tasks[0]["state"]) if tasks else ""
+
+    def lives(self) -> bool:
+        """Raise AssertionError, with the reason, where it has failed."""
+        if self.relay is not None:
+            assert self.relay.process.poll() is None, self.relay.log
+        elif self._made:
+            self.state()
+        return True
 
     def end(self) -> None:
         """Remove it, whatever its state."""

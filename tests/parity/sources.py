@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 SNAPSHOTS = "rows that are there already, in each snapshot.mode"
-SOURCES = (SNAPSHOTS,)
+LISTS = "lists of schemas, tables and columns"
+SOURCES = (SNAPSHOTS, LISTS)
 
 # mode → what else the file says, whether its slot is dropped while it is stopped, which rows come
 MODES: dict[str, tuple[dict[str, str | None], bool, str]] = {

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
-from pairs import SIDES, Capture
+from pairs import SIDES, Capture, slots_read
 from relays import ids, insert, until
 from servers import Database, Topics
 from sources import MODES
@@ -43,9 +43,8 @@ def test_both_publish_the_same_rows_in_each_mode(
 
             list(pool.map(lambda pair: wait(*pair), pairs))
 
-        active = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE %s AND active"
-        streaming = (len(pairs) - len(SIDES),)
-        until(lambda: conn.execute(active, (f"{prefix}%",)).fetchone() == streaming, "all slots are read", 90)
+        streaming = len(pairs) - len(SIDES)
+        until(lambda: slots_read(conn, pairs.values()) == streaming, "all slots are read", 90)
         published("b")
         list(pool.map(Capture.stop, pairs.values()))
         rows["c"] = [insert(conn, "events", "k")]
@@ -53,7 +52,7 @@ def test_both_publish_the_same_rows_in_each_mode(
             if MODES[mode][1]:
                 conn.execute("SELECT pg_drop_replication_slot(%s)", (pair.slot,))
         list(pool.map(Capture.start, pairs.values()))
-        until(lambda: conn.execute(active, (f"{prefix}%",)).fetchone() == streaming, "all slots are read again", 90)
+        until(lambda: slots_read(conn, pairs.values()) == streaming, "all slots are read again", 90)
         published("d")
         for mode, (_, _, wanted) in MODES.items():
             found = {side: pairs[mode, side].records(bootstrap_servers) for side in SIDES}

@@ -80,6 +80,12 @@ def test_our_file_is_honoured_whole() -> None:
         ({"slot.name": "My-Slot"}, ["slot.name", "My-Slot"]),
         ({"table.include.list": "("}, ["table.include.list"]),
         ({"table.include.list": None}, ["table.include.list", "missing"]),
+        ({"table.exclude.list": "a.b"}, ["table.exclude.list", "table.include.list is there too"]),
+        ({"schema.exclude.list": "("}, ["schema.exclude.list"]),
+        ({"slot.stream.params": "origin=none;streaming=on"}, ["slot.stream.params", "streaming=on", "origin=none"]),
+        ({"lsn.flush.mode": "manual"}, ["lsn.flush.mode", "'manual'", "connector"]),
+        ({"read.only": "true"}, ["read.only", "'true'"]),
+        ({"exactly.once.support": "required"}, ["exactly.once.support", "'required'", "requested"]),
         ({"key.converter": "org.example.Converter"}, ["key.converter", "org.example.Converter", "StringConverter"]),
         ({"value.converter": JSON, "value.converter.schemas.enable": "x"}, ["value.converter.schemas.enable", "'x'"]),
         ({"key.converter.encoding": "UTF-16"}, ["key.converter.encoding", "UTF-16"]),
@@ -179,6 +185,30 @@ def test_snapshot_modes(tmp_path: Path, changes: dict[str, Any], when: str, stre
     assert (found.when, found.streams, found.selects) == (when, streams, {"s.t": "SELECT 1"})
     assert found.included("s.t")
     assert not found.included("s.t2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "taken", "left"),
+    [
+        ({"table.include.list": "a\\.t,B\\.U{1\\,2}"}, ["a.t", "b.u", "b.uu"], ["a.u", "x.a.t", "b.uuu"]),
+        ({"table.include.list": None, "table.exclude.list": "a\\..*"}, ["b.t"], ["a.t", "A.x"]),
+        ({"table.include.list": None, "schema.include.list": "a,b"}, ["a.t", "b.t"], ["c.a", "ab.t"]),
+        ({"table.include.list": ".*t", "schema.exclude.list": "a"}, ["b.t"], ["a.t", "b.u"]),
+    ],
+)
+def test_lists_of_tables(tmp_path: Path, changes: dict[str, Any], taken: list[str], left: list[str]) -> None:
+    found = load(tmp_path, changes)
+    tables = [tuple(name.rsplit(".", 1)) for name in taken + left]
+    assert [found.captures(*table) for table in tables] == [True] * len(taken) + [False] * len(left)
+
+
+def test_lists_of_columns_and_what_else_is_read(tmp_path: Path) -> None:
+    found = load(tmp_path, {"column.include.list": "s\\.t\\.(id|topic)", "slot.stream.params": " origin = none ; "})
+    assert [found.sees("s.t", column) for column in ("id", "TOPIC", "payload")] == [True, True, False]
+    assert found.stream == {"origin": "none"}
+    assert load(tmp_path, {"column.exclude.list": "s.t.id"}).sees("s.t", "topic")
+    assert load(tmp_path, {"offset.mismatch.strategy": "trust_greater_lsn"}).trust_slot
+    assert not load(tmp_path, {"offset.mismatch.strategy": "trust_offset"}).trust_slot
 
 
 def test_without_a_snapshot_there_is_none(tmp_path: Path) -> None:

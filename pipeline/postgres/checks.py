@@ -1,0 +1,55 @@
+"""A slot and a publication in, an error with its remedy out where a connector cannot read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pipeline.errors import SourceError
+from pipeline.postgres.slot import ReplicationConnection, Slot, quoted
+
+__all__ = ["check_publication", "check_slot"]
+
+
+def check_slot(slot: Slot, conn: ReplicationConnection) -> None:
+    """Raise SourceError where the server gave the slot up, or it is another's."""
+    if slot.wal_status == "lost":
+        raise SourceError(
+            f"slot {slot.name} is lost: the server removed WAL that it needed (max_slot_wal_keep_size)",
+            remedy=f"drop it with pg_drop_replication_slot('{slot.name}'), delete its row of "
+            "pipeline.relay_position, start again, and publish what is missing: pipeline connector reconcile FILE "
+            "--execute",
+        )
+    if slot.plugin != "pgoutput":
+        raise SourceError(
+            f"slot {slot.name} is for plugin {slot.plugin or 'none'}, not pgoutput",
+            remedy="use another slot.name, or drop that slot",
+        )
+    if slot.database != (here := conn.rows("SELECT current_database()")[0][0]):
+        raise SourceError(
+            f"slot {slot.name} is for database {slot.database}, not {here}",
+            remedy="correct database.dbname, or use another slot.name",
+        )
+
+
+def check_publication(
+    conn: ReplicationConnection, name: str, wanted: Callable[[str, str], bool], wanted_text: str
+) -> None:
+    """Raise SourceError where a publication is missing, or has no table that ``wanted`` takes."""
+    listed = "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = "
+    tables = [(str(schema), str(table)) for schema, table in conn.rows(listed + quoted(name))]
+    there = "SELECT 1 FROM pg_publication WHERE pubname = "
+    if not conn.rows(there + quoted(name)):
+        raise SourceError(
+            f"publication {name} does not exist",
+            remedy="pipeline db migrate, or create it: publication.autocreate.mode is disabled",
+        )
+    if not any(wanted(schema, table) for schema, table in tables):
+        raise SourceError(
+            f"publication {name} has no table that table.include.list={wanted_text} takes",
+            remedy=f"it has {_named(tables)}: ALTER PUBLICATION {name} ADD TABLE …; a partitioned "
+            "table needs publish_via_partition_root",
+        )
+
+
+def _named(tables: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{schema}.{table}" for schema, table in tables[:5]) or "none"
