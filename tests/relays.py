@@ -87,7 +87,8 @@ class RelayProcess:
 
     def reading(self, timeout_s: float = 30) -> Self:
         """Wait until it reads the slot."""
-        until(lambda: "slot.read" in self.actions() or self.process.poll() is not None, "the relay reads", timeout_s)
+        begun = lambda: {"slot.read", "poll.read"} & set(self.actions())  # noqa: E731
+        until(lambda: begun() or self.process.poll() is not None, "the relay reads", timeout_s)
         assert self.process.poll() is None, self.log
         return self
 

@@ -28,7 +28,8 @@ def outbox() -> None:
 def status(context: click.Context, output: str) -> None:
     """Say how much is in the outbox and how far the relay is.
 
-    Exits with 2 when no relay reads a slot of this database, or a slot was invalidated.
+    A write transaction that is open for long holds back what may be pruned, and the WAL that is kept for a slot.
+    Exits with 2 when no relay reads a slot of this database or polls, or a slot was invalidated.
 
     \b
     Example:
@@ -36,16 +37,21 @@ def status(context: click.Context, output: str) -> None:
       pipeline outbox status -o json | jq '.slots[].lag_bytes'
     """
     found = database.outbox_status(Settings.load())
-    slots = cast(list[dict[str, object]], found["slots"])
+    slots, pollers = (cast(list[dict[str, object]], found[name]) for name in ("slots", "pollers"))
     if output == "table":
-        print_object({name: value for name, value in found.items() if name != "slots"}, output)
+        print_object({name: value for name, value in found.items() if name not in {"slots", "pollers"}}, output)
         click.echo()
-        print_rows(slots, output, empty="no slot: start the relay with pipeline connector run connectors/outbox.json")
+        if pollers:
+            print_rows(pollers, output)
+        if slots or not pollers:
+            empty = "no slot: start the relay with pipeline connector run connectors/outbox.json"
+            print_rows(slots, output, empty=empty)
     else:
         print_object(found, output)
-    healthy = any(slot["active"] for slot in slots) and all(slot["wal_status"] != "lost" for slot in slots)
+    lost = any(slot["wal_status"] == "lost" for slot in slots)
+    healthy = any(reader["active"] for reader in (*slots, *pollers)) and not lost
     if not healthy and output == "table":
-        say("not healthy: no relay reads a slot, or a slot is lost")
+        say("not healthy: no relay reads a slot or polls, or a slot is lost")
     if found["refused_rows"] and output == "table":
         say(f"{found['refused_rows']} rows no topic takes are in pipeline.refused_row: docs/dead-letters.md")
     context.exit(0 if healthy else 2)

@@ -22,7 +22,7 @@ from pipeline.connect.routing import RouterOptions, placements, router_options
 from pipeline.connect.snapshots import OVERRIDES, SnapshotOptions, snapshot_options
 from pipeline.errors import ConfigError
 
-__all__ = ["ConnectorFile", "load", "parse", "read"]
+__all__ = ["ConnectorFile", "Polling", "load", "parse", "read"]
 
 _NAME = re.compile(r"[a-z0-9_]{1,63}")
 _REQUIRED = (
@@ -34,6 +34,15 @@ _REQUIRED = (
     "value.converter",
     "transforms",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Polling:
+    """How the table is polled: the columns with a row's number and transaction, and how often."""
+
+    seq: str
+    xid: str
+    every_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,7 @@ class ConnectorFile:
     heartbeat_every_s: float  # 0: never
     heartbeat_query: str
     encodes: bool  # JSON payloads, to Avro
+    polling: Polling | None  # None: by the WAL
     on_update: str
     router: RouterOptions
     database: dict[str, str] = field(repr=False)
@@ -179,6 +189,7 @@ class _Config:
             heartbeat_every_s=self._heartbeat(),
             heartbeat_query=self._get("heartbeat.action.query"),
             encodes=self._encodes(),
+            polling=self._polling(),
             on_update=self._get("table.op.invalid.behavior"),
             router=router_options(self._path, self._prefix, self._get, self._values, self._refuse),
             database=self._database(),
@@ -270,6 +281,26 @@ class _Config:
                 f"{self._path}: {key}: {text!r} is not a number of milliseconds", remedy=f"use {lowest}–600000"
             )
         return int(text)
+
+    def _polling(self) -> Polling | None:
+        """Return how to poll, None where the WAL is read. A slot's options have no meaning then, a snapshot no way."""
+        if self._get("pipeline.capture") == "wal":
+            if "poll.interval.ms" in self._values:
+                self._notices.append("poll.interval.ms has no meaning in the native relay: the WAL is not polled")
+            return None
+        if (mode := self._get("snapshot.mode")) not in {"no_data", "never"}:
+            raise ConfigError(
+                f"{self._path}: snapshot.mode: {mode!r} does not go with pipeline.capture=polling",
+                remedy="use no_data; rows of before are published by pipeline connector reconcile",
+            )
+        for key in ("slot.failover", "publication.autocreate.mode", "heartbeat.interval.ms"):
+            if key in self._values and self._get(key) not in {"false", "disabled", "0"}:
+                self._notices.append(f"{key} has no meaning with pipeline.capture=polling")
+        return Polling(
+            self._get("pipeline.polling.seq"),
+            self._get("pipeline.polling.xid"),
+            self._milliseconds("poll.interval.ms") / 1000,
+        )
 
     def _encodes(self) -> bool:
         """Tell whether JSON payloads are encoded: by the header ``type``, so there must be one."""

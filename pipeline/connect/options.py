@@ -71,7 +71,12 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
     "value.converter": (CLASSES, ""),
     "header.converter": ((*CLASSES, SIMPLE), SIMPLE),
     "transforms": ((), ""),
-    "pipeline.payload.encode": (("none", "avro"), "none"),  # ours: Kafka Connect passes over it
+    "poll.interval.ms": ((), "500"),
+    # ours: Kafka Connect passes over them
+    "pipeline.payload.encode": (("none", "avro"), "none"),
+    "pipeline.capture": (("wal", "polling"), "wal"),
+    "pipeline.polling.seq": ((), "seq"),
+    "pipeline.polling.xid": ((), "xid"),
 }
 
 # of the one transform io.debezium.transforms.outbox.EventRouter
@@ -103,8 +108,7 @@ WITHOUT_MEANING: dict[str, str] = {
     "topic.prefix": "the router names the topics",
     "message.prefix.exclude.list": "logical messages are not read",
     "tombstones.on.delete": "the router drops what deletes make",
-    "poll.interval.ms": "the relay does not poll",
-    "poll.dispatch.interval.ms": "the relay does not poll",
+    "poll.dispatch.interval.ms": "the relay has no queue to poll",
     "query.fetch.size": "rows come one by one",
     "queue.provider.": "what is in flight is bounded by bytes",
     "memory.management.": "layouts are kept in memory",

@@ -1,7 +1,8 @@
 """Published outbox rows past their retention in, deleted rows out, a few at a time.
 
 A row goes only when every relay's stored position is at or past a point of the WAL that was read after a snapshot in
-which the row's transaction had ended; never while it is in doubt whether a position belongs to its slot.
+which the row's transaction had ended, or, of one that polls, is a snapshot in which it had; never while it is in doubt
+whether a position belongs to its slot.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["Plan", "plan", "prune", "take_point"]
 class Plan:
     """What may go: rows of transactions below ``horizon``. None: no point was passed by all relays yet.
 
-    ``slots`` names the slots whose stored positions were asked, ``lsn`` is the lowest of them.
+    ``slots`` names the slots whose stored positions were asked, ``lsn`` is the lowest of them, empty where all poll.
     """
 
     slots: tuple[str, ...]
@@ -53,13 +54,16 @@ def plan(conn: psycopg.Connection[Any]) -> Plan:
                 raise SourceError(
                     f"nothing may be pruned: {'; '.join(problems) or 'no relay has stored a position'}",
                     remedy="start the relay, or delete the row of a relay that is gone for good from "
-                    "pipeline.relay_position",
+                    "pipeline.relay_position or pipeline.poll_position",
                 )
-            lowest = min(slots, key=lambda slot: int(slot["bytes"]))
-            found = cursor.execute(_POINT, {"lsn": lowest["lsn"]}).fetchone()
+            streams = [slot for slot in slots if slot["lsn"]]
+            lsn = min(streams, key=lambda slot: int(slot["bytes"]))["lsn"] if streams else ""
+            passed = cursor.execute(_POINT, {"lsn": lsn}).fetchone() if streams else None
     except psycopg.Error as error:
         raise translated(error) from error
-    return Plan(tuple(s["slot"] for s in slots), lowest["lsn"], int(found["horizon"]) if found else None)
+    horizons = [int(found["horizon"]) for found in (*slots, *([passed] if passed else [])) if found["horizon"]]
+    known = bool(passed) or not streams
+    return Plan(tuple(slot["slot"] for slot in slots), lsn, min(horizons) if known else None)
 
 
 def prune(
@@ -102,7 +106,7 @@ def _forget(conn: psycopg.Connection[Any], used: Plan) -> None:
     try:
         conn.execute(
             "DELETE FROM pipeline.prune_point "
-            "WHERE id < (SELECT max(id) FROM pipeline.prune_point WHERE lsn <= %s::pg_lsn)",
+            "WHERE id < (SELECT max(id) FROM pipeline.prune_point WHERE lsn <= nullif(%s, '')::pg_lsn)",
             (used.lsn,),
         )
     except psycopg.Error as error:
@@ -111,7 +115,7 @@ def _forget(conn: psycopg.Connection[Any], used: Plan) -> None:
 
 # A position is a relay's own: the slot is there and of this server's line, and nobody moved it past the position.
 _SLOTS = """
-SELECT p.slot, p.lsn::text AS lsn, p.lsn - '0/0'::pg_lsn AS bytes, CASE
+SELECT p.slot, p.lsn::text AS lsn, p.lsn - '0/0'::pg_lsn AS bytes, NULL AS horizon, CASE
     WHEN s.slot_name IS NULL THEN 'it does not exist in this database'
     WHEN s.wal_status = 'lost' THEN 'it was invalidated'
     WHEN p.system_id <> (SELECT system_identifier::text FROM pg_control_system())
@@ -123,6 +127,14 @@ SELECT p.slot, p.lsn::text AS lsn, p.lsn - '0/0'::pg_lsn AS bytes, CASE
 FROM pipeline.relay_position p
 LEFT JOIN pg_replication_slots s
     ON s.slot_name = p.slot AND s.database = current_database() AND s.slot_type = 'logical'
+UNION ALL
+SELECT slot, NULL, NULL, pg_snapshot_xmin(taken)::text, CASE
+    WHEN system_id <> (SELECT system_identifier::text FROM pg_control_system())
+        THEN 'its position is of another server'
+    WHEN timeline <> (SELECT timeline_id FROM pg_control_checkpoint()) THEN 'its position is of another timeline'
+    WHEN pg_snapshot_xmax(taken) > pg_snapshot_xmax(pg_current_snapshot()) THEN 'its position lies in the future'
+    END
+FROM pipeline.poll_position
 """
 
 _POINT = """

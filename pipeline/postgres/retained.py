@@ -19,6 +19,7 @@ from pipeline.capture import Routed, Unroutable
 from pipeline.errors import SourceError
 from pipeline.postgres.errors import translated
 from pipeline.postgres.pgoutput import Relation
+from pipeline.postgres.poll_position import ACTIVE
 from pipeline.postgres.table import identifier, rows_of, type_name
 
 __all__ = ["Range", "Retained", "Source"]
@@ -58,7 +59,7 @@ class Retained:
         self._slot = slot
         self._sources = sources
         self._range = range_
-        self._lsn = ""
+        self._lsn = self._snapshot = ""
         try:
             self._conn = psycopg.connect(
                 dsn, autocommit=True, connect_timeout=10, application_name="pipeline-reconcile"
@@ -78,7 +79,8 @@ class Retained:
         try:
             with self._conn.transaction():
                 self._conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-                self._conn.execute("SELECT pg_current_snapshot()")  # from here on nothing new is seen …
+                row = self._conn.execute("SELECT pg_current_snapshot()::text").fetchone()
+                self._snapshot = str(row[0]) if row else ""  # from here on nothing new is seen …
                 row = self._conn.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
                 self._lsn = str(row[0]) if row else ""  # … and all that is seen was committed before this
                 for source in self._sources:
@@ -95,7 +97,8 @@ class Retained:
         deadline = time.monotonic() + wait_s
         while True:
             try:
-                row = self._conn.execute(_PASSED, {"lsn": self._lsn, "slot": self._slot}).fetchone()
+                values = {"lsn": self._lsn, "snapshot": self._snapshot, "slot": self._slot}
+                row = self._conn.execute(_PASSED, values).fetchone()
             except psycopg.Error as error:
                 raise translated(error) from error
             passed, active = row or (False, False)
@@ -178,7 +181,14 @@ def _naive(at: datetime) -> datetime:
     return at.astimezone(UTC).replace(tzinfo=None)
 
 
-_PASSED = """
+# A poller has passed a snapshot when it has taken all that the snapshot sees.
+_PASSED = f"""
+SELECT pg_snapshot_xmax(taken) >= pg_snapshot_xmax(%(snapshot)s::pg_snapshot) AND NOT EXISTS (
+           SELECT FROM pg_snapshot_xip(taken) AS xid WHERE pg_visible_in_snapshot(xid, %(snapshot)s::pg_snapshot)),
+       {ACTIVE}
+FROM pipeline.poll_position WHERE slot = %(slot)s
+UNION ALL
 SELECT confirmed_flush_lsn >= %(lsn)s::pg_lsn, active FROM pg_replication_slots
 WHERE slot_name = %(slot)s AND database = current_database()
-"""
+LIMIT 1
+"""  # noqa: S608 — of constants

@@ -14,6 +14,7 @@ from pipeline.config import Settings
 from pipeline.endpoints import postgres_dsn
 from pipeline.postgres import migrations
 from pipeline.postgres.errors import translated
+from pipeline.postgres.poll_position import ACTIVE
 
 __all__ = ["connect", "migrate", "migration_script", "migrations_of", "outbox_status"]
 
@@ -54,7 +55,8 @@ def outbox_status(settings: Settings) -> dict[str, object]:
     with connect(settings) as conn, conn.cursor(row_factory=dict_row) as cursor:
         table = cursor.execute(_TABLE).fetchone() or {}
         slots = cursor.execute(_SLOTS).fetchall()
-    return {**_utc(table), "slots": [_utc(slot) for slot in slots]}
+        pollers = cursor.execute(_POLLERS).fetchall()
+    return {**_utc(table), "slots": [_utc(slot) for slot in slots], "pollers": [_utc(poller) for poller in pollers]}
 
 
 def _utc(row: Mapping[str, object]) -> dict[str, object]:
@@ -70,11 +72,20 @@ SELECT greatest(c.reltuples, 0)::bigint AS rows_estimated,
        pg_total_relation_size(c.oid) AS table_bytes,
        (SELECT created_at AT TIME ZONE 'UTC' FROM pipeline.outbox ORDER BY seq LIMIT 1) AS oldest_row,
        (SELECT created_at AT TIME ZONE 'UTC' FROM pipeline.outbox ORDER BY seq DESC LIMIT 1) AS newest_row,
-       extract(epoch FROM clock_timestamp() - (SELECT min(xact_start) FROM pg_stat_activity
-           WHERE backend_xid IS NOT NULL AND datname = current_database()))::float8 AS oldest_write_transaction_s,
+       extract(epoch FROM clock_timestamp() - old.xact_start)::float8 AS oldest_write_transaction_s,
+       old.pid AS oldest_write_transaction_pid,
        (SELECT count(*) FROM pipeline.refused_row) AS refused_rows
-FROM pg_class c WHERE c.oid = 'pipeline.outbox'::regclass
+FROM pg_class c LEFT JOIN (
+    SELECT pid, xact_start FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND datname = current_database()
+    ORDER BY xact_start LIMIT 1
+) AS old ON true
+WHERE c.oid = 'pipeline.outbox'::regclass
 """
+
+_POLLERS = f"""
+SELECT slot, {ACTIVE} AS active, taken::text AS taken, target IS NOT NULL AS half_read, updated_at AS stored_at
+FROM pipeline.poll_position ORDER BY slot
+"""  # noqa: S608 — of constants
 
 _SLOTS = """
 SELECT s.slot_name AS slot, s.active, s.wal_status,

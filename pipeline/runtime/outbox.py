@@ -102,7 +102,7 @@ def prune_outbox(
     """
     with connect(settings) as conn:
         plan = adapter.plan(conn)
-        if execute:
+        if execute and plan.lsn:
             adapter.take_point(conn)
             deadline = time.monotonic() + wait_s
             while plan.horizon is None and time.monotonic() < deadline:

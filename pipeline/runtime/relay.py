@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from pipeline import probes
 from pipeline.capture import Routed
 from pipeline.config import Settings
-from pipeline.connect.file import ConnectorFile, read
+from pipeline.connect.file import ConnectorFile, Polling, read
 from pipeline.connect.router import Router
 from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn, registry_address
 from pipeline.errors import BrokerError, ConfigError, SourceError
@@ -29,6 +29,7 @@ from pipeline.postgres.changes import Binding
 from pipeline.postgres.declared import declared
 from pipeline.postgres.layout import insert_parser
 from pipeline.postgres.pgoutput import Relation
+from pipeline.postgres.polling import PollingSource, PollSettings
 from pipeline.postgres.publication import Mode
 from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.postgres.snapshot import SnapshotSettings
@@ -141,10 +142,32 @@ def wal_settings(file: ConnectorFile) -> WalSettings:
 
 
 def _source(dsn: str, file: ConnectorFile) -> Source:
+    if file.polling is not None:
+        return _polling(dsn, file, file.polling)
     bind, snapshot = binding(file), _snapshot(file)
     if snapshot is not None and file.snapshot is not None and not file.snapshot.streams:
         return SnapshotOnly(dsn, file.slot, snapshot, bind)
     return WalSource(dsn, wal_settings(file), bind)
+
+
+def _polling(dsn: str, file: ConnectorFile, options: Polling) -> PollingSource:
+    router = Router(file.router)
+
+    def bind(found: Relation) -> tuple[Sequence[str], Callable[..., Routed]]:
+        return router.bind(
+            f"{found.schema}.{found.table}", found.columns, partial(declared, dsn, found.schema, found.table)
+        )
+
+    settings = PollSettings(
+        slot=file.slot,
+        wanted=file.captures,
+        wanted_text=file.tables_text,
+        payload=file.router.payload,
+        seq=options.seq,
+        xid=options.xid,
+        every_s=options.every_s,
+    )
+    return PollingSource(dsn, settings, bind)
 
 
 def _snapshot(file: ConnectorFile) -> SnapshotSettings | None:

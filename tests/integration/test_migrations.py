@@ -27,6 +27,7 @@ from pipeline.postgres import inbox_rows, migrations
 from pipeline.postgres.checkpoint import Checkpoint
 from pipeline.postgres.due import DueStore
 from pipeline.postgres.jobs import JobRows
+from pipeline.postgres.polling import PollingSource, PollSettings
 from pipeline.postgres.prune import plan, prune, take_point
 from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.report import Report
@@ -220,7 +221,24 @@ def test_a_relay_can_stream_and_store_its_position_and_change_nothing_else(grant
         RefusedRows(role_dsn(granted, role), "c").keep(("t", None, b"v", [("id", "1")], 0, -1), "t")
         refused(conn, "SELECT * FROM pipeline.refused_row", "DELETE FROM pipeline.refused_row")
         refused(conn, "DELETE FROM pipeline.outbox", "INSERT INTO pipeline.outbox (id) VALUES (NULL)")
-        refused(conn, "DELETE FROM pipeline.relay_position", "UPDATE pipeline.dead_letter SET state = 'open'")
+        refused(conn, "DELETE FROM pipeline.refused_row", "UPDATE pipeline.dead_letter SET state = 'open'")
+
+
+def test_a_relay_can_poll_without_replication(granted: Database, prefix: str) -> None:
+    role = sql.Identifier(f"{prefix}_relay")
+    with psycopg.connect(granted.dsn, autocommit=True) as conn:
+        conn.execute("CREATE INDEX ON pipeline.outbox (xid, seq)")
+        conn.execute(sql.SQL("ALTER ROLE {} PASSWORD 'relay' NOREPLICATION").format(role))
+    settings = PollSettings("s", lambda schema, table: (schema, table) == ("pipeline", "outbox"), "it", "payload")
+    source = PollingSource(
+        conninfo.make_conninfo(granted.dsn, user=f"{prefix}_relay", password="relay"),
+        settings,
+        lambda _relation: (("payload",), lambda value: ("t", b"k", value, [], 1, -1)),
+    )
+    assert source.start()
+    assert source.read(0).position
+    source.confirm(1, final=True)
+    source.close()
 
 
 def test_a_pruner_can_prune_and_write_nothing(granted: Database, prefix: str) -> None:

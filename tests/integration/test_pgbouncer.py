@@ -27,7 +27,9 @@ from sqlalchemy.orm import Session
 from pipeline import Event, Pipeline
 from pipeline.avro import schema_of
 from pipeline.codec import subject_of
+from pipeline.errors import SourceError
 from pipeline.postgres.diagnosis import Capture, examine
+from pipeline.postgres.polling import PollingSource, PollSettings
 from pipeline.postgres.schema_ids import SchemaIdTable
 
 
@@ -182,3 +184,11 @@ def test_asyncpg_publishes_without_its_statement_cache(pooled: str, pushed: Data
 def test_the_doctor_sees_the_pooler(pooled: str) -> None:
     found = {one.check: one for one in examine(pooled, Capture("s", "pipeline_outbox", ("pipeline.outbox",)))}
     assert (found["connection"].level, found["connection"].found) == ("problem", "through a pooler")
+
+
+def test_a_relay_that_polls_refuses_a_pooler_and_says_why(pooled: str, prefix: str) -> None:
+    settings = PollSettings(prefix, lambda _schema, _table: True, "pipeline.outbox", "payload")
+    with pytest.raises(SourceError, match="goes through a pooler") as raised:
+        PollingSource(pooled, settings, lambda _relation: ((), lambda: None)).start()  # type: ignore[arg-type,return-value]
+    assert not raised.value.retryable
+    assert "database.hostname" in raised.value.remedy

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.capture import Routed, Unroutable
 from pipeline.connect.converters import AS_BYTES
-from pipeline.connect.file import ConnectorFile, read
+from pipeline.connect.file import ConnectorFile, Polling, read
 from pipeline.connect.router import Router
 from pipeline.connect.routing import Placement, RouterOptions
 from pipeline.errors import ConfigError, PipelineError
@@ -209,6 +209,18 @@ def test_lists_of_columns_and_what_else_is_read(tmp_path: Path) -> None:
     assert load(tmp_path, {"column.exclude.list": "s.t.id"}).sees("s.t", "topic")
     assert load(tmp_path, {"offset.mismatch.strategy": "trust_greater_lsn"}).trust_slot
     assert not load(tmp_path, {"offset.mismatch.strategy": "trust_offset"}).trust_slot
+
+
+def test_polling_is_asked_for_by_keys_of_ours_and_takes_no_snapshot(tmp_path: Path) -> None:
+    polled = {"pipeline.capture": "polling", "poll.interval.ms": "50", "pipeline.polling.seq": "n"}
+    found = load(tmp_path, polled)
+    assert found.polling == Polling("n", "xid", 0.05)
+    assert not any("poll.interval.ms" in notice for notice in found.notices)
+    assert load(tmp_path).polling is None
+    assert any("poll.interval.ms" in notice for notice in load(tmp_path).notices)
+    with pytest.raises(ConfigError, match=r"snapshot\.mode: 'initial' does not go with pipeline\.capture=polling"):
+        load(tmp_path, {**polled, "snapshot.mode": "initial"})
+    assert read(OURS.with_name("outbox-polling.json"), ENV).polling == Polling("seq", "xid", 0.05)
 
 
 def test_without_a_snapshot_there_is_none(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ END $$;
 
 GRANT USAGE ON SCHEMA pipeline TO pipeline_relay;
 GRANT SELECT ON pipeline.outbox, pipeline.schema_id, pipeline.migration TO pipeline_relay;
-GRANT SELECT, INSERT, UPDATE ON pipeline.relay_position TO pipeline_relay;
+GRANT SELECT, INSERT, UPDATE, DELETE ON pipeline.relay_position, pipeline.poll_position TO pipeline_relay;
 GRANT INSERT ON pipeline.refused_row TO pipeline_relay;
 
 GRANT USAGE ON SCHEMA pipeline TO pipeline_writer;
@@ -143,7 +143,7 @@ GRANT SELECT (seq, created_at) ON pipeline.outbox TO pipeline_scheduler;
 
 GRANT USAGE ON SCHEMA pipeline TO pipeline_pruner;
 GRANT SELECT, DELETE ON pipeline.outbox TO pipeline_pruner;
-GRANT SELECT ON pipeline.relay_position TO pipeline_pruner;
+GRANT SELECT ON pipeline.relay_position, pipeline.poll_position TO pipeline_pruner;
 GRANT SELECT, INSERT, DELETE ON pipeline.prune_point TO pipeline_pruner;
 GRANT SELECT, DELETE ON pipeline.inbox TO pipeline_pruner;
 
