@@ -50,6 +50,8 @@ _INTEGER = "str(int.from_bytes(v, 'big', signed=True))"
 _SINCE_1970_US = f"(int.from_bytes(v, 'big', signed=True) + {_UNIX_US})"
 
 _TYPES: dict[int, ColumnType] = {
+    # no type of PostgreSQL: what is always NULL, and can stand anywhere
+    0: ColumnType("null", Schema("bytes"), text="v", string="v", json="v", raw="v", payload="v", number="0"),
     16: _numeric("boolean", "boolean", "('true' if v == b'\\1' else 'false')"),
     17: ColumnType("bytea", Schema("bytes"), json="quoted(base64(v))", raw="v", payload="v"),
     18: _textual('"char"', "v"),

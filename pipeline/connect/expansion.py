@@ -17,7 +17,7 @@ from typing import Any  # JSON
 from pipeline.connect.java import double_text
 from pipeline.connect.schema import Schema, json_text
 
-__all__ = ["Expansion", "quoted"]
+__all__ = ["Expansion", "json_bytes", "quoted"]
 
 _ABSENT = object()
 _ESCAPED = re.compile(r"\\(?:u[0-9a-f]{4}|.)|[\U00010000-\U0010ffff]")
@@ -46,7 +46,7 @@ class Expansion:
     def encode(self, text: bytes) -> bytes:
         """Return a payload as JSON."""
         try:
-            return _dump(self._expanded(text))
+            return json_bytes(self._expanded(text))
         except (ValueError, RecursionError):
             return quoted(text)
 
@@ -54,9 +54,16 @@ class Expansion:
         """Return a payload's schema, under the payload's ``name``, and its JSON; None: a string, as its column is."""
         try:
             value = self._expanded(text)
-            return _schema(name, value), _dump(value)
+            return _schema(name, value), json_bytes(value)
         except (ValueError, RecursionError):
             return None, quoted(text)
+
+    def fields(self, text: bytes) -> dict[str, Any]:
+        """Return what is left of an object. Raises ValueError or RecursionError where it is none, or not uniform."""
+        value = self._expanded(text) if text[:1] in {b"{", b"["} else None
+        if not isinstance(value, dict):
+            raise ValueError("its content is no JSON object")
+        return {name: 0.0 if isinstance(one, _Double) else one for name, one in value.items()}
 
     def _expanded(self, text: bytes) -> Any:
         """Return what is left of a document. Raises ValueError or RecursionError."""
@@ -92,7 +99,7 @@ class Expansion:
 
 def quoted(text: str | bytes) -> bytes:
     """Return a JSON string."""
-    return _dump(text if isinstance(text, str) else text.decode(errors="replace"))
+    return json_bytes(text if isinstance(text, str) else text.decode(errors="replace"))
 
 
 def _schema(name: str, value: Any) -> Schema:
@@ -149,7 +156,8 @@ def _merged(left: Schema, right: Schema) -> Schema:
     raise _NotUniform
 
 
-def _dump(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
+    """Write JSON as Jackson does."""
     text = _ESCAPED.sub(_as_jackson, json_text(value))
     return (_MARKED.sub(r"\1", text) if _MARK in text else text).encode(errors="replace")
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.connect.converters import CONVERTER_OPTIONS
-from pipeline.connect.filters import Filters, filters
-from pipeline.connect.options import HONOURED, NOT_YET, ROUTER, WITHOUT_MEANING
+from pipeline.connect.filters import Filters, chosen, filters
+from pipeline.connect.messages import DECODE, MessageOptions
+from pipeline.connect.options import DECODER, HONOURED, NOT_YET, ROUTER, WITHOUT_MEANING
 from pipeline.connect.producer import translate
 from pipeline.connect.references import resolve
 from pipeline.connect.routing import RouterOptions, placements, router_options
@@ -58,6 +59,7 @@ class ConnectorFile:
     drops: bool  # the slot, in the end
     stream: Mapping[str, str]  # more parameters of START_REPLICATION
     snapshot: SnapshotOptions | None
+    messages: MessageOptions | None  # logical messages that are outbox events
     failover: bool
     trust_slot: bool
     status_every_s: float
@@ -165,6 +167,7 @@ class _Config:
         self._ignore_unknown = ignore_unknown
         self._notices: list[str] = []
         self._prefix = ""
+        self._decode = ""  # as above, of what decodes logical messages
 
     def checked(self, name: str) -> ConnectorFile:
         for key in _REQUIRED:
@@ -179,10 +182,11 @@ class _Config:
             publication=self._get("publication.name"),
             creates=self._get("publication.autocreate.mode"),
             by_root=self._get("publish.via.partition.root") == "true",
-            filters=filters(str(self._path), self._get),
+            filters=filters(str(self._path), self._get, needed=not self._decode),
             drops=self._get("slot.drop.on.stop") == "true",
             stream=self._stream(),
             snapshot=snapshot_options(str(self._path), self._get, lambda key: self._milliseconds(key, 0), self._values),
+            messages=self._messages(),
             failover=self._get("slot.failover") == "true",
             trust_slot=self._get("offset.mismatch.strategy") in {"trust_slot", "trust_greater_lsn"},
             status_every_s=self._milliseconds("status.update.interval.ms") / 1000,
@@ -203,11 +207,15 @@ class _Config:
             kind = self._values.get(f"transforms.{name}.type")
             if kind is None:
                 raise ConfigError(f"{self._path}: transforms.{name}.type: is missing", remedy="name the transform")
-            if kind not in ROUTER["type"][0]:
-                raise self._refusal(f"transforms.{name}.type", kind, ROUTER["type"][0])
-        if len(names) != 1:
-            raise self._refusal("transforms", self._values["transforms"], ("one Event Router",))
-        return f"transforms.{names[0]}."
+            if kind not in {*ROUTER["type"][0], DECODE}:
+                raise self._refusal(f"transforms.{name}.type", kind, (*ROUTER["type"][0], DECODE))
+        kinds = [self._values[f"transforms.{name}.type"] == DECODE for name in names]
+        if kinds not in ([False], [True, False]):
+            accepted = "one Event Router, behind one DecodeLogicalDecodingMessageContent at most"
+            raise self._refusal("transforms", self._values["transforms"], (accepted,))
+        if kinds[0]:
+            self._decode = f"transforms.{names[0]}."
+        return f"transforms.{names[-1]}."
 
     def _classify(self) -> None:
         """Look at each key: refuse it, note it, or check it against the values that are honoured."""
@@ -215,6 +223,8 @@ class _Config:
             known = HONOURED.get(key) or (
                 ROUTER.get(key.removeprefix(self._prefix)) if key.startswith(self._prefix) else None
             )
+            if self._decode and key.startswith(self._decode):
+                known = DECODER.get(key.removeprefix(self._decode))
             if known is not None:
                 if known[0] and _canonical(value, known[0]) not in known[0]:
                     raise self._refusal(key, value, known[0])
@@ -324,6 +334,26 @@ class _Config:
         if every_s:
             self._notices.append("no heartbeat topic is written: the relay confirms by the server's keepalives")
         return every_s
+
+    def _messages(self) -> MessageOptions | None:
+        """Return which logical messages are outbox events; without what decodes them none is."""
+        wanted = chosen(str(self._path), self._get, "message.prefix")
+        if not self._decode:
+            if self._get("message.prefix.exclude.list") != ".*":
+                self._notices.append(f"logical messages are not published: no transform is of type {DECODE}")
+            return None
+        if self._get("pipeline.capture") == "polling":
+            raise ConfigError(
+                f"{self._path}: pipeline.capture: no query finds logical messages",
+                remedy=f"set pipeline.capture=wal, or take {self._decode}type out of transforms",
+            )
+        if self._get("table.field.event.timestamp"):
+            raise ConfigError(
+                f"{self._path}: {self._prefix}table.field.event.timestamp: no field of a logical message can be one",
+                remedy="remove it: records are stamped with the time of their processing",
+            )
+        include = self._values.get(self._decode + "fields.null.include", "false")
+        return MessageOptions(wanted, keep_null=include.lower() == "true")
 
     def _stream(self) -> dict[str, str]:
         """Return what slot.stream.params adds: what pgoutput knows, and the relay does not set itself."""

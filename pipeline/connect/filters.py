@@ -24,9 +24,9 @@ class Filters:
     text: str
 
 
-def filters(where: str, get: Callable[[str], str]) -> Filters:
-    """Read the lists of schemas, tables and columns. Raises ConfigError."""
-    if not (get("table.include.list") or get("table.exclude.list") or get("schema.include.list")):
+def filters(where: str, get: Callable[[str], str], *, needed: bool) -> Filters:
+    """Read the lists of schemas, tables and columns. Raises ConfigError, also where one of tables is ``needed``."""
+    if needed and not (get("table.include.list") or get("table.exclude.list") or get("schema.include.list")):
         raise ConfigError(
             f"{where}: table.include.list: is missing: every table would be taken for an outbox",
             remedy="add table.include.list: pipeline.outbox",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pipeline.connect.converters import CLASSES, SIMPLE
 
-__all__ = ["HONOURED", "NOT_YET", "PRODUCER", "ROUTER", "WITHOUT_MEANING"]
+__all__ = ["DECODER", "HONOURED", "NOT_YET", "PRODUCER", "ROUTER", "WITHOUT_MEANING"]
 
 
 # key → values that are honoured (empty: any), and what its absence means
@@ -29,6 +29,8 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
     "slot.failover": (("true", "false"), "false"),
     "slot.drop.on.stop": (("true", "false"), "false"),
     "slot.stream.params": ((), ""),
+    "message.prefix.include.list": ((), ""),
+    "message.prefix.exclude.list": ((), ""),
     "status.update.interval.ms": ((), "10000"),
     "publication.name": ((), "dbz_publication"),
     "publication.autocreate.mode": (("disabled", "filtered", "all_tables", "no_tables"), "all_tables"),
@@ -100,13 +102,18 @@ ROUTER: dict[str, tuple[tuple[str, ...], str]] = {
     "route.tombstone.on.empty.payload": (("true", "false"), "false"),
 }
 
+# of io.debezium.connector.postgresql.transforms.DecodeLogicalDecodingMessageContent, before it
+DECODER: dict[str, tuple[tuple[str, ...], str]] = {
+    "type": ((), ""),
+    "fields.null.include": (("true", "false"), "false"),
+}
+
 # key or prefix (with a dot at its end) → why it does nothing here
 WITHOUT_MEANING: dict[str, str] = {
     "tasks.max": "one slot is read by one process",
     "tasks.max.enforce": "one slot is read by one process",
     "connector.plugin.version": "this is no plugin",
     "topic.prefix": "the router names the topics",
-    "message.prefix.exclude.list": "logical messages are not read",
     "tombstones.on.delete": "the router drops what deletes make",
     "poll.dispatch.interval.ms": "the relay has no queue to poll",
     "query.fetch.size": "rows come one by one",
@@ -170,7 +177,6 @@ WITHOUT_MEANING: dict[str, str] = {
 # keys or prefixes that mean something, and that the relay refuses for now
 NOT_YET: tuple[str, ...] = (
     "heartbeat.",
-    "message.prefix.",
     "predicates",
     "predicates.",
     "topic.creation.",

@@ -14,6 +14,7 @@ from pipeline.postgres.pgoutput import (
     Begin,
     Commit,
     Delete,
+    LogicalMessage,
     Message,
     Relation,
     Truncate,
@@ -21,12 +22,15 @@ from pipeline.postgres.pgoutput import (
     parse,
 )
 
-__all__ = ["Binding", "Changes"]
+__all__ = ["Binding", "Changes", "Messages"]
 
 log = logging.getLogger(__name__)
 
 Binding = Callable[[Relation], "tuple[Callable[[bytes, int], Routed], Callable[[], None]] | None"]
 """From a table's layout: what makes a record of an Insert, and what to do about an update; None: not captured."""
+
+Messages = Callable[[str, bytes], Routed | None]
+"""Makes a record of a logical message's prefix and content; None: not wanted. May raise Unroutable."""
 
 _HEADER = 25  # bytes of XLogData before the message: 'w', start, end, time
 _INSERT = ord("I")
@@ -36,8 +40,9 @@ _TUPLE = _HEADER + 6  # of an Insert outside of a streamed block: 'I', relation,
 class Changes:
     """The state of one stream. Feed it frame after frame; it fills the batch it is given."""
 
-    def __init__(self, bind: Binding) -> None:
+    def __init__(self, bind: Binding, messages: Messages | None = None) -> None:
         self._bind = bind
+        self._messages = messages
         self._inserts: dict[bytes, Callable[[bytes, int], Routed]] = {}
         self._updates: dict[int, Callable[[], None]] = {}
         self.within = False
@@ -54,7 +59,22 @@ class Changes:
             except Unroutable as error:
                 self._set_aside(error, frame, batch)
             return
-        self._other(parse(frame[_HEADER:]), batch)
+        message = parse(frame[_HEADER:])
+        if isinstance(message, LogicalMessage):
+            self._emitted(message, frame, batch)
+        else:
+            self._other(message, batch)
+
+    def _emitted(self, message: LogicalMessage, frame: bytes, batch: Batch) -> None:
+        if self._messages is not None:
+            try:
+                record = self._messages(message.prefix, message.content)
+                if record is not None:
+                    batch.records.append(record)
+            except Unroutable as error:
+                self._set_aside(error, frame, batch)
+        if not message.transactional:  # it is all of it: no commit follows
+            batch.position = message.lsn
 
     def _set_aside(self, error: Unroutable, frame: bytes, batch: Batch) -> None:
         batch.dead[len(batch.records)] = (error, int.from_bytes(frame[1:9], "big"))
@@ -77,7 +97,7 @@ class Changes:
             case Delete():
                 pass  # pruning
             case _:
-                pass  # Origin, Type, LogicalMessage: nothing to publish
+                pass  # Origin, Type: nothing to publish
 
     def _learn(self, relation: Relation) -> None:
         key = relation.oid.to_bytes(4, "big")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pipeline.errors import SourceError
 from pipeline.postgres.slot import ReplicationConnection, Slot, quoted
 
-__all__ = ["check_publication", "check_slot"]
+__all__ = ["check_publication", "check_slot", "check_tables"]
 
 
 def check_slot(slot: Slot, conn: ReplicationConnection) -> None:
@@ -31,22 +31,25 @@ def check_slot(slot: Slot, conn: ReplicationConnection) -> None:
         )
 
 
-def check_publication(
-    conn: ReplicationConnection, name: str, wanted: Callable[[str, str], bool], wanted_text: str
-) -> None:
-    """Raise SourceError where a publication is missing, or has no table that ``wanted`` takes."""
-    listed = "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = "
-    tables = [(str(schema), str(table)) for schema, table in conn.rows(listed + quoted(name))]
-    there = "SELECT 1 FROM pg_publication WHERE pubname = "
-    if not conn.rows(there + quoted(name)):
+def check_publication(conn: ReplicationConnection, name: str) -> None:
+    """Raise SourceError where a publication is missing."""
+    if not conn.rows(f"SELECT 1 FROM pg_publication WHERE pubname = {quoted(name)}"):  # noqa: S608
         raise SourceError(
             f"publication {name} does not exist",
             remedy="pipeline db migrate, or create it: publication.autocreate.mode is disabled",
         )
+
+
+def check_tables(
+    conn: ReplicationConnection, publication: str, wanted: Callable[[str, str], bool], wanted_text: str
+) -> None:
+    """Raise SourceError where a publication has no table that ``wanted`` takes."""
+    listed = "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = "
+    tables = [(str(schema), str(table)) for schema, table in conn.rows(listed + quoted(publication))]
     if not any(wanted(schema, table) for schema, table in tables):
         raise SourceError(
-            f"publication {name} has no table that table.include.list={wanted_text} takes",
-            remedy=f"it has {_named(tables)}: ALTER PUBLICATION {name} ADD TABLE …; a partitioned "
+            f"publication {publication} has no table that table.include.list={wanted_text} takes",
+            remedy=f"it has {_named(tables)}: ALTER PUBLICATION {publication} ADD TABLE …; a partitioned "
             "table needs publish_via_partition_root",
         )
 

@@ -48,6 +48,7 @@ class SnapshotSettings:
 
     ``wanted`` tells whether schema and table are read, ``selects`` has an own SELECT of some: "schema.table" → SQL.
     ``stamp_now``: records have the present time, and their row's in a header. ``delay_s`` before the first row.
+    ``may_be_empty``: that no table is wanted is no error.
     """
 
     when: Literal["first", "needed", "always"]
@@ -57,6 +58,7 @@ class SnapshotSettings:
     stamp_now: bool = False
     delay_s: float = 0.0
     lock_timeout_s: float = 10.0
+    may_be_empty: bool = False
 
 
 class Snapshot:
@@ -150,7 +152,7 @@ class Snapshot:
             for oid, schema, table, kind, root_schema, root in self._conn.rows(_TABLES)
             if wanted(str(schema), str(table)) and not (root and wanted(str(root_schema), str(root)))
         ]
-        if not found:
+        if not found and not self._settings.may_be_empty:
             raise SourceError(
                 f"snapshot: there is no table that {self._settings.wanted_text} takes",
                 remedy="create the table, or correct the list",

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from pipeline.capture import Batch, lsn_text
 from pipeline.errors import SourceError
-from pipeline.postgres.changes import Binding, Changes
-from pipeline.postgres.checks import check_publication, check_slot
+from pipeline.postgres.changes import Binding, Changes, Messages
+from pipeline.postgres.checks import check_publication, check_slot, check_tables
 from pipeline.postgres.position import Position, PositionStore, resume_at
 from pipeline.postgres.publication import Mode, ensure
 from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy, drop_slot
@@ -24,7 +24,7 @@ __all__ = ["WalSettings", "WalSource"]
 
 log = logging.getLogger(__name__)
 
-_STREAM = {"proto_version": "2", "binary": "true", "messages": "false", "streaming": "off"}
+_STREAM = {"proto_version": "2", "binary": "true", "streaming": "off"}
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 1_000_000
 _FLOOD_ROWS = 16  # a batch of so many: rows come faster than they are looked for …
@@ -67,15 +67,17 @@ class WalSource:
         settings: WalSettings,
         bind: Binding,
         *,
+        messages: Messages | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dsn = dsn
         self._settings = settings
         self._bind = bind
+        self._messages = messages
         self._clock = clock
         self._conn: ReplicationConnection | None = None
         self._store: PositionStore | None = None
-        self._changes = Changes(bind)
+        self._changes = Changes(bind, messages)
         self._server: Identity | None = None
         self._handed_out = 0  # end of the last transaction in a batch
         self._acknowledged = 0  # the newest position that may be confirmed
@@ -203,7 +205,9 @@ class WalSource:
         slot = conn.slot(settings.slot)
         if not (slot and slot.active):
             ensure(conn, settings.publication, settings.creates, settings.wanted, by_root=settings.by_root)
-        check_publication(conn, settings.publication, settings.wanted, settings.wanted_text)  # a standby too
+        check_publication(conn, settings.publication)  # a standby too
+        if self._messages is None:
+            check_tables(conn, settings.publication, settings.wanted, settings.wanted_text)
         if slot and slot.active:
             return self._begin_anew()
         self._store = PositionStore(self._dsn, settings.slot)
@@ -227,7 +231,7 @@ class WalSource:
         self._handed_out = after
         snapshot = self._snapshot is not None or self._wants_snapshot(stored)
         try:
-            conn.start(settings.slot, settings.publication, after, {**_STREAM, **settings.stream})
+            conn.start(settings.slot, settings.publication, after, self._options())
         except SlotBusy:
             return self._begin_anew()
         if snapshot:
@@ -239,12 +243,16 @@ class WalSource:
             "reading slot %s after %s", settings.slot, lsn_text(after), extra={"action": "slot.read", "slot": slot.name}
         )
         self._server = server
-        self._changes = Changes(self._bind)
+        self._changes = Changes(self._bind, self._messages)
         same_wal = stored is not None and (stored.system_id, stored.timeline) == (server.system_id, server.timeline)
         self._stored = stored.lsn if stored and same_wal else after if stored else 0
         self._storing = 0
         self._told = slot.confirmed
         return True
+
+    def _options(self) -> dict[str, str]:
+        """Return the parameters of the stream."""
+        return {**_STREAM, "messages": "false" if self._messages is None else "true", **self._settings.stream}
 
     def _begin_anew(self) -> bool:
         """Forget what was handed out: the caller drops what of it was not acknowledged. Returns False."""

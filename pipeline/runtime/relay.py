@@ -18,6 +18,7 @@ from pipeline import probes
 from pipeline.capture import Routed
 from pipeline.config import Settings
 from pipeline.connect.file import ConnectorFile, Polling, read
+from pipeline.connect.messages import Messages
 from pipeline.connect.router import Router
 from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn, registry_address
 from pipeline.errors import BrokerError, ConfigError, SourceError
@@ -147,16 +148,17 @@ def _source(dsn: str, file: ConnectorFile) -> Source:
     bind, snapshot = binding(file), _snapshot(file)
     if snapshot is not None and file.snapshot is not None and not file.snapshot.streams:
         return SnapshotOnly(dsn, file.slot, snapshot, bind)
-    return WalSource(dsn, wal_settings(file), bind)
+    messages = Messages(file.messages, file.router) if file.messages else None
+    return WalSource(dsn, wal_settings(file), bind, messages=messages)
 
 
 def _polling(dsn: str, file: ConnectorFile, options: Polling) -> PollingSource:
     router = Router(file.router)
 
     def bind(found: Relation) -> tuple[Sequence[str], Callable[..., Routed]]:
-        return router.bind(
-            f"{found.schema}.{found.table}", found.columns, partial(declared, dsn, found.schema, found.table)
-        )
+        table = f"{found.schema}.{found.table}"
+        columns = [column for column in found.columns if file.sees(table, column.name)]
+        return router.bind(table, columns, partial(declared, dsn, found.schema, found.table))
 
     settings = PollSettings(
         slot=file.slot,
@@ -186,6 +188,7 @@ def _snapshot(file: ConnectorFile) -> SnapshotSettings | None:
         stamp_now=options.stamp_now,
         delay_s=options.delay_s,
         lock_timeout_s=options.lock_timeout_s,
+        may_be_empty=file.messages is not None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -97,3 +98,91 @@ def test_lists_of_schemas_tables_and_columns(start: Start, conn: Conn, bootstrap
         ["id", "type"],
         ["id", "traceparent", "type"],
     ]
+
+
+def document(name: object, payload: object, key: object = "k", kind: object = "T") -> str:
+    return json.dumps({"id": name, "aggregatetype": "events", "aggregateid": key, "type": kind, "payload": payload})
+
+
+DOCUMENTS = (
+    document("1", {"a": 1, "b": "ü🔑\n", "c": 1e10, "z": 0.1}),
+    document(2, "text", key=12345678901, kind=True),
+    document("3", {"x": [1, 2], "e": [], "n": None, "f": {"g": {"h": "i"}}, "big": 123456789012}, key=""),
+    document("4", [{"a": 1}, {"a": 2}], kind=""),
+    '{"id": "5", "aggregatetype": "events", "aggregateid": "k", "more": "left out", "payload": "{\\"inner\\": 1}"}',
+    '{"aggregateid": "k", "payload": {}, "aggregatetype": "events", "id": "6", "type": "T"} what is behind it',
+)
+NULLS = (
+    document("7", {"n": None, "a": [{"n": None}]}, key=None, kind=None),
+    document("8", None),
+)
+DECODED: dict[str, str | None] = {
+    "transforms": "decode,outbox",
+    "transforms.decode.type": "io.debezium.connector.postgresql.transforms.DecodeLogicalDecodingMessageContent",
+    "transforms.outbox.route.by.field": "aggregatetype",
+    "transforms.outbox.table.field.event.timestamp": None,
+    "transforms.outbox.table.fields.additional.placement": "type:header:type",
+    "transforms.outbox.table.field.additional.missing": "ignore",
+    "value.converter": "org.apache.kafka.connect.json.JsonConverter",
+    "table.include.list": None,
+    "publication.autocreate.mode": "no_tables",
+    "message.prefix.exclude.list": None,
+}
+
+
+def emit(conn: Conn, prefix: str, content: str, *, transactional: bool = True) -> None:
+    conn.execute("SELECT pg_logical_emit_message(%s, %s, %s::text)", (transactional, prefix, content))
+
+
+@pytest.mark.parametrize("schemas", ["false", "true"])
+def test_logical_messages_that_are_decoded(
+    schemas: str, start: Start, conn: Conn, database: Database, bootstrap_servers: str
+) -> None:
+    prefixes = (
+        {"message.prefix.include.list": "out.*,OTHER"}
+        if schemas == "true"
+        else {"message.prefix.exclude.list": "not.*"}
+    )
+    nulls = {"transforms.decode.fields.null.include": "true"} if schemas == "true" else {}
+    pair = start(**{**DECODED, **prefixes, **nulls, "value.converter.schemas.enable": schemas})
+    documents = (*DOCUMENTS, *NULLS) if nulls else DOCUMENTS
+    for text in documents:
+        emit(conn, "outbox", text)
+        emit(conn, "outbox", text, transactional=False)
+        emit(conn, "not wanted", text)
+        emit(conn, "not wanted", "no JSON", transactional=False)
+    with psycopg.connect(database.dsn) as other:
+        emit(other, "outbox", document("inside", {"a": 1}))
+        emit(other, "outbox", document("at once", {"a": 1}), transactional=False)
+        with other.transaction() as savepoint:
+            emit(other, "outbox", document("never", {"a": 1}))
+            raise psycopg.Rollback(savepoint)
+        other.commit()
+        emit(other, "outbox", document("never", {"a": 1}))
+        emit(other, "outbox", document("not undone", {"a": 1}), transactional=False)
+        other.rollback()
+    emit(conn, "other", document("last", {"a": 1}))
+    found = published(bootstrap_servers, pair, "last")
+    read = {side: [(one.key(), one.value(), one.headers()) for one in messages] for side, messages in found.items()}
+    assert read["native"] == read["debezium"]
+    twice = [str(number) for number in range(1, len(documents) + 1) for _ in (0, 1)]
+    assert ids(found["native"]) == [*twice, "at once", "inside", "not undone", "last"]
+    for one in pair.values():
+        one.stop()
+    emit(conn, "outbox", document("next", {"a": 1}), transactional=False)
+    go_on(conn, pair)
+    again = published(bootstrap_servers, pair, "next")
+    assert ids(again["native"]) == [*ids(found["native"]), "next"], "its position is behind what is not transactional"
+    for content in ("", "[]", "{}"):
+        emit(conn, "outbox", content)
+    emit(conn, "outbox", document("after", {"a": 1}))
+    until(lambda: pair["native"].has(bootstrap_servers, "after"), "the native relay goes on")
+    assert len(pair["native"].records(bootstrap_servers, f"{pair['native'].name}.dlq")) == 3
+
+    def failed() -> bool:
+        try:
+            return not pair["debezium"].state()
+        except AssertionError as error:
+            return "Unable to parse logical decoding message content" in str(error)
+
+    until(failed, "Debezium's task ends")

@@ -23,6 +23,8 @@ from pipeline.errors import ConfigError, PipelineError
 OURS = Path(__file__).parents[2] / "connectors" / "outbox.json"
 ENV = {"PGHOST": "db", "PGPORT": "5433", "PGUSER": "u", "PGPASSWORD": "s3cret", "PGDATABASE": "app"}
 R = "transforms.outbox."
+DECODE = "transforms.decode.type"
+DECODER = "io.debezium.connector.postgresql.transforms.DecodeLogicalDecodingMessageContent"
 SELECTS = "snapshot.select.statement.overrides"
 BASED = "snapshot.mode.configuration.based."
 JSON = "org.apache.kafka.connect.json.JsonConverter"
@@ -83,6 +85,11 @@ def test_our_file_is_honoured_whole() -> None:
         ({"table.exclude.list": "a.b"}, ["table.exclude.list", "table.include.list is there too"]),
         ({"schema.exclude.list": "("}, ["schema.exclude.list"]),
         ({"slot.stream.params": "origin=none;streaming=on"}, ["slot.stream.params", "streaming=on", "origin=none"]),
+        ({"transforms": "decode,outbox", DECODE: DECODER}, [R + "table.field.event.timestamp", "logical message"]),
+        ({"transforms": "outbox,decode", DECODE: DECODER}, ["transforms", "behind one DecodeLogicalDecoding"]),
+        ({"transforms": "decode", DECODE: DECODER}, ["transforms", "one Event Router"]),
+        ({"transforms": "decode,outbox", DECODE: DECODER, "pipeline.capture": "polling"}, ["pipeline.capture"]),
+        ({"message.prefix.include.list": "("}, ["message.prefix.exclude.list", "is there too"]),
         ({"lsn.flush.mode": "manual"}, ["lsn.flush.mode", "'manual'", "connector"]),
         ({"read.only": "true"}, ["read.only", "'true'"]),
         ({"exactly.once.support": "required"}, ["exactly.once.support", "'required'", "requested"]),
