@@ -2,55 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from cases import CASES, RESTART
+from durability import DURABILITY
+from outcomes import Differs, Fails, Outcome, Refused, Same
 from sources import LISTS, MESSAGES, MODES, SNAPSHOTS, SOURCES
-
-
-@dataclass(frozen=True, slots=True)
-class Same:
-    """A case of this suite, which passes."""
-
-    case: str
-
-    def __str__(self) -> str:
-        return f"pass: {self.case}"
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The native relay refuses a file with this key and value, and names the key."""
-
-    key: str
-    value: str
-    like_debezium: bool = False
-
-    def __str__(self) -> str:
-        return f"{'pass: both refuse' if self.like_debezium else 'refused:'} `{self.key}={self.value}`"
-
-
-@dataclass(frozen=True, slots=True)
-class Fails:
-    """The native relay ends with an error that names this column, which a router's option has and the table has not."""
-
-    option: str
-
-    def __str__(self) -> str:
-        return f"pass: both end where the column named by `{self.option}` is missing"
-
-
-@dataclass(frozen=True, slots=True)
-class Differs:
-    """A difference that is meant."""
-
-    why: str
-
-    def __str__(self) -> str:
-        return f"differs: {self.why}"
-
-
-Outcome = Same | Refused | Fails | Differs
 
 _ROUTER = "transforms.outbox."
 _ENVELOPE = Same("placements: the envelope, with aliases, of each type, NULL, a missing column ignored")
@@ -237,7 +192,8 @@ partition, key, value, headers, timestamp. `pytest tests/parity` does it; this p
 `python tests/parity/document.py`, and a test holds it to what the suite knows.
 
 *pass*: that case of the suite passes. *refused*: the native relay does not honour it, refuses the file and names the
-key; run it on Kafka Connect. *differs*: on purpose.
+key; run it on Kafka Connect. *differs*: on purpose. *by our own test*: of the native relay
+alone.
 """
 _DIFFERENCES = """
 ## Differences
@@ -285,6 +241,7 @@ def document() -> str:
     parts = [_HEAD, "\n## Cases\n\n", *(f"- {name}\n" for name in [*CASES, RESTART, *SOURCES]), _DIFFERENCES]
     tables = {"Event Router options": OPTIONS, "What is read": SOURCE}
     tables |= {f"Debezium's {name}": tests for name, tests in TESTS.items()}
+    tables |= {f"Debezium's {name}, as far as it concerns an outbox": tests for name, tests in DURABILITY.items()}
     for title, rows in tables.items():
         passed = sum(str(outcome).startswith("pass") for outcome in rows.values())
         parts.append(f"\n## {title}\n\n{passed} of {len(rows)} pass.\n\n| | |\n|---|---|\n")

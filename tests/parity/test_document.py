@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from cases import CASES, RESTART
-from document import OPTIONS, SOURCE, TESTS, Fails, Outcome, Refused, Same, document
+from document import OPTIONS, SOURCE, TESTS, document
+from durability import DURABILITY
+from outcomes import Fails, Ours, Outcome, Refused, Same
 from relays import connector_file
 from sources import SOURCES
 
@@ -20,7 +22,7 @@ from pipeline.postgres.pgoutput import Column
 OUTCOMES: list[Outcome] = [
     *OPTIONS.values(),
     *SOURCE.values(),
-    *(one for tests in TESTS.values() for one in tests.values()),
+    *(one for tests in (*TESTS.values(), *DURABILITY.values()) for one in tests.values()),
 ]
 ENVIRONMENT = {f"PG{name}": "1" for name in ("HOST", "PORT", "USER", "PASSWORD", "DATABASE")}
 
@@ -37,6 +39,13 @@ def test_the_page_is_what_the_suite_knows() -> None:
         "LogicalDecodingMessageIT": 7,
         "DecodeLogicalDecodingMessageContentTest": 4,
     }
+
+
+def test_tests_of_ours_that_are_named_are_there() -> None:
+    named = {one for one in OUTCOMES if isinstance(one, Ours)}
+    root = Path(__file__).parents[2]
+    assert named
+    assert [one for one in named if f"def {one.test}(" not in (root / one.file).read_text()] == []
 
 
 @pytest.mark.parametrize("outcome", sorted({one for one in OUTCOMES if isinstance(one, Refused)}, key=str), ids=str)

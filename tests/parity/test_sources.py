@@ -100,6 +100,44 @@ def test_lists_of_schemas_tables_and_columns(start: Start, conn: Conn, bootstrap
     ]
 
 
+def test_transactions_and_tables_that_come_and_go(
+    start: Start, conn: Conn, database: Database, bootstrap_servers: str
+) -> None:
+    pair = start(**{"table.include.list": "pipeline.outbox,public.late"})
+    with psycopg.connect(database.dsn) as slow:
+        made = [insert(conn, "events", "k", b"before")]
+        held = [insert(slow, "events", "k", b"in an open transaction")]
+        published(bootstrap_servers, pair, made[0])
+        for one in pair.values():
+            one.stop()
+        made.append(insert(conn, "events", "k", b"while both are stopped"))
+        go_on(conn, pair)
+        made.append(insert(conn, "events", "k", b"while it is still open"))
+        published(bootstrap_servers, pair, made[-1])
+        held.append(insert(slow, "events", "k", b"at its end"))
+        slow.commit()
+    with conn.transaction():
+        conn.execute("SET LOCAL logical_decoding_work_mem = '64kB'")
+        spilled = [insert(conn, "events", f"k{number % 7}", b"x" * 1000) for number in range(1000)]
+    conn.execute("CREATE TABLE public.late (LIKE pipeline.outbox INCLUDING ALL)")
+    last = insert(conn, "events", "k")
+    move = "INSERT INTO public.late OVERRIDING SYSTEM VALUE SELECT * FROM pipeline.outbox WHERE id = %s"
+    late = "UPDATE public.late SET payload = 'unseen'"
+    with conn.transaction():
+        conn.execute(move, (last,))
+        conn.execute(late)
+        conn.execute("DELETE FROM public.late")
+    conn.execute("ALTER PUBLICATION pipeline_outbox ADD TABLE public.late")
+    conn.execute(move, (last,))
+    conn.execute(late)
+    until(
+        lambda: all(ids(one.records(bootstrap_servers)).count(last) == 2 for one in pair.values()), "the row twice", 60
+    )
+    found = {side: one.records(bootstrap_servers) for side, one in pair.items()}
+    assert content(found["native"]) == content(found["debezium"])
+    assert ids(found["native"]) == [*made, *held, *spilled, last, last]
+
+
 def document(name: object, payload: object, key: object = "k", kind: object = "T") -> str:
     return json.dumps({"id": name, "aggregatetype": "events", "aggregateid": key, "type": kind, "payload": payload})
 
