@@ -6,7 +6,6 @@ The same file runs on Kafka Connect with Debezium. Nothing in it is passed over 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import NoReturn
 
 from pipeline.connect.converters import CONVERTER_OPTIONS
 from pipeline.connect.filters import Filters, chosen, filters
+from pipeline.connect.json_file import load, parse
 from pipeline.connect.messages import DECODE, MessageOptions
 from pipeline.connect.options import DECODER, HONOURED, NOT_YET, ROUTER, WITHOUT_MEANING
 from pipeline.connect.producer import translate
@@ -65,6 +65,7 @@ class ConnectorFile:
     status_every_s: float
     heartbeat_every_s: float  # 0: never
     heartbeat_query: str
+    heartbeat_topic: str
     encodes: bool  # JSON payloads, to Avro
     polling: Polling | None  # None: by the WAL
     on_update: str
@@ -95,67 +96,6 @@ def read(path: Path, env: Mapping[str, str], *, ignore_unknown: bool = False) ->
     name, texts = load(path)
     config = _Config(path, {key: resolve(text, f"{path}: {key}", env) for key, text in texts.items()}, ignore_unknown)
     return config.checked(name)
-
-
-def load(path: Path) -> tuple[str, dict[str, str]]:
-    """Read a connector file as it is: its name, which is the file's, and its keys. Raises ConfigError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", remedy="give the path of a connector file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 at byte {error.start}", remedy="save it as UTF-8") from error
-    name, config = parse(text, str(path))
-    if name not in {"", path.stem}:
-        raise ConfigError(
-            f"{path}: name: {name!r} is not the file's name {path.stem!r}", remedy="rename the one or the other"
-        )
-    return path.stem, config
-
-
-def parse(text: str, where: str) -> tuple[str, dict[str, str]]:
-    """Read a connector's JSON: its name, empty where it has none, and its keys. Raises ConfigError."""
-    try:
-        loaded = json.loads(text, object_pairs_hook=lambda pairs: _unique(where, pairs))
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{where}: line {error.lineno}, column {error.colno}: {error.msg}", remedy="correct the JSON"
-        ) from error
-    except ValueError as error:  # a number of thousands of digits
-        raise ConfigError(f"{where}: {error}", remedy="correct the JSON") from error
-    except RecursionError as error:
-        raise ConfigError(f"{where}: nested too deeply", remedy="correct the JSON") from error
-    config, names = loaded, []
-    if isinstance(loaded, dict) and "config" in loaded:
-        config = loaded["config"]
-        for key in loaded.keys() - {"name", "config"}:
-            raise ConfigError(f"{where}: unknown key {key!r} beside name and config", remedy="move it into config")
-        names = [loaded["name"]] if "name" in loaded else []
-    if not isinstance(config, dict):
-        raise ConfigError(f"{where}: is not a connector", remedy='write {"name": …, "config": {…}}')
-    if "name" in config:
-        names.append(config["name"])
-    if len(set(map(str, names))) > 1:
-        raise ConfigError(f"{where}: name: {names[0]!r} and, in config, {names[1]!r}", remedy="write it once")
-    return str(names[0]) if names else "", {str(key): _scalar(where, str(key), value) for key, value in config.items()}
-
-
-def _unique(path: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
-    made: dict[str, object] = {}
-    for key, value in pairs:
-        if key in made:
-            raise ConfigError(f"{path}: {key}: stands there twice", remedy="remove one of the two")
-        made[key] = value
-    return made
-
-
-def _scalar(path: str, key: str, value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | int | float):
-        return str(value)
-    kind = "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else "null"
-    raise ConfigError(f"{path}: {key}: is {kind}, not a text", remedy="write its value as a text in quotes")
 
 
 class _Config:
@@ -192,6 +132,7 @@ class _Config:
             status_every_s=self._milliseconds("status.update.interval.ms") / 1000,
             heartbeat_every_s=self._heartbeat(),
             heartbeat_query=self._get("heartbeat.action.query"),
+            heartbeat_topic=f"{self._get('topic.heartbeat.prefix')}.{self._values.get('topic.prefix', name)}",
             encodes=self._encodes(),
             polling=self._polling(),
             on_update=self._get("table.op.invalid.behavior"),
@@ -325,14 +266,10 @@ class _Config:
         return True
 
     def _heartbeat(self) -> float:
-        """Return the seconds between two heartbeats: here they are the action query alone."""
+        """Return the seconds between two heartbeats, 0 where there are none."""
         every_s = self._milliseconds("heartbeat.interval.ms", 0) / 1000
-        if every_s and not self._get("heartbeat.action.query"):
-            self._notices.append("heartbeat.interval.ms has no meaning here without heartbeat.action.query")
         if not every_s and self._get("heartbeat.action.query"):
             self._notices.append("heartbeat.action.query is not run: heartbeat.interval.ms is 0")
-        if every_s:
-            self._notices.append("no heartbeat topic is written: the relay confirms by the server's keepalives")
         return every_s
 
     def _messages(self) -> MessageOptions | None:

@@ -65,6 +65,7 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
     "exactly.once.support": (("requested",), "requested"),
     "heartbeat.interval.ms": ((), "0"),
     "heartbeat.action.query": ((), ""),
+    "topic.heartbeat.prefix": ((), "__debezium-heartbeat"),
     "binary.handling.mode": (("bytes",), "bytes"),
     "time.precision.mode": (("adaptive", "adaptive_time_microseconds"), "adaptive"),
     "skipped.operations": (("none", "t", "u", "d", "u,d", "u,t", "d,t", "u,d,t"), "t"),
@@ -169,7 +170,7 @@ WITHOUT_MEANING: dict[str, str] = {
     "schema.name.adjustment.mode": "no schema is made of a table",
     "field.name.adjustment.mode": "no schema is made of a table",
     "sourceinfo.struct.maker": "the router drops it",
-    "topic.heartbeat.prefix": "no heartbeat topic is written",
+    "heartbeat.topics.prefix": "Debezium 3 reads topic.heartbeat.prefix instead",
     "topic.naming.strategy": "the router names the topics",
     "config.action.reload": "the file is read at start",
 }

@@ -18,6 +18,7 @@ from pipeline import probes
 from pipeline.capture import Routed
 from pipeline.config import Settings
 from pipeline.connect.file import ConnectorFile, Polling, read
+from pipeline.connect.heartbeats import heartbeats
 from pipeline.connect.messages import Messages
 from pipeline.connect.router import Router
 from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn, registry_address
@@ -39,6 +40,7 @@ from pipeline.postgres.statistics import SlotWatch
 from pipeline.postgres.wal import WalSettings, WalSource
 from pipeline.relay import Relay, Source
 from pipeline.relay.encoding import EncodedSource
+from pipeline.relay.heartbeat import BeatingSource
 from pipeline.runtime.slots import SlotMetrics
 from pipeline.topics import TopicSpec, dead_letters
 
@@ -97,6 +99,10 @@ def run_relay(
         from pipeline.registry.client import RegistrySchemas  # 17 MB of memory, which few relays need
 
         source = EncodedSource(source, RegistrySchemas(address.url, address.username, address.password), readiness)
+    made = [TopicSpec(dead_letters(file.name), 1, {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"})]
+    if beat := _heartbeats(file):
+        source = BeatingSource(source, beat, file.heartbeat_every_s)
+        made.append(TopicSpec(file.heartbeat_topic, 1, {}))
     relay = Relay(
         file.name,
         source,
@@ -109,7 +115,7 @@ def run_relay(
     aside = [
         threading.Thread(target=_watch, args=(dsn, file, meter, readiness, done), name="watch", daemon=True),
         threading.Thread(target=_beat, args=(dsn, file, readiness, done), name="heartbeat", daemon=True),
-        threading.Thread(target=_make_dlq, args=(file, kafka, done), name="make-dlq", daemon=True),
+        threading.Thread(target=_make_topics, args=(file, kafka, made, done), name="make-topics", daemon=True),
     ]
     for thread in aside:
         thread.start()
@@ -225,23 +231,38 @@ def _environment(settings: Settings, env: Mapping[str, str]) -> dict[str, str]:
     return {**found, **env}
 
 
-def _make_dlq(file: ConnectorFile, kafka: Mapping[str, str], done: threading.Event) -> None:
-    """Create the connector's DLQ where it is missing: a row that must go there may be the first to tell."""
-    topic = dead_letters(file.name)
-    spec = TopicSpec(topic, 1, {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"})
+def _heartbeats(file: ConnectorFile) -> Callable[[], Routed] | None:
+    """Return what makes heartbeat records, None where there are none."""
+    if not file.heartbeat_every_s:
+        return None
+    beat = heartbeats(file.heartbeat_topic, file.router.topic_prefix or file.name, file.router.key, file.router.value)
+    if beat is None:
+        log.info(
+            "no heartbeat records: the converters are for bytes, where Debezium's task would end",
+            extra={"action": "connector.notice", "connector": file.name},
+        )
+    return beat
+
+
+def _make_topics(
+    file: ConnectorFile, kafka: Mapping[str, str], specs: Sequence[TopicSpec], done: threading.Event
+) -> None:
+    """Create the topics of the connector itself where they are missing: a row for the DLQ may be the first to tell."""
     options = {
         key: value for key, value in kafka.items() if key.startswith(("bootstrap.", "security.", "sasl.", "ssl."))
     }
     while not done.is_set():
         try:
             topics = Topics(options, contact_s=_ASIDE_S / 2)
-            if topic not in topics.partitions():
-                topics.create([spec])
+            there = topics.partitions()
+            if missing := [spec for spec in specs if spec.name not in there]:
+                topics.create(missing)
             return
         except BrokerError as error:
             if not error.retryable:
+                names = ", ".join(spec.name for spec in specs)
                 log.warning(
-                    f"{error.what}: create {topic} by hand", extra={"action": "relay.no_dlq", "connector": file.name}
+                    f"{error.what}: create {names} by hand", extra={"action": "relay.no_dlq", "connector": file.name}
                 )
                 return
         done.wait(_MEASURE_EVERY_S)

@@ -6,7 +6,8 @@ SNAPSHOTS = "rows that are there already, in each snapshot.mode"
 LISTS = "lists of schemas, tables and columns"
 MESSAGES = "logical messages, decoded: transactional or not, prefixes, fields, null fields"
 DURABLE = "a transaction open over a restart, one that the server spills, a table that joins the publication"
-SOURCES = (SNAPSHOTS, LISTS, MESSAGES, DURABLE)
+HEARTBEATS = "heartbeat records, also where nothing is written"
+SOURCES = (SNAPSHOTS, LISTS, MESSAGES, DURABLE, HEARTBEATS)
 
 # mode → what else the file says, whether its slot is dropped while it is stopped, which rows come
 MODES: dict[str, tuple[dict[str, str | None], bool, str]] = {

@@ -138,6 +138,29 @@ def test_transactions_and_tables_that_come_and_go(
     assert ids(found["native"]) == [*made, *held, *spilled, last, last]
 
 
+def test_heartbeat_records(start: Start, bootstrap_servers: str, topics: Topics, prefix: str) -> None:
+    named = {side: f"beat-{prefix}.{prefix}-{side}" for side in SIDES}
+    topics.create(*named.values())
+    pair = start(
+        **{
+            "heartbeat.interval.ms": "200", "topic.heartbeat.prefix": f"beat-{prefix}",
+            "value.converter": "io.debezium.converters.BinaryDataConverter",
+            "value.converter.delegate.converter.type": "org.apache.kafka.connect.json.JsonConverter",
+            "key.converter": "org.apache.kafka.connect.json.JsonConverter",
+        }
+    )  # fmt: skip
+    until(lambda: all(len(one.records(bootstrap_servers, named[side])) > 3 for side, one in pair.items()), "beats", 60)
+    made = {}
+    for side, one in pair.items():
+        found = one.records(bootstrap_servers, named[side])
+        values = {json.dumps(json.loads(beat.value() or b"") | {"payload": ["ts_ms"]}) for beat in found}
+        keys = {(beat.key() or b"").replace(f"-{side}".encode(), b"") for beat in found}
+        made[side] = (keys, values, {str(beat.headers()) for beat in found})
+        times = [json.loads(beat.value() or b"")["payload"]["ts_ms"] for beat in found]
+        assert times == sorted(set(times))
+    assert made["native"] == made["debezium"]
+
+
 def document(name: object, payload: object, key: object = "k", kind: object = "T") -> str:
     return json.dumps({"id": name, "aggregatetype": "events", "aggregateid": key, "type": kind, "payload": payload})
 
