@@ -70,6 +70,7 @@ class ConnectorFile:
     polling: Polling | None  # None: by the WAL
     on_update: str
     router: RouterOptions
+    statements: tuple[str, ...]  # at the begin of a snapshot's and of the heartbeat query's connection
     database: dict[str, str] = field(repr=False)
     producer: dict[str, str] = field(repr=False)
     notices: tuple[str, ...] = ()
@@ -137,6 +138,7 @@ class _Config:
             polling=self._polling(),
             on_update=self._get("table.op.invalid.behavior"),
             router=router_options(self._path, self._prefix, self._get, self._values, self._refuse),
+            statements=_statements(self._get("database.initial.statements")),
             database=self._database(),
             producer=translate(producer, self._path, self._notices.append),
             notices=tuple(self._notices),
@@ -329,6 +331,12 @@ class _Config:
             self._notices.append("database.hostname is a list: the primary among them is read; Debezium takes one only")
             found["target_session_attrs"] = "primary"
         return found
+
+
+def _statements(text: str) -> tuple[str, ...]:
+    """Part statements at each semicolon; two of them are one that is meant."""
+    parts = (part.replace("\0", ";").strip() for part in text.replace(";;", "\0").split(";"))
+    return tuple(part for part in parts if part)
 
 
 def _canonical(value: str, accepted: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -21,8 +21,16 @@ log = logging.getLogger(__name__)
 _ANSWER_MS = 10_000
 
 
-def beat(dsn: str, query: str, every_s: float, *, active: Callable[[], bool], done: threading.Event) -> None:
-    """Run ``query`` each ``every_s`` seconds while ``active``, until ``done``."""
+def beat(
+    dsn: str,
+    query: str,
+    every_s: float,
+    *,
+    active: Callable[[], bool],
+    done: threading.Event,
+    statements: Sequence[str] = (),
+) -> None:
+    """Run ``query`` each ``every_s`` seconds while ``active``, until ``done``; ``statements`` first on a connection."""
     dsn = make_conninfo(dsn, connect_timeout=10, tcp_user_timeout=_ANSWER_MS, application_name="pipeline-heartbeat")
     conn: psycopg.Connection[object] | None = None
     failing = False
@@ -32,7 +40,8 @@ def beat(dsn: str, query: str, every_s: float, *, active: Callable[[], bool], do
         try:
             if conn is None or conn.closed:
                 conn = psycopg.connect(dsn, autocommit=True)
-                conn.execute(f"SET statement_timeout = {_ANSWER_MS}".encode())
+                for statement in (f"SET statement_timeout = {_ANSWER_MS}", *statements):
+                    conn.execute(statement.encode())
             conn.execute(query.encode())
         except psycopg.Error as error:
             if not failing:

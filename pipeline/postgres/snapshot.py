@@ -48,7 +48,7 @@ class SnapshotSettings:
 
     ``wanted`` tells whether schema and table are read, ``selects`` has an own SELECT of some: "schema.table" → SQL.
     ``stamp_now``: records have the present time, and their row's in a header. ``delay_s`` before the first row.
-    ``may_be_empty``: that no table is wanted is no error.
+    ``may_be_empty``: that no table is wanted is no error. ``statements`` are run first.
     """
 
     when: Literal["first", "needed", "always"]
@@ -59,6 +59,7 @@ class SnapshotSettings:
     delay_s: float = 0.0
     lock_timeout_s: float = 10.0
     may_be_empty: bool = False
+    statements: tuple[str, ...] = ()
 
 
 class Snapshot:
@@ -84,6 +85,8 @@ class Snapshot:
         self._begin_at = clock() + settings.delay_s
         self._conn = Connection(dsn, name="pipeline-snapshot")
         try:
+            for statement in settings.statements:
+                self._conn.rows(statement)
             self.lsn = int(self._conn.rows("SELECT pg_current_wal_lsn() - '0/0'")[0][0] or 0)
             self._conn.rows("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             if exported:

@@ -195,6 +195,7 @@ def _snapshot(file: ConnectorFile) -> SnapshotSettings | None:
         delay_s=options.delay_s,
         lock_timeout_s=options.lock_timeout_s,
         may_be_empty=file.messages is not None,
+        statements=file.statements,
     )
 
 
@@ -272,7 +273,9 @@ def _beat(dsn: str, file: ConnectorFile, readiness: probes.Readiness, done: thre
     """Run the heartbeat's action query, while this relay is the active one."""
     if file.heartbeat_every_s and file.heartbeat_query:
         active = lambda: readiness.state()["role"] == "active"  # noqa: E731
-        heartbeat.beat(dsn, file.heartbeat_query, file.heartbeat_every_s, active=active, done=done)
+        heartbeat.beat(
+            dsn, file.heartbeat_query, file.heartbeat_every_s, active=active, done=done, statements=file.statements
+        )
 
 
 def _watch(

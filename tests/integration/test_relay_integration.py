@@ -324,8 +324,11 @@ def test_the_active_relay_alone_runs_the_heartbeats_query_and_survives_its_failu
     tmp_path: Path, prefix: str, topic: str, cli_environment: Mapping[str, str], database: Database,
     bootstrap_servers: str,
 ) -> None:  # fmt: skip
-    query = "INSERT INTO public.beat VALUES (pg_backend_pid())"
-    options = {"heartbeat.interval.ms": "100", "heartbeat.action.query": query}
+    query = "INSERT INTO public.beat VALUES (pg_backend_pid() + current_setting('my.zero')::int)"
+    options = {
+        "heartbeat.interval.ms": "100", "heartbeat.action.query": query,
+        "database.initial.statements": "SET my.zero = 0",
+    }  # fmt: skip
     file = connector_file(tmp_path, prefix, **options)
     with (
         psycopg.connect(database.dsn, autocommit=True) as conn,

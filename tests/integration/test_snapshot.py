@@ -147,7 +147,9 @@ def test_what_is_read_and_how_it_is_stamped_can_be_said(
         "table.include.list": "pipeline.outbox,public\\..*", "publication.name": prefix,
         "snapshot.include.collection.list": "pipeline.outbox,public.parted.*",
         selects: "pipeline.outbox", "publication.autocreate.mode": "filtered", "publish.via.partition.root": "true",
-        f"{selects}.pipeline.outbox": "SELECT * FROM pipeline.outbox WHERE payload <> 'b' ORDER BY seq DESC;",
+        "database.initial.statements": "SET my.mark = 'b'; SET my.other = ';;';",
+        f"{selects}.pipeline.outbox": "SELECT * FROM pipeline.outbox"
+        " WHERE payload <> current_setting('my.mark')::bytea AND current_setting('my.other') = ';' ORDER BY seq DESC;",
     }  # fmt: skip
     conn.execute("DROP PUBLICATION pipeline_outbox")
     with RelayProcess(connector_file(tmp_path, prefix, **changes), cli_environment) as relay:
