@@ -7,12 +7,13 @@ are written: who runs the connector resolves them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = [
     "MASK",
+    "Check",
     "Connector",
     "Difference",
     "State",
@@ -36,6 +37,18 @@ class Connector:
     name: str
     config: Mapping[str, str]
     source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What Connect says of a configuration: key → what is wrong with it, and the keys that hold secrets by their type.
+
+    ``unknown`` are keys that no plugin reads, each with the one that may be meant ("": none is like it).
+    """
+
+    errors: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    secrets: frozenset[str] = frozenset()
+    unknown: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +104,18 @@ class State:
         return f"{self.state}, tasks: {counted}"
 
 
-def differences(now: Mapping[str, str] | None, wanted: Mapping[str, str]) -> list[Difference]:
-    """Compare what runs (None: nothing does) with what should, key by key. ``name`` is the connector's own, no key."""
+def differences(
+    now: Mapping[str, str] | None, wanted: Mapping[str, str], secrets: Iterable[str] = ()
+) -> list[Difference]:
+    """Compare what runs (None: nothing does) with what should, key by key. ``name`` is the connector's own, no key.
+
+    ``secrets`` are keys that hold secrets, whatever their names say.
+    """
     before = {} if now is None else now
+    hidden = frozenset(secrets)
     keys = sorted((before.keys() | wanted.keys()) - {"name"})
     return [
-        Difference(key, masked(key, before.get(key)), masked(key, wanted.get(key)))
+        Difference(key, masked(key, before.get(key), hidden), masked(key, wanted.get(key), hidden))
         for key in keys
         if before.get(key) != wanted.get(key)
     ]

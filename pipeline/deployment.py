@@ -7,10 +7,10 @@ before, so that a mistake costs a message and not an outage.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from pipeline.connector import Connector, Difference, State, differences, is_reference, is_secret
+from pipeline.connector import Check, Connector, Difference, State, differences, is_reference, is_secret
 from pipeline.errors import ConfigError, ConnectError
 
 __all__ = [
@@ -45,8 +45,8 @@ class Cluster(Protocol):
     def state(self, name: str) -> State | None:
         """What a connector does."""
 
-    def errors(self, connector: Connector) -> dict[str, list[str]]:
-        """Key → what is wrong with it."""
+    def check(self, connector: Connector) -> Check:
+        """What is wrong with its keys."""
 
     def put(self, connector: Connector) -> None:
         """Create or replace."""
@@ -72,11 +72,15 @@ class Cluster(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a deployment would change. ``running`` is what Connect has, None for a connector that is not there."""
+    """What a deployment would change. ``running`` is what Connect has, None for a connector that is not there.
+
+    ``check`` is what Connect says of it.
+    """
 
     connector: Connector
     running: dict[str, str] | None
     differences: list[Difference]
+    check: Check = field(default_factory=Check)
 
     @property
     def action(self) -> Literal["create", "update", "unchanged"]:
@@ -97,15 +101,27 @@ class Waiting:
     settle_s: float = 3.0
 
     def until(self, condition: Callable[[], bool], *, settle_s: float = 0) -> bool:
-        """Wait until a condition holds, for ``settle_s`` without a break; False where it does not in time."""
+        """Wait until a condition holds, for ``settle_s`` without a break; False where it does not in time.
+
+        A Connect that is away for a moment, as a worker that restarts, is waited for too.
+        """
         deadline = self.clock() + self.timeout_s
         since: float | None = None
         while True:
-            holds, now = condition(), self.clock()
+            away: ConnectError | None = None
+            try:
+                holds = condition()
+            except ConnectError as error:
+                if not error.retryable:
+                    raise
+                holds, away = False, error
+            now = self.clock()
             since = (now if since is None else since) if holds else None
             if since is not None and now - since >= settle_s:
                 return True
             if now > deadline:
+                if away is not None:
+                    raise away
                 return False
             self.pause(_POLL_S)
 
@@ -114,44 +130,54 @@ def plan(connectors: Iterable[Connector], cluster: Cluster) -> list[Plan]:
     """Compare connectors with what runs. Changes nothing."""
     found = []
     for connector in connectors:
-        running = cluster.config(connector.name)
-        found.append(Plan(connector, running, differences(running, connector.config)))
+        running, said = cluster.config(connector.name), cluster.check(connector)
+        found.append(Plan(connector, running, differences(running, connector.config, said.secrets), said))
     return found
 
 
-def plain_secrets(connectors: Iterable[Connector]) -> None:
+def plain_secrets(plans: Iterable[Plan]) -> None:
     """Refuse a secret that stands in a file as it is. Raises ConfigError naming file and key."""
-    for connector in connectors:
+    for one in plans:
+        connector = one.connector
         for key, value in connector.config.items():
-            if value and is_secret(key) and not is_reference(value):
+            if value and (is_secret(key) or key in one.check.secrets) and not is_reference(value):
                 raise ConfigError(
                     f"{connector.source}: {key}: a secret in plain text, which Connect would keep and show to all",
                     remedy="refer to it: ${env:NAME} or ${file:path:key}; or --allow-plain-secrets",
                 )
 
 
-def check(plans: Sequence[Plan], cluster: Cluster) -> None:
-    """Let Connect check all connectors. Raises ConfigError naming file and keys; nothing is changed."""
+def check(plans: Sequence[Plan], cluster: Cluster, *, ignore_unknown: bool = False) -> None:
+    """Go by what Connect says of all connectors. Raises ConfigError naming file and keys; nothing is changed."""
     for one in plans:
-        _check(one.connector, cluster)
-    _check_prefixes({**cluster.configs(), **{one.connector.name: one.connector.config for one in plans}}, plans)
+        _check(one, ignore_unknown=ignore_unknown)
+    _check_shared({**cluster.configs(), **{one.connector.name: one.connector.config for one in plans}}, plans)
 
 
-def deploy(plans: Sequence[Plan], cluster: Cluster, waiting: Waiting | None, *, put_back: bool = True) -> None:
+def deploy(
+    plans: Sequence[Plan],
+    cluster: Cluster,
+    waiting: Waiting | None,
+    *,
+    put_back: bool = True,
+    ignore_unknown: bool = False,
+) -> None:
     """Check all connectors, then put each that differs, and wait for it unless ``waiting`` is None.
 
     Raises ConfigError where Connect refuses a configuration, with nothing changed; ConnectError where a connector does
-    not run: then ``put_back`` restores what ran before, or removes what was new.
+    not run: then ``put_back`` restores what ran before, or removes what was new. Those before it stay deployed.
     """
-    check(plans, cluster)
+    check(plans, cluster, ignore_unknown=ignore_unknown)
+    done: list[str] = []
     for one in plans:
         if one.action != "unchanged":
             cluster.put(one.connector)
-        if waiting is None:
-            continue
-        problem = healthy(one.connector, cluster, waiting)
-        if problem is not None:
-            _give_up(one, cluster, problem, waiting, put_back=put_back)
+        if waiting is not None:
+            problem = healthy(one.connector, cluster, waiting)
+            if problem is not None:
+                _give_up(one, cluster, problem, waiting, done, put_back=put_back)
+        if one.action != "unchanged":
+            done.append(one.connector.name)
 
 
 def healthy(connector: Connector, cluster: Cluster, waiting: Waiting) -> State | None:
@@ -209,27 +235,39 @@ def delete(name: str, cluster: Cluster, waiting: Waiting) -> None:
 _LOOK = "pipeline connector status NAME -o json has the whole trace; Connect's log says more"
 
 
-def _check(connector: Connector, cluster: Cluster) -> None:
-    errors = cluster.errors(connector)
-    if errors:
-        listed = "; ".join(f"{key}: {' '.join(texts[0].split())}" for key, texts in sorted(errors.items()))
-        raise ConfigError(
-            f"{connector.source or connector.name}: Connect refuses it: {listed}",
-            remedy="correct these keys; nothing was changed",
-        )
+def _check(one: Plan, *, ignore_unknown: bool) -> None:
+    where = one.connector.source or one.connector.name
+    if one.check.errors:
+        listed = "; ".join(f"{key}: {' '.join(texts[0].split())}" for key, texts in sorted(one.check.errors.items()))
+        raise ConfigError(f"{where}: Connect refuses it: {listed}", remedy="correct these keys; nothing was changed")
+    for key, near in one.check.unknown.items():
+        if not ignore_unknown:
+            hint = f"did you mean {near}? else remove it" if near else "remove it"
+            raise ConfigError(
+                f"{where}: {key}: unknown key, which Connect would pass over in silence",
+                remedy=f"{hint}, or take it with --ignore-unknown; nothing was changed",
+            )
 
 
-def _check_prefixes(all_configs: Mapping[str, Mapping[str, str]], plans: Sequence[Plan]) -> None:
-    """Refuse two Debezium connectors with one topic.prefix: the second hangs for a minute for its metrics' name."""
+_SHARED = {
+    ("topic.prefix",): "Debezium names its metrics by it, and the second hangs for a minute for that name",
+    ("slot.name", "database.hostname", "database.port", "database.dbname"): "a slot is read by one connector",
+}
+"""Keys of Debezium connectors that no two may have alike, and why."""
+
+
+def _check_shared(all_configs: Mapping[str, Mapping[str, str]], plans: Sequence[Plan]) -> None:
     for one in plans:
-        prefix = one.connector.config.get("topic.prefix")
+        mine = one.connector.config
         for name, config in all_configs.items():
-            same = config.get("topic.prefix") == prefix and _class(config) == _class(one.connector.config)
-            if prefix and same and name != one.connector.name:
-                raise ConfigError(
-                    f"{one.connector.source}: topic.prefix: {prefix!r} is that of connector {name} too",
-                    remedy="give each connector one of its own: Debezium names its metrics by it",
-                )
+            if name == one.connector.name or _class(config) != _class(mine):
+                continue
+            for keys, why in _SHARED.items():
+                if mine.get(keys[0]) and all(mine.get(key) == config.get(key) for key in keys):
+                    raise ConfigError(
+                        f"{one.connector.source}: {keys[0]}: {mine[keys[0]]!r} is that of connector {name} too",
+                        remedy=f"give each connector one of its own: {why}",
+                    )
 
 
 def _class(config: Mapping[str, str]) -> str:
@@ -245,9 +283,13 @@ def _is_current(connector: Connector, cluster: Cluster) -> bool:
     )
 
 
-def _give_up(one: Plan, cluster: Cluster, state: State, waiting: Waiting, *, put_back: bool) -> None:
+def _give_up(
+    one: Plan, cluster: Cluster, state: State, waiting: Waiting, done: Sequence[str], *, put_back: bool
+) -> None:
     name = one.connector.name
     what = f"{one.connector.source or name}: connector {name} does not run: {state.summary}{_traces(state)}"
+    if done:
+        what += f"\n    before it were deployed, and run: {', '.join(done)}"
     if not put_back or one.action == "unchanged":
         raise ConnectError(what, remedy=_LOOK)
     if one.running is None:

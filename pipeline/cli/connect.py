@@ -21,7 +21,7 @@ __all__ = ["COMMANDS"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _files = click.argument("paths", metavar="FILE|FOLDER|- …", nargs=-1, required=True)
-_names = click.argument("names", metavar="NAME …", nargs=-1, required=True)
+_names = click.argument("names", metavar="NAME|FILE|FOLDER/|- …", nargs=-1, required=True)
 _timeout = click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0), default=60, show_default=True, help="Seconds to wait."
 )
@@ -51,7 +51,9 @@ def diff(context: click.Context, paths: tuple[str, ...], output: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Print the plan, let Connect check it, and change nothing.")
 @click.option("--keep", is_flag=True, help="Leave a connector that does not come up; else what ran before is put back.")
 @click.option("--allow-plain-secrets", is_flag=True, help="Take secrets that stand in a file as they are.")
-@click.option("--prune", is_flag=True, help="Delete connectors that no file names: those that --confirm lists.")
+@click.option("--ignore-unknown", is_flag=True, help="Take keys that no plugin reads instead of refusing them.")
+@click.option("--prune", is_flag=True, help="Delete connectors that no file names: by --label, or as --confirm lists.")
+@click.option("--label", default="", help="With --prune: only connectors with this pipeline.label; all files have it.")
 @click.option("--confirm", multiple=True, metavar="NAME", help="With --prune: a connector that may go; repeat it.")
 @output_option
 def deploy(
@@ -61,7 +63,9 @@ def deploy(
     dry_run: bool,
     keep: bool,
     allow_plain_secrets: bool,
+    ignore_unknown: bool,
     prune: bool,
+    label: str,
     confirm: tuple[str, ...],
     output: str,
 ) -> None:
@@ -72,14 +76,17 @@ def deploy(
     \b
     Example:
       pipeline connector deploy connectors/outbox.json --wait
+      pipeline connector deploy connectors/ --prune --label shop
       pipeline connector render connectors/outbox.json -o json | pipeline connector deploy -
     """
     with stage.open_connect(Settings.load()) as connect:
-        plans = deployment.plan(stage.read_connectors(paths, allow_plain_secrets=allow_plain_secrets), connect)
-        unknown = stage.strangers(connect, plans) if prune else []
+        plans = deployment.plan(stage.read_connectors(paths), connect)
+        if not allow_plain_secrets:
+            deployment.plain_secrets(plans)
+        unknown = stage.strangers(connect, plans, label) if prune else []
         if output == "table":
             _print_plans(plans, output)
-        if unconfirmed := sorted(set(unknown) ^ set(confirm)) if prune else []:
+        if unconfirmed := sorted(set(unknown) ^ set(confirm)) if prune and not label else []:
             raise ConfigError(
                 f"--prune: no file names {', '.join(unknown) or 'nothing else'}; "
                 f"confirmed: {', '.join(confirm) or 'none'}",
@@ -89,10 +96,12 @@ def deploy(
             )
         waiting = stage.waiting_for(timeout_s)
         if dry_run:
-            deployment.check(plans, connect)
-            say("nothing was changed: leave --dry-run out")
+            deployment.check(plans, connect, ignore_unknown=ignore_unknown)
+            say("".join(f"would delete {name}\n" for name in unknown) + "nothing was changed: leave --dry-run out")
         else:
-            deployment.deploy(plans, connect, waiting if wait else None, put_back=not keep)
+            deployment.deploy(
+                plans, connect, waiting if wait else None, put_back=not keep, ignore_unknown=ignore_unknown
+            )
             for name in unknown:
                 deployment.delete(name, connect, waiting)
         done = [{"connector": one.connector.name, "action": one.action} for one in plans]
@@ -105,8 +114,9 @@ def deploy(
 
 @click.command("list")
 @output_option
-def list_(output: str) -> None:
-    """List the connectors of Kafka Connect with their states.
+@click.pass_context
+def list_(context: click.Context, output: str) -> None:
+    """List the connectors of Kafka Connect with their states. Exits with 2 where not all run.
 
     \b
     Example:
@@ -115,10 +125,11 @@ def list_(output: str) -> None:
     with stage.open_connect(Settings.load()) as connect:
         found = stage.states(connect, ())
     print_rows([_row(state) for state in found], output, empty="no connectors")
+    context.exit(0 if all(state.healthy for state in found) else 2)
 
 
 @click.command()
-@click.argument("names", metavar="[NAME …]", nargs=-1)
+@click.argument("names", metavar="[NAME|FILE|FOLDER/|- …]", nargs=-1)
 @output_option
 @click.pass_context
 def status(context: click.Context, names: tuple[str, ...], output: str) -> None:
@@ -129,7 +140,7 @@ def status(context: click.Context, names: tuple[str, ...], output: str) -> None:
       pipeline connector status outbox
     """
     with stage.open_connect(Settings.load()) as connect:
-        found = stage.states(connect, names)
+        found = stage.states(connect, stage.names(names))
     if output != "table":
         print_rows([_whole(state) for state in found], output)
     else:
@@ -148,7 +159,7 @@ def _action(name: str, what: Command, text: str) -> click.Command:
     @_timeout
     def run(names: tuple[str, ...], timeout_s: float) -> None:
         with stage.open_connect(Settings.load()) as connect:
-            for one in names:
+            for one in stage.names(names):
                 state = deployment.command(one, what, connect, stage.waiting_for(timeout_s))
                 say(f"{one}: {state.summary}")
 
@@ -167,7 +178,7 @@ def restart(names: tuple[str, ...], only_failed: bool, timeout_s: float) -> None
       pipeline connector restart outbox --only-failed
     """
     with stage.open_connect(Settings.load()) as connect:
-        for name in names:
+        for name in stage.names(names):
             what: Command = "restart-failed" if only_failed else "restart"
             say(f"{name}: {deployment.command(name, what, connect, stage.waiting_for(timeout_s)).summary}")
 
@@ -184,7 +195,7 @@ def delete(names: tuple[str, ...], execute: bool, timeout_s: float) -> None:
       pipeline connector delete outbox --execute
     """
     with stage.open_connect(Settings.load()) as connect:
-        for state in stage.states(connect, names):
+        for state in stage.states(connect, stage.names(names)):
             if not execute:
                 say(f"would delete {state.name} ({state.summary}): add --execute")
                 continue
@@ -221,7 +232,7 @@ def get(name: str, output: str) -> None:
 @click.argument("file", type=click.File(encoding="utf-8"))
 @click.option("--execute", is_flag=True, help="Do it. Without this nothing is done.")
 def set_(name: str, file: Any, execute: bool) -> None:
-    """Replace offsets of a stopped connector by those of FILE (or -): a list of {"partition": …, "offset": …}.
+    """Replace offsets of a stopped connector by those of FILE (or -), as "offsets get" or Connect's own API has them.
 
     \b
     Example:
@@ -231,6 +242,12 @@ def set_(name: str, file: Any, execute: bool) -> None:
         wanted = json.load(file)
     except ValueError as error:
         raise ConfigError(f"{file.name}: {error}", remedy="write what offsets get prints") from None
+    if isinstance(wanted, dict) and wanted.keys() == {"offsets"}:
+        wanted = wanted["offsets"]
+    if not isinstance(wanted, list) or not all(_is_offset(one) for one in wanted):
+        raise ConfigError(
+            f'{file.name}: is not a list of {{"partition": …, "offset": …}}', remedy="write what offsets get prints"
+        )
     with stage.open_connect(Settings.load()) as connect:
         _stopped(stage.states(connect, (name,)))
         say(f"now: {json.dumps(connect.offsets(name))}\nthen: {json.dumps(wanted)}")
@@ -291,6 +308,10 @@ COMMANDS: tuple[click.Command, ...] = (
     offsets,
     render,
 )
+
+
+def _is_offset(one: object) -> bool:
+    return isinstance(one, dict) and one.keys() == {"partition", "offset"} and isinstance(one["partition"], dict)
 
 
 def _stopped(found: Sequence[State]) -> None:

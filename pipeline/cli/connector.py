@@ -13,7 +13,7 @@ from pipeline.cli.reconcile import reconcile
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.runtime.connect import check
-from pipeline.runtime.relay import read_connector, run_relay
+from pipeline.runtime.relay import check_connectors, run_relay
 
 __all__ = ["connector"]
 
@@ -57,27 +57,35 @@ def run(file: Path, metrics_port: int | None, ignore_unknown: bool, options: tup
 
 
 @connector.command()
-@click.argument("files", type=_FILE, nargs=-1, required=True)
+@click.argument("paths", metavar="FILE|FOLDER|- …", nargs=-1, required=True)
 @click.option("--ignore-unknown", is_flag=True, help="Warn about unknown keys instead of refusing the file.")
 @click.option("--connect", "by_connect", is_flag=True, help="Let Kafka Connect check them, as its plugins see them.")
-def validate(files: tuple[Path, ...], ignore_unknown: bool, by_connect: bool) -> None:
+@click.pass_context
+def validate(context: click.Context, paths: tuple[str, ...], ignore_unknown: bool, by_connect: bool) -> None:
     """Check connector files for the native relay, without any server: every key, every value, every reference.
+
+    All files are looked at, also where one is wrong.
 
     \b
     Example:
       pipeline connector validate connectors/outbox.json
-      pipeline connector validate --connect connectors/outbox.json
+      pipeline connector validate --connect connectors/
     """
     settings = Settings.load()
     if by_connect:
-        for one in check(settings, [str(file) for file in files]):
+        for one in check(settings, paths, ignore_unknown=ignore_unknown):
             click.echo(f"{one.source}: ok: {one.config['connector.class']}")
         return
-    for file in files:
-        found = read_connector(file, settings, ignore_unknown=ignore_unknown)
+    wrong = 0
+    for source, found in check_connectors(paths, settings, ignore_unknown=ignore_unknown):
+        if isinstance(found, ConfigError):
+            click.echo(f"error: {found}", err=True)
+            wrong += 1
+            continue
         for notice in found.notices:
-            click.echo(f"{file}: {notice}", err=True)
-        click.echo(f"{file}: ok: slot {found.slot}, publication {found.publication}, tables {found.tables_text}")
+            click.echo(f"{source}: {notice}", err=True)
+        click.echo(f"{source}: ok: slot {found.slot}, publication {found.publication}, tables {found.tables_text}")
+    context.exit(1 if wrong else 0)
 
 
 def _pairs(options: tuple[str, ...]) -> dict[str, str]:

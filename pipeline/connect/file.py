@@ -23,7 +23,7 @@ from pipeline.connect.routing import RouterOptions, placements, router_options
 from pipeline.connect.snapshots import OVERRIDES, SnapshotOptions, snapshot_options
 from pipeline.errors import ConfigError
 
-__all__ = ["ConnectorFile", "Polling", "load", "parse", "read"]
+__all__ = ["ConnectorFile", "Polling", "checked", "load", "parse", "read"]
 
 _NAME = re.compile(r"[a-z0-9_]{1,63}")
 _REQUIRED = (
@@ -94,7 +94,13 @@ def read(path: Path, env: Mapping[str, str], *, ignore_unknown: bool = False) ->
 
     Raises ConfigError naming file, key and remedy.
     """
-    name, texts = load(path)
+    return checked(*load(path), path, env, ignore_unknown=ignore_unknown)
+
+
+def checked(
+    name: str, texts: Mapping[str, str], path: Path, env: Mapping[str, str], *, ignore_unknown: bool = False
+) -> ConnectorFile:
+    """Check the keys of a connector that was read from ``path``. Raises ConfigError, as ``read``."""
     config = _Config(path, {key: resolve(text, f"{path}: {key}", env) for key, text in texts.items()}, ignore_unknown)
     return config.checked(name)
 

@@ -112,6 +112,7 @@ DECODER: dict[str, tuple[tuple[str, ...], str]] = {
 
 # key or prefix (with a dot at its end) → why it does nothing here
 WITHOUT_MEANING: dict[str, str] = {
+    "pipeline.label": "it says which connectors --prune may delete",
     "tasks.max": "one slot is read by one process",
     "tasks.max.enforce": "one slot is read by one process",
     "connector.plugin.version": "this is no plugin",

@@ -1,7 +1,7 @@
 """Kafka Connect's REST API: connectors in, their states out.
 
-A rebalance (409, for some requests 500) is waited for, as it passes. Every other refusal is a ConnectError that says
-what was asked, what was answered, and what to do.
+A rebalance (409, for some requests 500) is waited for, as it passes, and a 500 is asked again: every request here may
+be repeated. Every other refusal is a ConnectError that says what was asked, what was answered, and what to do.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from urllib.parse import quote, urlsplit
 
 import urllib3
 
-from pipeline.connector import Connector, State, TaskState
+from pipeline.connect.known import unknown
+from pipeline.connector import Check, Connector, State, TaskState
 from pipeline.errors import ConfigError, ConnectError
 
 __all__ = ["Connect"]
 
 _TIMEOUT = urllib3.Timeout(connect=5, read=60)
 _REBALANCE_S = 60.0
+_PASSES = ("rebalance", "stale configuration")  # Connect says so while its workers agree on something
+_FAILURES = 3  # how often a 500 is asked again: it can be one worker's, or a timeout's
 _PAUSE_S = 0.5
 _TEXT_CHARS = 300
 
@@ -94,19 +97,24 @@ class Connect:
         """Return what each task was started with."""
         return [one["config"] for one in self._ask("GET", f"{_path(name)}/tasks", missing=[])]
 
-    def errors(self, connector: Connector) -> dict[str, list[str]]:
-        """Let Connect check a configuration: key → what is wrong with it. Starts nothing."""
+    def check(self, connector: Connector) -> Check:
+        """Let Connect and its plugins check a configuration. Starts nothing."""
         kind = connector.config.get("connector.class", "")
         if not kind:
-            return {"connector.class": ["is missing"]}
+            return Check({"connector.class": ["is missing"]})
         known = self.plugins()
         if kind not in known and kind not in {name.rpartition(".")[2] for name in known}:
             names = ", ".join(sorted(known))
-            return {"connector.class": [f"{kind} is not installed on this Connect; it has: {names}"]}
+            return Check({"connector.class": [f"{kind} is not installed on this Connect; it has: {names}"]})
         body = {**connector.config, "name": connector.name}
         found = self._ask("PUT", f"/connector-plugins/{quote(kind, safe='')}/config/validate", body)
-        values = (one["value"] for one in found["configs"])
-        return {str(value["name"]): list(map(str, value["errors"])) for value in values if value.get("errors")}
+        values = [one["value"] for one in found["configs"]]
+        types = {str(one["definition"]["name"]): one["definition"]["type"] for one in found["configs"]}
+        return Check(
+            {str(value["name"]): list(map(str, value["errors"])) for value in values if value.get("errors")},
+            frozenset(name for name, kind in types.items() if kind == "PASSWORD"),
+            unknown(connector.config, types) if "debezium" in kind.lower() else {},
+        )
 
     def put(self, connector: Connector) -> None:
         """Create a connector, or replace its configuration."""
@@ -114,7 +122,7 @@ class Connect:
 
     def delete(self, name: str) -> None:
         """Delete a connector; it is gone a moment later. Its offsets stay."""
-        self._ask("DELETE", _path(name))
+        self._ask("DELETE", _path(name), missing=None)
 
     def pause(self, name: str) -> None:
         """Let it do nothing and keep what it holds."""
@@ -146,13 +154,15 @@ class Connect:
 
     def _ask(self, method: str, path: str, body: Json = None, *, missing: Json = ...) -> Json:
         """Ask, again while the cluster rebalances. ``missing`` is returned where there is no such connector."""
-        until = self._clock() + _REBALANCE_S
+        until, failures = self._clock() + _REBALANCE_S, 0
         while True:
             answer = self._request(method, path, body)
             text = answer.data.decode(errors="replace")
             if answer.status == 404 and missing is not ...:
                 return missing
-            if answer.status in {409, 500} and "rebalance" in text.lower() and self._clock() < until:
+            passes = any(word in text.lower() for word in _PASSES) and self._clock() < until
+            failures += answer.status == 500
+            if (answer.status in {409, 500} and passes) or (answer.status == 500 and failures < _FAILURES):
                 self._pause(_PAUSE_S)
                 continue
             if 200 <= answer.status < 300 and not text.strip():

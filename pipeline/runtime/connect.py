@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 from pipeline import deployment
 from pipeline.config import Settings
@@ -17,7 +18,19 @@ from pipeline.deployment import Plan, Waiting
 from pipeline.endpoints import connect_url
 from pipeline.errors import ConfigError
 
-__all__ = ["check", "kafka_connector", "open_connect", "plain", "read_connectors", "states", "strangers", "waiting_for"]
+__all__ = [
+    "check",
+    "kafka_connector",
+    "names",
+    "open_connect",
+    "plain",
+    "read_connectors",
+    "states",
+    "strangers",
+    "waiting_for",
+]
+
+LABEL = "pipeline.label"  # of a connector's configuration: whose it is
 
 
 @contextmanager
@@ -33,19 +46,25 @@ def open_connect(settings: Settings) -> Iterator[Connect]:
         yield connect
 
 
-def read_connectors(paths: Sequence[str], *, allow_plain_secrets: bool = True) -> list[Connector]:
+def read_connectors(paths: Sequence[str]) -> list[Connector]:
     """Read connector files, folders and ``-``. Raises ConfigError."""
-    found = connectors(paths, sys.stdin)
-    if not allow_plain_secrets:
-        deployment.plain_secrets(found)
-    return found
+    return connectors(paths, sys.stdin)
 
 
-def check(settings: Settings, paths: Sequence[str]) -> list[Connector]:
+def names(words: Sequence[str]) -> list[str]:
+    """Return names of connectors: words are names, or files, folders (with a slash) and ``-`` that hold them."""
+    found: dict[str, None] = {}
+    for word in words:
+        held = word == "-" or word.endswith(".json") or ("/" in word and Path(word).is_dir())
+        found.update(dict.fromkeys([one.name for one in read_connectors([word])] if held else [word]))
+    return list(found)
+
+
+def check(settings: Settings, paths: Sequence[str], *, ignore_unknown: bool = False) -> list[Connector]:
     """Let Kafka Connect check connector files; nothing is changed. Raises ConfigError naming file and keys."""
     found = read_connectors(paths)
     with open_connect(settings) as connect:
-        deployment.check(deployment.plan(found, connect), connect)
+        deployment.check(deployment.plan(found, connect), connect, ignore_unknown=ignore_unknown)
     return found
 
 
@@ -68,7 +87,19 @@ def states(connect: Connect, names: Sequence[str]) -> list[State]:
     return found
 
 
-def strangers(connect: Connect, plans: Sequence[Plan]) -> list[str]:
-    """Return the connectors that run and that no file names."""
+def strangers(connect: Connect, plans: Sequence[Plan], label: str = "") -> list[str]:
+    """Return the connectors that run and that no file names; with ``label`` only those that carry it.
+
+    Raises ConfigError for a file without that label: the next call would delete its connector.
+    """
     named = {plan.connector.name for plan in plans}
-    return [name for name in connect.names() if name not in named]
+    for plan in plans:
+        if label and plan.connector.config.get(LABEL) != label:
+            raise ConfigError(
+                f"{plan.connector.source}: {LABEL}: is not {label!r}",
+                remedy=f'write "{LABEL}": "{label}" into its config',
+            )
+    configs = connect.configs()
+    return sorted(
+        name for name, config in configs.items() if name not in named and (not label or config.get(LABEL) == label)
+    )

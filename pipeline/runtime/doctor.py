@@ -167,12 +167,15 @@ def _registry(settings: Settings) -> list[Finding]:
 
 def _connect(url: str, connector: Connector) -> list[Finding]:
     with closing(Connect(url)) as connect:
-        errors = connect.errors(connector)
+        said = connect.check(connector)
         state = connect.state(connector.name)
     found = [
         Finding("connect", key, "problem", " ".join(texts[0].split()), f"correct {key} in {connector.source}")
-        for key, texts in sorted(errors.items())
+        for key, texts in sorted(said.errors.items())
     ] or [Finding("connect", "Kafka Connect", "ok", f"takes {connector.source}")]
+    for key, near in said.unknown.items():
+        fix = f"did you mean {near}?" if near else f"remove {key} from {connector.source}"
+        found.append(Finding("connect", key, "warning", "is unknown, and passed over in silence", fix))
     if state is not None:
         fix = "" if state.healthy else f"pipeline connector status {connector.name}, then restart --only-failed"
         level: Level = "ok" if state.healthy else "problem"

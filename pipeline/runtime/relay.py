@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -17,10 +18,11 @@ from psycopg.conninfo import make_conninfo
 from pipeline import probes
 from pipeline.capture import Routed
 from pipeline.config import Settings
-from pipeline.connect.file import ConnectorFile, Polling, read
+from pipeline.connect.file import ConnectorFile, Polling, checked, read
 from pipeline.connect.heartbeats import heartbeats
 from pipeline.connect.messages import Messages
 from pipeline.connect.router import Router
+from pipeline.connect.sources import connectors
 from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn, registry_address
 from pipeline.errors import BrokerError, ConfigError, SourceError
 from pipeline.kafka.admin import Topics
@@ -44,7 +46,7 @@ from pipeline.relay.heartbeat import BeatingSource
 from pipeline.runtime.slots import SlotMetrics
 from pipeline.topics import TopicSpec, dead_letters
 
-__all__ = ["binding", "read_connector", "run_relay", "wal_settings"]
+__all__ = ["binding", "check_connectors", "read_connector", "run_relay", "wal_settings"]
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,21 @@ def read_connector(
     ``env`` is the process's environment when None: the file names the variables, so they cannot be settings.
     """
     return read(path, _environment(settings, os.environ if env is None else env), ignore_unknown=ignore_unknown)
+
+
+def check_connectors(
+    paths: Sequence[str], settings: Settings, *, ignore_unknown: bool = False
+) -> Iterator[tuple[str, ConnectorFile | ConfigError]]:
+    """Check connectors of files, folders and ``-`` for the native relay: where each is from, and what it is.
+
+    Raises ConfigError for what is no connector at all.
+    """
+    env = _environment(settings, os.environ)
+    for one in connectors(paths, sys.stdin):
+        try:
+            yield one.source, checked(one.name, one.config, Path(one.source), env, ignore_unknown=ignore_unknown)
+        except ConfigError as error:
+            yield one.source, error
 
 
 def run_relay(

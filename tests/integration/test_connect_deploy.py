@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -13,8 +14,13 @@ import psycopg
 import pytest
 import yaml
 from commands import CommandLine, Result, runner
-from relays import connector_file, ids, insert, read_topic, until
+from relays import RelayProcess, connector_file, ids, insert, read_topic, until
 from servers import Database, Topics
+
+from pipeline.connect.rest import Connect
+from pipeline.connector import Connector, State
+from pipeline.deployment import Waiting, healthy
+from pipeline.errors import ConnectError
 
 
 @pytest.fixture
@@ -137,6 +143,9 @@ def test_a_task_that_fails_puts_back_what_ran_before_and_says_why(
         ({"database.password": "wrong-one"}, "database.password: a secret in plain text"),
         ({"database.password": "${env:NOT_SET_ANYWHERE}"}, "password"),
         ({"slot.name": "Not-a-slot"}, "slot.name"),
+        ({"database.sslpassword": "wrong-one"}, "database.sslpassword: a secret in plain text"),  # by its type
+        ({"heartbeat.intervall.ms": "1"}, "heartbeat.intervall.ms: unknown key"),
+        ({"transforms.outbox.route.by.feild": "topic"}, "did you mean transforms.outbox.route.by.field?"),
     ],
 )
 def test_what_connect_would_refuse_is_refused_before_anything_changes(
@@ -180,6 +189,112 @@ def test_folders_and_standard_input_are_taken_and_others_are_pruned_when_they_we
         assert pipeline("connector", "diff", "-").code == 0
 
 
+def test_with_a_label_only_what_carries_it_is_pruned(
+    file: Path, prefix: str, pipeline: CommandLine, tmp_path: Path, database: Database
+) -> None:
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    changed(file, **{"pipeline.label": prefix})
+    other = connector_file(
+        folder,
+        f"{prefix}-b",
+        **{"database.dbname": database.name, "topic.prefix": f"{prefix}-b", "pipeline.label": prefix},
+    )
+    try:
+        assert pipeline("connector", "deploy", str(file), str(folder)).code == 0
+        planned = pipeline("connector", "deploy", str(file), "--prune", "--label", prefix, "--dry-run")
+        assert f"would delete {prefix}-b" in planned.stderr
+        wrong = pipeline("connector", "deploy", str(file), "--prune", "--label", "another")
+        assert (wrong.code, "pipeline.label: is not 'another'" in wrong.stderr) == (1, True)
+        assert states(pipeline, f"{prefix}-b") == ["RUNNING", "RUNNING"]
+        assert pipeline("connector", "deploy", str(file), "--prune", "--label", prefix).code == 0
+        assert pipeline("connector", "status", f"{prefix}-b").code == 1
+        assert states(pipeline, prefix) == ["RUNNING", "RUNNING"]
+    finally:
+        pipeline("connector", "delete", f"{prefix}-b", "--execute")
+    assert other.exists()
+
+
+def test_a_slot_is_for_one_connector(
+    file: Path, prefix: str, pipeline: CommandLine, tmp_path: Path, database: Database
+) -> None:
+    assert pipeline("connector", "deploy", str(file)).code == 0
+    same = {"database.dbname": database.name, "topic.prefix": f"{prefix}-b", "slot.name": prefix}
+    clash = pipeline("connector", "deploy", str(connector_file(tmp_path, f"{prefix}-b", **same)))
+    assert (clash.code, f"slot.name: '{prefix}' is that of connector {prefix} too" in clash.stderr) == (1, True)
+    assert pipeline("connector", "status", f"{prefix}-b").code == 1
+
+
+def test_a_slot_that_a_native_relay_reads_and_a_role_without_rights_are_told_with_file_and_cause(
+    file: Path, prefix: str, pipeline: CommandLine, cli_environment: dict[str, str], database: Database,
+) -> None:  # fmt: skip
+    with RelayProcess(file, cli_environment) as relay:
+        relay.reading()
+        changed(file, **{"slot.max.retries": "0", "errors.max.retries": "0"})
+        failed = pipeline("connector", "deploy", str(file), "--timeout", "90")
+        assert (failed.code, str(file) in failed.stderr) == (1, True)
+        assert f'replication slot "{prefix}" is active for PID' in failed.stderr
+        assert pipeline("connector", "status", prefix).code == 1
+        assert relay.readiness()["ready"]  # what runs is left as it was
+        assert relay.stop() == 0
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(f"CREATE ROLE {prefix} LOGIN PASSWORD 'p'")
+        try:
+            changed(file, **{"database.user": prefix, "database.password": "p"})
+            failed = pipeline("connector", "deploy", str(file), "--allow-plain-secrets", "--timeout", "90")
+            assert (failed.code, str(file) in failed.stderr) == (1, True)
+            assert "permission denied" in failed.stderr or "REPLICATION" in failed.stderr
+            assert pipeline("connector", "status", prefix).code == 1
+        finally:
+            conn.execute(f"DROP OWNED BY {prefix}")
+            conn.execute(f"DROP ROLE {prefix}")
+
+
+def test_a_failed_task_is_restarted_once_its_cause_is_mended(
+    file: Path, prefix: str, pipeline: CommandLine, database: Database
+) -> None:
+    changed(file, **{"publication.name": prefix})
+    assert pipeline("connector", "deploy", str(file), "--keep").code == 1
+    assert pipeline("connector", "list").code == 2
+    again = pipeline("connector", "restart", str(file), "--only-failed")
+    assert (again.code, "Publication autocreation is disabled" in again.stderr) == (1, True)
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(f"CREATE PUBLICATION {prefix} FOR TABLE pipeline.outbox")
+    assert pipeline("connector", "restart", str(file), "--only-failed").code == 0
+    assert states(pipeline, prefix) == ["RUNNING", "RUNNING"]
+
+
+def test_names_may_be_files_and_offsets_come_in_connects_own_form(
+    file: Path, prefix: str, pipeline: CommandLine, topics: Topics, database: Database, bootstrap_servers: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    topic = f"{prefix}.events"
+    topics.create(topic)
+    assert pipeline("connector", "deploy", str(file)).code == 0
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        active = "SELECT FROM pg_replication_slots WHERE slot_name = %s AND active"
+        until(lambda: conn.execute(active, (prefix,)).fetchone() is not None, "its slot")
+        insert(conn, topic, "k")
+        until(lambda: ids(read_topic(bootstrap_servers, topic)), "the row")
+    assert pipeline("connector", "status", str(file)).code == 0
+    assert pipeline("connector", "pause", f"{file.parent}/").code == 0
+    assert states(pipeline, prefix) == ["PAUSED", "PAUSED"]
+    assert pipeline("connector", "stop", str(file)).code == 0
+    offsets = json.loads(pipeline("connector", "offsets", "get", prefix).stdout)
+    own = Path("offsets.txt")
+    own.write_text(json.dumps({"offsets": offsets}))
+    assert pipeline("connector", "offsets", "set", prefix, str(own), "--execute").code == 0
+    for text, told in (
+        ("{", "offsets.txt: Expecting property name"),
+        ('{"lsn": 1}', "offsets.txt: is not a list"),
+        ('[{"partition": {}}]', "offsets.txt: is not a list"),
+    ):
+        own.write_text(text)
+        failed = pipeline("connector", "offsets", "set", prefix, str(own), "--execute")
+        assert (failed.code, told in failed.stderr, "offsets get prints" in failed.stderr) == (1, True, True)
+    assert json.loads(pipeline("connector", "offsets", "get", prefix).stdout) == offsets
+
+
 def test_strimzi_manifests_have_the_class_the_tasks_and_references_to_a_secret(
     file: Path, prefix: str, pipeline: CommandLine
 ) -> None:
@@ -204,7 +319,10 @@ def pretending(status: int, body: str, *, after: int | None = None) -> Iterator[
             real = after is not None and asked > after
             self.send_response(200 if real else status)
             self.end_headers()
-            self.wfile.write(b"[]" if real else body.encode())
+            self.wfile.write((b"{}" if "expand" in self.path else b"[]") if real else body.encode())
+
+        def do_PUT(self) -> None:
+            self.do_GET()
 
         def log_message(self, *args: object) -> None:
             pass
@@ -229,12 +347,82 @@ def ask(alone: CommandLine, url: str) -> Result:
     return alone("connector", "list", PIPELINE_CONNECT__URL=url)
 
 
-def test_a_rebalance_is_waited_for(alone: CommandLine) -> None:
-    with pretending(
-        409, '{"error_code": 409, "message": "Cannot complete request because of a rebalance"}', after=2
-    ) as url:
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (409, "Cannot complete request because of a rebalance"),
+        (409, "Cannot complete request momentarily due to stale configuration"),
+        (500, "Request timed out"),
+    ],
+)
+def test_what_passes_is_waited_for(alone: CommandLine, status: int, message: str) -> None:
+    with pretending(status, json.dumps({"error_code": status, "message": message}), after=2) as url:
         found = ask(alone, url)
     assert (found.code, found.stderr) == (0, "no connectors\n")
+
+
+def test_a_connect_that_is_away_for_a_moment_while_it_is_waited_for_ends_nothing(
+    file: Path, prefix: str, pipeline: CommandLine, connect_url: str
+) -> None:
+    assert pipeline("connector", "deploy", str(file)).code == 0
+    with closing(Connect(connect_url)) as real:
+        asked = 0
+
+        class Flaky(Connect):
+            def state(self, name: str) -> State | None:
+                nonlocal asked
+                asked += 1
+                if asked == 2:
+                    raise ConnectError("refused", retryable=True)
+                return real.state(name)
+
+        with closing(Flaky(connect_url)) as flaky:
+            waiting = Waiting(time.monotonic, time.sleep, 30)
+            connector = Connector(prefix, real.config(prefix) or {})
+            assert healthy(connector, flaky, waiting) is None
+            assert asked > 2
+            asked = 1
+            with pytest.raises(ConnectError, match="refused"):
+                healthy(connector, flaky, Waiting(time.monotonic, time.sleep, -1))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "line 1, column 2"),
+        ("[]", "is not a connector"),
+        ('{"config": {"a": null}}', "a: is null, not a text"),
+        ('{"config": {"a": "1", "a": "2"}}', "a: stands there twice"),
+        ('{"name": "x", "config": {}, "more": 1}', "unknown key 'more'"),
+    ],
+)
+def test_files_that_are_no_connectors_are_named_before_anybody_is_asked(
+    alone: CommandLine, text: str, told: str
+) -> None:
+    Path("bad.json").write_text(text)
+    with pretending(200, "[]") as url:
+        for words in (("deploy",), ("diff",), ("validate",), ("validate", "--connect"), ("render",), ("pause",)):
+            failed = alone("connector", *words, "bad.json", PIPELINE_CONNECT__URL=url)
+            assert failed.code == 1, words
+            assert "bad.json" in failed.stderr
+            assert told in failed.stderr
+
+
+def test_validate_takes_folders_and_standard_input_and_looks_at_all(
+    alone: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOST", "PORT", "USER", "PASSWORD", "DATABASE"):
+        monkeypatch.setenv(f"PG{name}", "1")
+    folder = tmp_path / "connectors"
+    folder.mkdir()
+    good, bad = connector_file(folder, "good"), connector_file(folder, "bad", **{"slot.name": "No"})
+    shown = alone("connector", "validate", str(folder))
+    assert shown.code == 1
+    assert f"{bad}: slot.name: 'No' is not a slot's name" in shown.stderr
+    assert f"{good}: ok: slot good" in shown.stdout
+    with good.open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert alone("connector", "validate", "-").stdout.startswith("-: ok: slot good")
 
 
 @pytest.mark.parametrize(
