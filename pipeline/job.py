@@ -151,12 +151,14 @@ class Options:
     def tracks(self, job: Job) -> bool:
         """Whether the job gets a row in ``pipeline.job``."""
         kind = job.message_type
+        if self.track and not kind.track:
+            raise ConfigError(
+                f"{kind.name}: track=True, but its workers tell nothing of a class with track=False",
+                remedy="take track=False out of the class",
+            )
         tracked = kind.track if self.track is None else self.track
         if self.unique is not None and not tracked:
-            raise ConfigError(
-                f"{kind.name}: unique needs a tracked job",
-                remedy="no track=False in the class, or pass track=True",
-            )
+            raise ConfigError(f"{kind.name}: unique needs a tracked job", remedy="take track=False out of the class")
         return tracked
 
 

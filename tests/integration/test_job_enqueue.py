@@ -75,6 +75,15 @@ def test_an_untracked_job_is_an_outbox_row_alone(conn: psycopg.Connection[Any]) 
     assert (count(conn, "outbox"), count(conn, "job")) == (50, 0)
 
 
+@pytest.mark.parametrize("unique", [None, Unique(key="a")])
+def test_a_class_that_is_not_tracked_has_no_job_with_a_row_that_nobody_would_update(
+    conn: psycopg.Connection[Any], unique: Unique | None
+) -> None:
+    with pytest.raises(ConfigError, match="track=False out of the class"):
+        app.enqueue(conn, Fast(n=1), track=True, unique=unique)
+    assert (count(conn, "outbox"), count(conn, "job")) == (0, 0)
+
+
 def test_a_delayed_job_waits_encoded_and_not_in_the_outbox(conn: psycopg.Connection[Any]) -> None:
     job_id = app.enqueue(conn, Mail(to="a@b.c"), delay_s=90, headers={"tenant": "7"})
     with conn.cursor(row_factory=dict_row) as cursor:
