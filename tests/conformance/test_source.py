@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 from servers import Database
-from sources import MemoryTable, PolledTable, SqlTable, Table, WalTable, by_key, end, payloads
+from tables import MemoryTable, PolledTable, SqlTable, Table, WalTable, by_key, end, payloads
 
 from pipeline.capture import Batch
 from pipeline.errors import SourceError
