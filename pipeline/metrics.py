@@ -6,7 +6,7 @@ No label ever holds a key, an event id or an error text, so the number of series
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
@@ -15,19 +15,26 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", Counter, Gauge, Histogram)
 
-__all__ = ["CATALOGUE", "Meter", "Metric", "PrometheusMeter", "SilentMeter"]
+__all__ = ["CATALOGUE", "OF_SUPERVISORS", "Meter", "Metric", "PrometheusMeter", "SilentMeter"]
+
+OF_SUPERVISORS = frozenset({"pipeline_worker_processes", "pipeline_worker_restarts_total"})
+"""What no worker process has by itself."""
 
 LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One line of the catalogue. The unit stands at the end of the name, as Prometheus wants it."""
+    """One line of the catalogue. The unit stands at the end of the name, as Prometheus wants it.
+
+    ``together`` says what several processes of one command make of a gauge.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
+    together: Literal["sum", "max", "min"] = "sum"
 
 
 CATALOGUE: dict[str, Metric] = {
@@ -70,7 +77,7 @@ CATALOGUE: dict[str, Metric] = {
             ("group", "type"),
         ),
         Metric("pipeline_in_flight_records", "gauge", "Records delivered and not yet settled", ("group",)),
-        Metric("pipeline_oldest_in_flight_seconds", "gauge", "Age of the oldest attempt in flight", ("group",)),
+        Metric("pipeline_oldest_in_flight_seconds", "gauge", "Age of the oldest attempt in flight", ("group",), "max"),
         Metric("pipeline_held_back_keys", "gauge", "Keys that wait for an attempt in place", ("group",)),
         Metric(
             "pipeline_paused_partitions",
@@ -83,6 +90,7 @@ CATALOGUE: dict[str, Metric] = {
             "gauge",
             "Breaker of a handler: 0 closed, 1 half open, 2 open",
             ("group", "type"),
+            "max",
         ),
         Metric("pipeline_breaker_opened_total", "counter", "How often a handler's breaker opened", ("group", "type")),
         Metric(
@@ -114,9 +122,14 @@ CATALOGUE: dict[str, Metric] = {
             ("role",),
         ),
         Metric("pipeline_registry_errors_total", "counter", "Calls to the schema registry that failed", ("role",)),
-        Metric("pipeline_ready", "gauge", "1 when the process does its work", ("role",)),
+        Metric("pipeline_ready", "gauge", "1 when the process does its work", ("role",), "min"),
+        Metric("pipeline_worker_processes", "gauge", "Worker processes that run, of --processes"),
+        Metric("pipeline_worker_restarts_total", "counter", "Worker processes that ended by themselves"),
     )
 }
+
+
+_LIVE: dict[str, Literal["livesum", "livemax", "livemin"]] = {"sum": "livesum", "max": "livemax", "min": "livemin"}
 
 
 class Meter(Protocol):
@@ -158,17 +171,26 @@ class SilentMeter:
 class PrometheusMeter:
     """The catalogue as collectors of one prometheus_client registry."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, names: Container[str] = CATALOGUE) -> None:
+        """``names``: only these."""
         from prometheus_client import Counter, Gauge, Histogram
 
         self._counters: dict[str, Counter] = {}
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}
         for metric in CATALOGUE.values():
+            if metric.name not in names:
+                continue
             if metric.kind == "counter":
                 self._counters[metric.name] = Counter(metric.name, metric.help, metric.labels, registry=registry)
             elif metric.kind == "gauge":
-                self._gauges[metric.name] = Gauge(metric.name, metric.help, metric.labels, registry=registry)
+                self._gauges[metric.name] = Gauge(
+                    metric.name,
+                    metric.help,
+                    metric.labels,
+                    registry=registry,
+                    multiprocess_mode=_LIVE[metric.together],
+                )
             else:
                 self._histograms[metric.name] = Histogram(
                     metric.name, metric.help, metric.labels, registry=registry, buckets=LATENCY_S

@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from pipeline.app import Pipeline
 from pipeline.codec import Decoder
@@ -25,16 +26,17 @@ from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.lag import Lag, Lags
 from pipeline.kafka.producer import AckProducer
 from pipeline.kafka.reset import Move, Place, Resets
-from pipeline.metrics import PrometheusMeter
+from pipeline.metrics import CATALOGUE, OF_SUPERVISORS, PrometheusMeter
 from pipeline.postgres.inbox import Inbox
 from pipeline.postgres.jobs import JobRows
 from pipeline.probes import Readiness, serve
 from pipeline.registry.client import RegistrySchemas
+from pipeline.runtime.tally import FOLDER, Tally, Together
 from pipeline.surroundings import State, enter
 from pipeline.worker import Limits, Worker
 from pipeline.worker.journal import Control, Journal
 
-__all__ = ["Place", "lag_of", "reset", "run_worker", "selected_groups"]
+__all__ = ["Place", "counts_elsewhere", "lag_of", "reset", "run_worker", "selected_groups"]
 
 _LOOK_S = 0.2
 _CONSUMER_ONLY = frozenset(
@@ -75,6 +77,12 @@ def selected_groups(app: Pipeline, groups: Sequence[str] = (), queues: Sequence[
     return [known[name] for name in dict.fromkeys(names)]
 
 
+def counts_elsewhere(app: Pipeline, groups: Sequence[str] = (), queues: Sequence[str] = ()) -> bool:
+    """Whether handlers run in processes of their own, and nobody has said where these count."""
+    chosen = selected_groups(app, groups, queues)
+    return FOLDER not in os.environ and any(handler.process for group in chosen for handler in group.handlers)
+
+
 def run_worker(
     app: Pipeline,
     *,
@@ -88,15 +96,17 @@ def run_worker(
     at_once: threading.Event | None = None,
     options: Mapping[str, str] | None = None,
     on_port: Callable[[int], None] = lambda _port: None,
+    on_state: Callable[[dict[str, object]], None] = lambda _state: None,
 ) -> bool:
     """Run workers until ``until`` is set, then drain; tell whether all handlers had ended when they stopped.
 
     ``at_once`` ends the drain too. ``metrics_port`` serves metrics and probes (0: any free port, told to
-    ``on_port``); ``options`` are librdkafka settings. Raises PipelineError: what one worker cannot go on from ends all.
+    ``on_port``); ``options`` are librdkafka settings; ``on_state`` hears, again and again, what the readiness
+    probe would say. Raises PipelineError: what one worker cannot go on from ends all.
     """
     chosen = selected_groups(app, groups, queues)
     registry = CollectorRegistry()
-    meter = PrometheusMeter(registry)
+    meter = PrometheusMeter(registry, CATALOGUE.keys() - OF_SUPERVISORS)
     readiness = Readiness("worker")
     address = registry_address(settings)
     schemas = RegistrySchemas(
@@ -117,13 +127,15 @@ def run_worker(
         for group, journal in ((one, _journal(app, one, rows, readiness, limits)) for one in chosen)
     ]
     if metrics_port is not None:
-        on_port(serve(registry, readiness.state, metrics_port))
+        on_port(serve(_scraped(registry), readiness.state, metrics_port))
     readiness.ready()
     try:
         for run in runs:
             run.start()
         while not until.wait(_LOOK_S) and all(run.is_alive() for run in runs):
-            meter.set("pipeline_ready", 1 if readiness.state()["ready"] else 0, role="worker")
+            state_now = readiness.state()
+            meter.set("pipeline_ready", 1 if state_now["ready"] else 0, role="worker")
+            on_state(state_now)
     finally:
         for run in runs:
             run.worker.stop()
@@ -143,6 +155,12 @@ def run_worker(
         if run.error is not None:
             raise run.error
     return all(run.clean for run in runs)
+
+
+def _scraped(own: CollectorRegistry) -> CollectorRegistry:
+    """Return what ``/metrics`` shows: the catalogue, and what handlers count by themselves, in all processes."""
+    folder = os.environ.get(FOLDER)
+    return Together(own, REGISTRY) if folder is None else Together(Tally(Path(folder)))
 
 
 def _worker(

@@ -88,7 +88,8 @@ class Broker:
             done.result(15)
 
     def delete(self, *topics: str) -> None:
-        for done in AdminClient(self.options).delete_topics(list(topics)).values():
+        admin = AdminClient(self.options)  # kept: what it was asked for ends with it
+        for done in admin.delete_topics(list(topics)).values():
             done.result(15)
 
     def put(
