@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 from uuid import UUID
@@ -143,10 +143,15 @@ class Options:
         if self.unique is not None and self.track is False:
             raise ConfigError("unique jobs are tracked", remedy="leave track=False out")
 
-    @property
-    def row_headers(self) -> Mapping[str, str]:
-        """The headers of the row: what was given, and the job's terms."""
-        return {**(self.headers or {}), HEADER: self.terms.header()} if self.terms else self.headers or {}
+    def terms_of(self, job: Job) -> Terms:
+        """Return what a worker has to know of this one job."""
+        as_class = self.track is None or self.track == job.message_type.track
+        return self.terms if as_class else replace(self.terms, track=self.track)
+
+    def row_headers(self, job: Job) -> Mapping[str, str]:
+        """Return the headers of the row: what was given, and the job's terms."""
+        terms = self.terms_of(job)
+        return {**(self.headers or {}), HEADER: terms.header()} if terms else self.headers or {}
 
     def tracks(self, job: Job) -> bool:
         """Whether the job gets a row in ``pipeline.job``."""
@@ -186,14 +191,14 @@ def store_jobs(orders: Sequence[Wanted], outbox: Outbox, schema_ids: SchemaIds) 
     rows: dict[UUID, tuple[Any, ...]] = {}
     for order in orders:
         order.options.tracks(order.job)
-        if order.options.terms and outbox.columns.get("headers", "headers") is None:
+        if order.options.terms_of(order.job) and outbox.columns.get("headers", "headers") is None:
             raise ConfigError(
-                f"{outbox.schema}.{outbox.table} has no headers: no job can have a timeout_s, retry or expires_s",
+                f"{outbox.schema}.{outbox.table} has no headers: no job can have its own timeout_s, retry or track",
                 remedy="name a jsonb column: Outbox(columns={'headers': …}), or declare them with the handler",
             )
         schema_id = yield from schema_ids.find(order.queue, type(order.job))
         topic = priority_topic(order.queue, order.options.priority)
-        envelope = Envelope(order.job, topic, order.options.row_headers, order.options.traceparent)
+        envelope = Envelope(order.job, topic, order.options.row_headers(order.job), order.options.traceparent)
         rows[order.id] = (_WAITING_ROOM if _later(order) else outbox).row(order.id, envelope, schema_id)
     keys = {order.id: _key(order) for order in orders}
     holders = yield from _claim([order for order in orders if keys[order.id]], keys)
@@ -255,7 +260,7 @@ def _told(order: Wanted, key: str | None) -> dict[str, Any]:
         "place": order.place,
         "on_failure": order.on_failure,
         "children": order.children,
-        "terms": options.terms.data() or None,
+        "terms": options.terms_of(order.job).data() or None,
     }
 
 

@@ -1,7 +1,7 @@
 """What one job was enqueued with beside its arguments in, a header of its row out, and back.
 
 A header ``pipeline.terms`` of the row's ``headers``: a JSON object with ``version`` 1 and those of ``timeout_s``,
-``expires_s`` and ``retry`` that were given. It stays on the record through retries, dead letters and redrive.
+``expires_s``, ``retry`` and ``track`` that were given. It stays on the record through retries, dead letters and redrive.
 """
 
 from __future__ import annotations
@@ -31,17 +31,20 @@ class Terms:
     """What holds for one job in place of what its handler declares. None: as the handler has it.
 
     ``timeout_s`` bounds each attempt; ``retry`` has the handler's fatal and uncounted errors; ``expires_s`` after its
-    time came, the job does not begin any more. Raises ConfigError for what cannot be.
+    time came, the job does not begin any more; ``track`` says whether it has a row, where its class says otherwise. Raises ConfigError for what cannot be.
     """
 
     timeout_s: float | None = None
     retry: RetryPolicy | None = None
     expires_s: float | None = None
+    track: bool | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("timeout_s", self.timeout_s), ("expires_s", self.expires_s)):
             if value is not None and not (_is_number(value) and 0 < value <= _LONGEST_S):
                 raise ConfigError(f"{name}={value!r}", remedy="seconds, more than 0")
+        if self.track not in {None, True, False}:
+            raise ConfigError(f"track={self.track!r}", remedy="True or False; None: as the class says")
         if self.retry is None:
             return
         if not isinstance(self.retry, RetryPolicy) or not all(_is_number(getattr(self.retry, n)) for n in _NUMBERS):
@@ -56,7 +59,7 @@ class Terms:
 
     def data(self) -> dict[str, Any]:
         """Return what was given, as JSON has it."""
-        found: dict[str, Any] = {"timeout_s": self.timeout_s, "expires_s": self.expires_s}
+        found: dict[str, Any] = {"timeout_s": self.timeout_s, "expires_s": self.expires_s, "track": self.track}
         if self.retry is not None:
             found["retry"] = {name: getattr(self.retry, name) for name in _NUMBERS}
         return {name: value for name, value in found.items() if value is not None}

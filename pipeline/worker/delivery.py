@@ -31,6 +31,7 @@ class Route:
         self.call = call
         self.circuit = circuit
         self.type_name = handler.model.message_type.name
+        self.track = handler.model.message_type.track
         self.seconds: deque[float] = deque()
         self.ages_s: deque[float] = deque()
         self.failed: deque[None] = deque()
@@ -40,6 +41,7 @@ class Route:
         other = copy(self)
         declared = self.handler
         timeout_s = declared.timeout_s if terms.timeout_s is None else terms.timeout_s
+        other.track = self.track if terms.track is None else terms.track
         other.handler = replace(declared, retry=terms.policy(declared.retry), timeout_s=timeout_s)
         return other
 

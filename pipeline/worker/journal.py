@@ -124,7 +124,7 @@ class Journal:
     def entry(self, delivery: Delivery, route: Route) -> Entry | None:
         """Open what an attempt tells; None for a job that is not tracked, or whose id no row can have."""
         job_id = (delivery.headers.get(EVENT_ID) or b"").decode(errors="replace")
-        if not route.handler.model.message_type.track or not _UUID.fullmatch(job_id):
+        if not route.track or not _UUID.fullmatch(job_id):
             return None
         attempt = 1 if delivery.state is None else delivery.state.attempt
         children = self._store.children

@@ -1,6 +1,6 @@
-"""Jobs: enqueueing, draining tracked ones, the scheduler's lateness, and what waiting rows cost.
+"""Jobs: enqueueing, draining tracked ones, the scheduler's lateness, what waiting rows cost, and lists of many.
 
-    python -m tests.benchmarks.jobs [--jobs 20000] [--waiting 1000000] [--rounds 3]
+    python -m tests.benchmarks.jobs [--jobs 20000] [--waiting 1000000] [--tracked 200000] [--rounds 3] [--only lists]
 
 Servers as PIPELINE_POSTGRES__DSN and PIPELINE_KAFKA__BOOTSTRAP_SERVERS say; a database of its own is made and dropped.
 Medians of rounds, the parts taking turns. Plain inserts are the same outbox rows by one multi-row INSERT each, without
@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -24,19 +25,21 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from psycopg.conninfo import make_conninfo
 
-from pipeline import Context, Job, Outbox, Pipeline
+from pipeline import Context, Job, Outbox, Pipeline, jobs
 from pipeline.codec import Decoder
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.producer import AckProducer
 from pipeline.metrics import SilentMeter
-from pipeline.outbox import uuid7
+from pipeline.outbox import Steps, drive, uuid7
 from pipeline.postgres.due import DueStore
 from pipeline.postgres.jobs import JobRows
 from pipeline.postgres.migrations import migrate
+from pipeline.postgres.tidy import fold
 from pipeline.probes import Readiness
 from pipeline.scheduler import Moved, Scheduler
 from pipeline.worker import Limits, Worker
 from pipeline.worker.journal import Control, Journal
+from pipeline.writers.psycopg import executor
 
 BULK = 1_000
 SINGLE = 500
@@ -89,14 +92,14 @@ def plain(conn: psycopg.Connection[Any], count: int) -> None:
     conn.execute((sql + values).encode(), [value for _ in range(count) for value in (uuid7(), *row)])
 
 
-def enqueueing(dsn: str, jobs: int, rounds: int) -> None:
+def enqueueing(dsn: str, count: int, rounds: int) -> None:
     app = Pipeline("bench", topic_prefix="")
     found: dict[str, list[float]] = {}
     with psycopg.connect(dsn) as conn:
 
         def bulk(store: Callable[[], object]) -> Callable[[], None]:
             def work() -> None:
-                for _ in range(jobs // BULK):
+                for _ in range(count // BULK):
                     store()
                     conn.commit()
 
@@ -111,17 +114,17 @@ def enqueueing(dsn: str, jobs: int, rounds: int) -> None:
             return work
 
         parts: dict[str, tuple[int, Callable[[], None]]] = {
-            "bulk: plain INSERT": (jobs, bulk(lambda: plain(conn, BULK))),
-            "bulk: untracked": (jobs, bulk(lambda: app.enqueue_many(conn, [Loose(order_id="7")] * BULK))),
-            "bulk: tracked": (jobs, bulk(lambda: app.enqueue_many(conn, [Tracked(order_id="7")] * BULK))),
-            "bulk: delayed": (jobs, bulk(lambda: app.enqueue_many(conn, [Tracked(order_id="7")] * BULK, delay_s=9e6))),
+            "bulk: plain INSERT": (count, bulk(lambda: plain(conn, BULK))),
+            "bulk: untracked": (count, bulk(lambda: app.enqueue_many(conn, [Loose(order_id="7")] * BULK))),
+            "bulk: tracked": (count, bulk(lambda: app.enqueue_many(conn, [Tracked(order_id="7")] * BULK))),
+            "bulk: delayed": (count, bulk(lambda: app.enqueue_many(conn, [Tracked(order_id="7")] * BULK, delay_s=9e6))),
             "single: plain INSERT": (SINGLE, single(lambda: plain(conn, 1))),
             "single: untracked": (SINGLE, single(lambda: app.enqueue(conn, Loose(order_id="7")))),
             "single: tracked": (SINGLE, single(lambda: app.enqueue(conn, Tracked(order_id="7")))),
         }
         for _ in range(rounds):
-            for name, (count, work) in parts.items():
-                found.setdefault(name, []).append(rate(count, work))
+            for name, (many, work) in parts.items():
+                found.setdefault(name, []).append(rate(many, work))
         conn.execute("TRUNCATE pipeline.outbox, pipeline.due, pipeline.job")
     for name, rates in found.items():
         print(f"enqueue, {name:<22} {statistics.median(rates):>10,.0f} jobs/s")
@@ -186,7 +189,53 @@ def cost(dsn: str, behind: int, rows: int = 20_000) -> None:
     print(f"moving due rows,  {behind:>10,} waiting: {took / rows * 1e6:5.0f} µs a row")
 
 
-def draining(dsn: str, bootstrap: str, jobs: int) -> None:
+def lists(dsn: str, most: int, rounds: int) -> None:
+    """Pages, one row and counts, with few and with many tracked jobs."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("TRUNCATE pipeline.outbox, pipeline.due, pipeline.job, pipeline.job_delta, pipeline.job_count")
+        held = 0
+        for rows in (10_000, most):
+            for first in range(held, rows, PART):
+                conn.execute(_JOBS, (first + 1, first + PART))
+            held = rows
+            conn.execute("VACUUM ANALYZE pipeline.job")
+            fold(conn, rows)
+            newest, since = f"{rows:012x}{0:020x}", datetime.fromtimestamp(rows * 0.999 / 1000, UTC)
+            asked: dict[str, Callable[[], Steps[Any]]] = {
+                "list": jobs.listing,
+                "list --queue": lambda: jobs.listing(queue="q1"),
+                "list --queue --state dead": lambda: jobs.listing(queue="q1", state="dead"),
+                "list --type --before": lambda rows=rows: jobs.listing(
+                    type_name="T2", before=f"{rows // 2:012x}{0:020x}"
+                ),
+                "list --tag, of few": lambda: jobs.listing(tag="rare"),
+                "list --tag, of all": lambda: jobs.listing(tag="all"),
+                "list --state done --since": lambda since=since: jobs.listing(state="done", since=since),
+                "list --counts": jobs.counts,
+                "show": lambda newest=newest: jobs.find(newest),
+            }
+            for name, ask in asked.items():
+                took = statistics.median(_asked(conn, ask) for _ in range(5 * rounds))
+                print(f"jobs {name:<26} of {rows:>10,}: {took * 1000:6.1f} ms")
+
+
+def _asked(conn: psycopg.Connection[Any], ask: Callable[[], Steps[Any]]) -> float:
+    begun = time.perf_counter()
+    with conn.transaction():
+        drive(ask(), executor(conn))
+    return time.perf_counter() - begun
+
+
+_JOBS = """
+INSERT INTO pipeline.job (id, queue, type, state, tags)
+SELECT CAST(lpad(to_hex(n), 12, '0') || repeat('0', 20) AS uuid), 'q' || n %% 3, 'T' || n %% 5,
+       CASE WHEN n %% 1000 = 0 THEN 'dead' ELSE 'done' END,
+       CASE WHEN n %% 5000 = 0 THEN ARRAY['all', 'rare'] ELSE ARRAY['all'] END
+FROM generate_series(CAST(%s AS bigint), %s) AS n
+"""
+
+
+def draining(dsn: str, bootstrap: str, count: int) -> None:
     """No-op jobs by one worker in this process: tracked ones with their rows updated, and untracked ones."""
     for model in (Tracked, Loose):
         app = Pipeline(f"bench{secrets.token_hex(3)}", topic_prefix="")
@@ -198,7 +247,7 @@ def draining(dsn: str, bootstrap: str, jobs: int) -> None:
 
         with psycopg.connect(dsn) as conn:
             conn.execute("TRUNCATE pipeline.outbox, pipeline.job, pipeline.job_delta")
-            for _ in range(jobs // BULK):
+            for _ in range(count // BULK):
                 app.enqueue_many(conn, [model(order_id="7")] * BULK)
             conn.commit()
             rows = conn.execute("SELECT id, type, payload, topic FROM pipeline.outbox").fetchall()
@@ -224,19 +273,19 @@ def draining(dsn: str, bootstrap: str, jobs: int) -> None:
         while not done[0]:
             time.sleep(0.001)
         begun, first = time.perf_counter(), done[0]
-        while not _drained(dsn, model, done, jobs):
+        while not _drained(dsn, model, done, count):
             time.sleep(0.02)
         took = time.perf_counter() - begun
         worker.stop()
         thread.join()
         store.close()
         admin.delete_topics([spec.name for spec in app.topics()])
-        print(f"drained, {model.__name__.lower():<10} {(jobs - first) / took:>10,.0f} jobs/s")
+        print(f"drained, {model.__name__.lower():<10} {(count - first) / took:>10,.0f} jobs/s")
 
 
-def _drained(dsn: str, model: type[Job], done: list[int], jobs: int) -> bool:
-    if done[0] < jobs or model is Loose:
-        return done[0] >= jobs
+def _drained(dsn: str, model: type[Job], done: list[int], count: int) -> bool:
+    if done[0] < count or model is Loose:
+        return done[0] >= count
     with psycopg.connect(dsn) as conn:
         return conn.execute("SELECT 1 FROM pipeline.job WHERE state <> 'done' LIMIT 1").fetchone() is None
 
@@ -250,13 +299,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=20_000)
     parser.add_argument("--waiting", type=int, default=1_000_000)
+    parser.add_argument("--tracked", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["enqueueing", "moving", "lists", "draining"])
     given = parser.parse_args()
     bootstrap = os.environ["PIPELINE_KAFKA__BOOTSTRAP_SERVERS"]
     with database(os.environ["PIPELINE_POSTGRES__DSN"]) as dsn:
-        enqueueing(dsn, given.jobs, given.rounds)
-        moving(dsn, given.waiting)
-        draining(dsn, bootstrap, given.jobs)
+        parts: dict[str, Callable[[], None]] = {
+            "enqueueing": lambda: enqueueing(dsn, given.jobs, given.rounds),
+            "moving": lambda: moving(dsn, given.waiting),
+            "lists": lambda: lists(dsn, given.tracked, given.rounds),
+            "draining": lambda: draining(dsn, bootstrap, given.jobs),
+        }
+        for name, part in parts.items():
+            if given.only in {None, name}:
+                part()
 
 
 if __name__ == "__main__":
