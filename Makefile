@@ -9,7 +9,7 @@ demo: .venv/installed
 
 # Side by side, as tests mostly wait for servers; a file's tests in one process, the slow files (acceptance) first.
 test: .venv/installed
-	$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test-unit: .venv/installed
 	$(BIN)/pytest tests/unit
