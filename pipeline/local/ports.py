@@ -11,9 +11,11 @@ import socket
 import time
 from collections.abc import Collection
 
+import psutil  # type: ignore[import-untyped]  # ships no types; stubs are a package of their own
+
 from pipeline.errors import LocalStackError
 
-__all__ = ["LOOPBACK", "free_port", "is_free", "is_free_soon"]
+__all__ = ["LOOPBACK", "free_port", "holder", "is_free", "is_free_soon"]
 
 LOOPBACK = "127.0.0.1"
 LOWEST, HIGHEST = 20_000, 32_000
@@ -55,3 +57,17 @@ def is_free_soon(port: int, patience_s: float = PATIENCE_S) -> bool:
             return False
         time.sleep(POLL_S)
     return True
+
+
+def holder(port: int) -> str:
+    """Say who has this port, such as ``java (pid 71)``, as far as the system tells us."""
+    try:
+        found = [each for each in psutil.net_connections(kind="tcp") if each.laddr and each.laddr.port == port]
+        # A listener before a client whose own end of a connection it is.
+        found.sort(key=lambda each: each.status != psutil.CONN_LISTEN)
+        for each in found:
+            if each.pid is not None:
+                return f"{psutil.Process(each.pid).name()} (pid {each.pid})"
+    except psutil.Error:
+        pass
+    return "another program"

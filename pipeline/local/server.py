@@ -16,11 +16,11 @@ from typing import ClassVar, Literal
 
 from pipeline.errors import LocalStackError
 from pipeline.local.home import Home
-from pipeline.local.ports import is_free, is_free_soon
+from pipeline.local.ports import holder, is_free, is_free_soon
 from pipeline.local.process import BackgroundProcess, Launch
 from pipeline.local.progress import Progress
 
-__all__ = ["Cancelled", "NotReady", "Server", "ServerStatus", "State", "inherited_environment"]
+__all__ = ["Cancelled", "NotReady", "PortTaken", "Server", "ServerStatus", "State", "inherited_environment"]
 
 POLL_S = 0.05
 # Settings that Quarkus and the JVM would take from our environment before our own files.
@@ -35,6 +35,10 @@ class NotReady(Exception):
 
 class Cancelled(Exception):
     """Somebody asked to end the start."""
+
+
+class PortTaken(LocalStackError):
+    """Between the choice of a port and the server's own bind, seconds later, somebody else took it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,22 +160,21 @@ class Server(ABC):
             time.sleep(POLL_S)
 
     def _died(self) -> LocalStackError:
+        said = f"{self.name} died while starting; its log ends:\n{self.process.log_tail()}"
         taken = [port for port in self._ports() if not is_free(port)]
         if taken:
-            remedy = f"port {taken[0]} was taken by another program meanwhile: `pipeline up` chooses another"
-        else:
-            remedy = f"see {self.process.log_file}"
-        return LocalStackError(
-            f"{self.name} died while starting; its log ends:\n{self.process.log_tail()}",
-            remedy=remedy,
-            retryable=bool(taken),
-        )
+            return PortTaken(
+                said,
+                remedy=f"port {taken[0]} was taken by {holder(taken[0])} meanwhile: `pipeline up` chooses another",
+                retryable=True,
+            )
+        return LocalStackError(said, remedy=f"see {self.process.log_file}")
 
     def _check_ports(self) -> None:
         for port in self._ports():
             if not is_free_soon(port):
-                raise LocalStackError(
-                    f"{self.name}: port {port} is in use by another program",
+                raise PortTaken(
+                    f"{self.name}: port {port} is in use by {holder(port)}",
                     remedy="`pipeline up` chooses another port and says so",
                     retryable=True,
                 )

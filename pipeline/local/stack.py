@@ -26,12 +26,12 @@ from pipeline.local.machine import check_disk, check_memory
 from pipeline.local.postgres import Postgres
 from pipeline.local.progress import Progress, silent
 from pipeline.local.registry import USERNAME, Registry
-from pipeline.local.server import Cancelled, Server, ServerStatus
+from pipeline.local.server import Cancelled, PortTaken, Server, ServerStatus
 
 __all__ = ["Endpoints", "LocalStack", "ServerName"]
 
 ServerName = Literal["postgres", "kafka", "registry", "connect"]
-
+PORT_CHOICES = 3  # how often up chooses anew when somebody was faster at a port
 
 _OURS = frozenset({"lock", "stack.json", "postgres", "kafka", "registry", "connect"})
 """What a folder may hold that was begun and not finished."""
@@ -71,6 +71,14 @@ class LocalStack:
 
         Raises LocalStackError; then nothing that this call started is left running.
         """
+        for _ in range(PORT_CHOICES - 1):
+            try:
+                return self._up(connect)
+            except PortTaken as error:
+                self._progress.say(f"{error.remedy}; starting again")
+        return self._up(connect)
+
+    def _up(self, connect: bool) -> Endpoints:
         with self._changing():
             servers = [self.postgres, self.kafka, self.registry, *([self.connect] if connect else [])]
             stopped = [server for server in servers if server.process.find() is None]

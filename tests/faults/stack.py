@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pipeline.errors import LocalStackError
 from pipeline.local import Endpoints, LocalStack
 from pipeline.local.kafka import Kafka
 from pipeline.local.ports import free_port
@@ -75,22 +74,13 @@ class Servers:
             ports = {name: free_port(()) for name in ("RELAY", "WORKER")}
             links = {name: self._link(f"{name.lower()}-kafka", port) for name, port in ports.items()}
             self._kafka.listeners = tuple((name, port, links[name].port) for name, port in ports.items())
-        ends = self._up()
+        ends = self.local.up()
         if "relay-postgres" not in self._proxies.links:
             port = int(str(conninfo_to_dict(ends.postgres_dsn)["port"]))
             for name in ("relay-postgres", "worker-postgres"):
                 self._link(name, port)
             self._link("worker-registry", int(ends.registry.split(":")[2].split("/")[0]))
         return ends
-
-    def _up(self) -> Endpoints:
-        for _ in range(3):
-            try:
-                return self.local.up()
-            except LocalStackError as error:  # a port was taken by another program at the same moment
-                if not error.retryable:
-                    raise
-        return self.local.up()
 
     def down(self) -> None:
         """Stop all and remove the data."""

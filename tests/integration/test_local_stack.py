@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -100,11 +101,32 @@ def test_a_taken_port_is_chosen_again_by_up_and_refused_by_start(
     host, _, port = private_endpoints.kafka.partition(":")
     private_stack.stop("kafka")
     with socket.create_server((host, int(port))):
-        with pytest.raises(LocalStackError, match=f"port {port} is in use"):
+        with pytest.raises(LocalStackError, match=rf"port {port} is in use by \S+ \(pid {os.getpid()}\)"):
             private_stack.start("kafka")
         now = private_stack.up()
     assert now.kafka != private_endpoints.kafka
     assert now.postgres_dsn == private_endpoints.postgres_dsn
+    assert AdminClient({"bootstrap.servers": now.kafka}).list_topics(timeout=10).brokers
+
+
+def test_a_port_that_somebody_takes_while_the_server_starts_is_chosen_again_too(
+    private_stack: LocalStack, private_endpoints: Endpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private_stack.stop("kafka")
+    host, _, port = private_endpoints.kafka.partition(":")
+    check = private_stack.kafka._check_ports
+    said: list[str] = []
+    with ExitStack() as strangers:
+
+        def check_and_lose() -> None:
+            check()
+            if not said:
+                strangers.enter_context(socket.create_server((host, int(port))))
+            said.append(private_stack.kafka.address())
+
+        monkeypatch.setattr(private_stack.kafka, "_check_ports", check_and_lose)
+        now = private_stack.up()
+    assert said == [private_endpoints.kafka, now.kafka]
     assert AdminClient({"bootstrap.servers": now.kafka}).list_topics(timeout=10).brokers
 
 
