@@ -96,6 +96,26 @@ class RelayStopped(Fault):
         return ""
 
 
+class StandbyStopped(Fault):
+    """The relay that waits stands still; when it wakes up, it takes over from the active one, which is killed."""
+
+    kind, part, hold_s = "standby relay stopped (SIGSTOP)", "relay", (4.0, 6.0)
+    often = 1
+
+    def inject(self, world: World) -> str:
+        self.standby = world.standby_relay()
+        self.standby.pause()
+        return f"SIGSTOP {self.standby.name}"
+
+    def heal(self, world: World) -> str:
+        before = world.slot_pid()
+        for relay in world.relays:
+            if relay is not self.standby:
+                relay.kill()
+        self.standby.resume()
+        return f"awake, the active one killed, {takeover(world, before)}"
+
+
 class RelayTerminated(Fault):
     """The active relay is told to end in good order."""
 
