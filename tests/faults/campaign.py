@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,7 +76,10 @@ class Result:
 
 
 def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
-    """Run a campaign with its data in ``folder``. The servers are stopped at the end, the logs stay."""
+    """Run a campaign with its data in ``folder``. The servers are stopped at the end, the logs stay.
+
+    A campaign that cannot be run to its end, for whatever reason, is a violation too, and ends with its result.
+    """
     result = Result(plan)
     world = World(folder, plan.seed, per_second=plan.per_second, workers=plan.workers, say=say)
     began = time.monotonic()
@@ -87,9 +91,15 @@ def run(plan: Plan, folder: Path, say: Callable[[str], None]) -> Result:
             result.violations.append(f"nothing works before any fault: {world.whereabouts()}")
         _rounds(plan, world, result, began, say)
         _finish(world, result, say)
+    except Exception as error:  # noqa: BLE001 — it is told, and what was found before it is not lost
+        say(traceback.format_exc())
+        result.violations.append(f"the campaign could not be run to its end: {type(error).__name__}: {error}")
     finally:
         result.seconds = round(time.monotonic() - began, 1)
-        world.close()
+        try:
+            world.close()
+        except Exception as error:  # noqa: BLE001 — no reason to lose the verdict
+            say(f"what was started is not all gone: {type(error).__name__}: {error}")
     for finding in result.verdict.findings:
         result.violations.append(f"{finding.promise}: broken {finding.count} times, such as {finding.examples[:3]}")
     return result

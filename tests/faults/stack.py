@@ -7,6 +7,7 @@ file system of its own where that is permitted (as root), so that it can run ful
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pipeline.local import Endpoints, LocalStack
 from pipeline.local.kafka import Kafka
-from pipeline.local.ports import free_port
+from pipeline.local.ports import LOOPBACK, free_port, is_free_soon
 from tests.faults.proxy import Link, Proxies
 
 __all__ = ["DISK_BYTES", "SCALED", "Servers"]
@@ -39,17 +40,23 @@ log.segment.bytes=33554432
 
 
 class _Kafka(Kafka):
-    """The local broker with two more listeners."""
+    """The local broker with a listener more for each link, on ports that are chosen as it starts."""
 
-    listeners: tuple[tuple[str, int, int], ...] = ()  # name, port, advertised port
+    links: Mapping[str, Link] = {}  # by name of the listener, which is advertised as the link's port
+
+    def _ports(self) -> list[int]:
+        return [*super()._ports(), *(link.target[1] for link in self.links.values())]
 
     def _write_settings(self, logs: Path) -> Path:
         path = super()._write_settings(logs)
         text = path.read_text()
-        for name, port, shown in self.listeners:
+        for name, link in self.links.items():
+            if not link.target[1] or not is_free_soon(link.target[1]):
+                link.target = (LOOPBACK, free_port(self._ports()))
+            port, shown = link.target[1], link.port
             text = (
-                text.replace("\nlisteners=", f"\nlisteners={name}://127.0.0.1:{port},")
-                .replace("\nadvertised.listeners=", f"\nadvertised.listeners={name}://127.0.0.1:{shown},")
+                text.replace("\nlisteners=", f"\nlisteners={name}://{LOOPBACK}:{port},")
+                .replace("\nadvertised.listeners=", f"\nadvertised.listeners={name}://{LOOPBACK}:{shown},")
                 .replace("\nlistener.security.protocol.map=", f"\nlistener.security.protocol.map={name}:PLAINTEXT,")
             )
         path.write_text(f"{text}inter.broker.listener.name=PLAINTEXT\n{_BROKER}")
@@ -69,11 +76,9 @@ class Servers:
 
     def up(self) -> Endpoints:
         """Start what does not run, and the links to it."""
-        if not self._kafka.listeners:
+        if not self._kafka.links:
             self._mount()
-            ports = {name: free_port(()) for name in ("RELAY", "WORKER")}
-            links = {name: self._link(f"{name.lower()}-kafka", port) for name, port in ports.items()}
-            self._kafka.listeners = tuple((name, port, links[name].port) for name, port in ports.items())
+            self._kafka.links = {who.upper(): self._link(f"{who}-kafka", 0) for who in ("relay", "worker")}
         ends = self.local.up()
         if "relay-postgres" not in self._proxies.links:
             port = int(str(conninfo_to_dict(ends.postgres_dsn)["port"]))
@@ -85,8 +90,8 @@ class Servers:
     def down(self) -> None:
         """Stop all and remove the data."""
         self.local.down()
-        if self.own_disk:
-            subprocess.run(["umount", str(self.kafka_folder)], check=False)
+        if self.own_disk:  # lazily: a look into it by somebody else must not keep it
+            subprocess.run(["umount", "--lazy", str(self.kafka_folder)], check=False)
         self.local.down(delete=True)
 
     def through(self, ends: Endpoints, who: str, database: str) -> Endpoints:
@@ -138,7 +143,7 @@ class Servers:
         (self.kafka_folder / "filler").unlink(missing_ok=True)
 
     def _link(self, name: str, port: int) -> Link:
-        return self._proxies.link(name, ("127.0.0.1", port))
+        return self._proxies.link(name, (LOOPBACK, port))
 
     def _mount(self) -> None:
         self.kafka_folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from faults import auditor
 from faults.auditor import Copy, Entry, Handling, Verdict, audit, digest
 
 TOPIC = "outbox.event.account"
@@ -62,6 +66,13 @@ class History:
 
 def copy(name: str, *, offset: int = 1, topic: str = TOPIC, error: str = "", partition: int = 0) -> Copy:
     return Copy(name, topic, partition, offset, b"a1", digest(name.encode()), 0, 0, error)
+
+
+def test_the_judge_uses_no_code_of_what_it_judges() -> None:
+    tree = ast.parse(Path(auditor.__file__).read_text())
+    used = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    used |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in used} - sys.stdlib_module_names == {"psycopg", "confluent_kafka"}
 
 
 def test_a_good_history_passes_and_is_counted() -> None:

@@ -33,6 +33,7 @@ SLOT = "pipeline_outbox"
 DLQ = "outbox.dlq"
 ACCOUNT, PARCEL, MAIL = "outbox.event.account", "outbox.event.parcel", "bank.jobs.mail"
 RECOVERY_S = 75.0
+READY_S = 120.0
 _ROOT = Path(__file__).parents[2]
 _RELAY_OPTIONS = ("socket.timeout.ms=10000", "reconnect.backoff.max.ms=1000")
 _WORKER_OPTIONS = (*_RELAY_OPTIONS, "session.timeout.ms=6000", "heartbeat.interval.ms=1000")
@@ -54,6 +55,8 @@ class World:
         self.lives = 0
         self.poison: set[str] = set()
         self.self_ended: list[str] = []
+        self.relays: list[Member] = []
+        self.workers: list[Member] = []
         self._seed = seed
         self._per_second = per_second
         self._worker_count = workers
@@ -86,8 +89,10 @@ class World:
         self.tail = TopicTail(self.ends.kafka, [ACCOUNT, PARCEL, MAIL])
         self.handled = HandledTail(self.folder)
         self.load = Load(dsn, self._seed, writers=4, per_second=self._per_second)
-        if not wait(lambda: all(m.ready() for m in (*self.relays, *self.workers)), 60):
-            raise Broken("relays and workers were not ready within 60 s: see the logs")
+        if not wait(lambda: all(m.ready() for m in (*self.relays, *self.workers)), READY_S):
+            late = [member for member in (*self.relays, *self.workers) if not member.ready()]
+            words = "\n".join(f"{member.name}: {member.last_words()}" for member in late)
+            raise Broken(f"not ready within {READY_S:.0f} s: {self.whereabouts()}\n{words}")
         self.load.start()
 
     def close(self) -> None:
@@ -104,7 +109,7 @@ class World:
 
     def members(self) -> list[Member]:
         """All processes of the pipeline."""
-        return [*self.relays, *self.workers, self.spare] if hasattr(self, "spare") else []
+        return [*self.relays, *self.workers, *([self.spare] if hasattr(self, "spare") else [])]
 
     def link(self, name: str) -> Link:
         """Return a link by its name, such as ``relay-kafka``."""
