@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import uuid
 from contextlib import suppress
-from datetime import UTC, datetime
 
 from pipeline.connect.schema import Schema
 
@@ -17,18 +16,25 @@ __all__ = ["default_of"]
 _FUNCTION = re.compile(r"[(]?[A-Za-z0-9_.]+\(.*\)", re.DOTALL)
 _LITERAL = re.compile(r"'([^']*(?:''[^']*)*)'")
 _NOW = {"current_timestamp", "current_time", "current_date", "localtime", "localtimestamp"}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ZERO = {
+    "IsoDate": "1970-01-01Z",
+    "IsoTime": "00:00:00Z",
+    "IsoTimestamp": "1970-01-01T00:00:00Z",
+    "ZonedTimestamp": "1970-01-01T00:00:00.000000Z",
+}
 
 
-def default_of(text: str | None, schema: Schema) -> str | int | bool | None:
+def default_of(text: str | None, schema: Schema) -> str | float | bool | None:
     """Return a default; None where there is none, or none that Debezium can tell."""
-    if text is None or schema.type == "bytes":
+    if text is None or schema.type in {"bytes", "struct"}:
         return None
     made = bool(_FUNCTION.match(text)) or text.lower() in _NOW
     literal = "" if made else _literal(text)
     if literal is None:
         return None
     with suppress(ValueError):
+        if ".time." in schema.name or ".connect.data." in schema.name:
+            return _ZERO.get(schema.name.rpartition(".")[2], 0) if made else None
         if schema.name == "io.debezium.data.Uuid":
             return str(uuid.UUID(int=0) if made else uuid.UUID(literal))
         if schema.name == "io.debezium.data.Json":
@@ -37,10 +43,9 @@ def default_of(text: str | None, schema: Schema) -> str | int | bool | None:
             return literal
         if schema.type == "boolean":
             return literal.lower() == "true"
-        if schema.name.startswith("io.debezium.time."):
-            since = 0.0 if made else (datetime.fromisoformat(literal).replace(tzinfo=UTC) - _EPOCH).total_seconds()
-            return int(since * (1_000_000 if schema.name.endswith("MicroTimestamp") else 1000))
-        return 0 if made else int(literal)
+        if schema.type.startswith("float"):
+            return float(literal or 0)
+        return int(literal or 0)
     return None
 
 

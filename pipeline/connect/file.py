@@ -297,6 +297,11 @@ class _Config:
                 f"{self._path}: {self._prefix}table.field.event.timestamp: no field of a logical message can be one",
                 remedy="remove it: records are stamped with the time of their processing",
             )
+        if self._get("binary.handling.mode") != "bytes":
+            raise ConfigError(
+                f"{self._path}: binary.handling.mode: {self._decode}type decodes bytes only",
+                remedy="remove it, or set binary.handling.mode=bytes",
+            )
         include = self._values.get(self._decode + "fields.null.include", "false")
         return MessageOptions(wanted, keep_null=include.lower() == "true")
 

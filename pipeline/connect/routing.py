@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+from pipeline.connect.columns import Modes
 from pipeline.connect.converters import AS_BYTES, AS_TEXT, SIMPLE, Converter, Refuse, converter
 from pipeline.connect.expansion import Expansion
 from pipeline.connect.java import java_regex, java_replacement
@@ -55,6 +56,7 @@ class RouterOptions:
     key: Converter = AS_TEXT
     value: Converter = AS_BYTES
     header: Converter = AS_TEXT
+    modes: Modes = Modes()  # noqa: RUF009 — frozen
     topic_prefix: str = ""
 
     @property
@@ -104,6 +106,7 @@ def router_options(path: Path, prefix: str, get: Get, config: Mapping[str, str],
         key=converter("key.converter", config, "", refuse),
         value=value,
         header=converter("header.converter", config, SIMPLE, refuse),
+        modes=Modes(get("binary.handling.mode"), get("time.precision.mode"), get("decimal.handling.mode")),
         topic_prefix=config.get("topic.prefix", ""),
     )
 

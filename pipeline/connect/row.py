@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from pipeline.connect.binary import FUNCTIONS
 from pipeline.connect.columns import ColumnType, column_type
 from pipeline.connect.converters import Converter, expression
 from pipeline.connect.defaults import default_of
-from pipeline.connect.expansion import quoted
 from pipeline.connect.routing import Placement, RouterOptions
 from pipeline.connect.schema import Schema
 from pipeline.errors import ConfigError
@@ -64,13 +63,8 @@ class Row:
         self.options = options
         self.table = table
         self.names: list[str] = []
-        self.scope: dict[str, object] = {
-            "base64": base64.b64encode,
-            "encoded": lambda text: text.encode() if isinstance(text, str) else text,
-            "quoted": quoted,
-            "uuid_text": _uuid_text,
-        }
-        self._types = {column.name: column_type(column.type_oid, column.modifier) for column in columns}
+        self.scope: dict[str, object] = dict(FUNCTIONS)
+        self._types = {column.name: column_type(column.type_oid, column.modifier, options.modes) for column in columns}
         self._declared = declared() if options.described else {}
 
     def __contains__(self, column: str) -> bool:
@@ -144,7 +138,3 @@ def _encoded(text: str) -> str:
     """Return an expression for bytes: Python's str where a type is written as text."""
     plain = text in {"v", "v[1:]"} or text.startswith(("b'", "quoted("))
     return text if plain else f"encoded({text})"
-
-
-def _uuid_text(data: bytes) -> str:
-    return f"{data[:4].hex()}-{data[4:10].hex('-', 2)}-{data[10:].hex()}"

@@ -19,9 +19,10 @@ class Schema:
     name: str = ""
     version: int | None = None
     parameters: tuple[tuple[str, str], ...] = ()
-    default: str | int | bool | None = None
+    default: str | float | bool | None = None
     fields: tuple[tuple[str, Schema], ...] = ()
     items: Schema | None = None
+    doc: str = ""
 
 
 def schema_text(schema: Schema) -> str:
@@ -45,6 +46,8 @@ def _described(schema: Schema) -> dict[str, object]:
         made["name"] = schema.name
     if schema.version is not None:
         made["version"] = schema.version
+    if schema.doc:
+        made["doc"] = schema.doc
     if schema.parameters:
         made["parameters"] = dict(schema.parameters)
     if schema.default is not None:

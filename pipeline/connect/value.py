@@ -42,10 +42,10 @@ def _or_tombstone(row: Row, value: str) -> str:
     options = row.options
     kind = row.type(options.payload, _PAYLOAD)
     name = row.variable(options.payload)
-    if not (kind.string and kind.payload):
+    if not kind.string:
         return f"(None if {name} is None else {value})"
-    row.scope["blank"] = bytes(range(33))  # what Java's trim takes away
-    return f"(None if {name} is None or not {of_variable(kind.string, name)}.strip(blank) else {value})"
+    row.scope["blank"] = _blank
+    return f"(None if {name} is None or blank({of_variable(kind.string, name)}) else {value})"
 
 
 def _expanded(row: Row, expansion: Expansion, writer: Converter) -> str:
@@ -119,6 +119,12 @@ def _heads(row: Row, inside: list[Placement]) -> Callable[..., bytes]:
         return found
 
     return head
+
+
+def _blank(text: str | bytes) -> bool:
+    """Tell whether Java's trim leaves nothing."""
+    data = text.encode() if isinstance(text, str) else text
+    return not data.strip(bytes(range(33)))
 
 
 def _schema(schema: Schema) -> bytes:

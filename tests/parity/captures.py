@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from cases import CASES, CONVERTERS, GROUPS, RESTART, SHIPPED, Group, Writer
+from cases import CASES, CONVERTERS, RESTART, SHIPPED, Group, Writer
 from confluent_kafka import Message
 from crew import Crew
 from relays import CONNECTOR, RelayProcess, connector_file, read_topic, until
@@ -31,6 +31,7 @@ Not compared, as each client chooses: the partition of a record without key (-1)
 
 _ROUTER = "transforms.outbox."
 _SIDES = ("debezium", "native")
+_TIMESTAMP = "table.field.event.timestamp"
 UNTIMED = "outbox.event.order"  # the time of the processing
 
 
@@ -44,59 +45,61 @@ class Parity:
 
 @contextmanager
 def published(
-    connect_url: str, bootstrap_servers: str, environment: Mapping[str, str], database: Database, prefix: str,
-    folder: Path,
+    groups: list[Group], connect_url: str, bootstrap_servers: str, environment: Mapping[str, str],
+    database: Database, prefix: str, folder: Path,
 ) -> Iterator[Parity]:  # fmt: skip
     """Run both captures, write all cases' rows, wait for the records of both."""
     topics = Topics(bootstrap_servers)
-    names = [f"{prefix}.{side}.{name}" for side in _SIDES for name in _topics()]
+    names = [f"{prefix}.{side}.{name}" for side in _SIDES for name in _topics(groups)]
     topics.create(*names, partitions=4)
     with psycopg.connect(database.dsn, autocommit=True) as conn:
-        for group in GROUPS:
+        for group in groups:
             group.create(conn)
-        for part in (0, 1):
-            conn.execute(
-                f"CREATE TABLE public.p{part} PARTITION OF public.parted FOR VALUES FROM ({part}) TO ({part + 1})"
-            )
-        conn.execute("ALTER TABLE public.parted ADD PRIMARY KEY (id, part)")
-        tables = ", ".join(table for group in GROUPS for table in group.tables)
+        tables = ", ".join(table for group in groups for table in group.tables)
         conn.execute(f"CREATE PUBLICATION parity FOR TABLE {tables} WITH (publish_via_partition_root = true)")
         with ExitStack() as stack:
-            connectors = [_debezium(prefix, database.name, value) for value in CONVERTERS]
+            connectors = [
+                _debezium(prefix, database.name, groups, value) for value in dict.fromkeys(one.value for one in groups)
+            ]
             for name, config in connectors:
                 stack.callback(_rest, connect_url, "DELETE", f"/connectors/{name}")
                 _rest(connect_url, "PUT", f"/connectors/{name}/config", config)
-            files = {group.name: _native(folder, prefix, database.name, group) for group in GROUPS}
-            shipped = files.pop(SHIPPED.name)
-            relays: list[RelayProcess] = [
-                stack.enter_context(RelayProcess(shipped, environment)),
-                stack.enter_context(Crew(list(files.values()), environment)),
-            ]
+            files = {group.name: _native(folder, prefix, database.name, group) for group in groups}
+            shipped = files.pop(SHIPPED.name, None)
+            relays = [stack.enter_context(Crew(list(files.values()), environment))]
+            if shipped:
+                relays.append(stack.enter_context(RelayProcess(shipped, environment)))
             for relay in relays:
                 relay.reading()
             active = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND active"
-            slots = 1 + len(files) + len(connectors)
+            slots = len(groups) + len(connectors)
             until(lambda: conn.execute(active).fetchone() == (slots,), "all slots are read", 60)
-            written = {case: write(Writer(conn, database.dsn, group)) for case, (group, write) in CASES.items()}
-            written[RESTART] = _restarted(
-                stack, database.dsn, connect_url, connectors[0][0], relays, shipped, environment
-            )
+            written = {
+                case: write(Writer(conn, database.dsn, group))
+                for case, (group, write) in CASES.items()
+                if group in groups
+            }
+            if shipped:
+                written[RESTART] = _restarted(
+                    stack, database.dsn, connect_url, connectors[0][0], relays, shipped, environment
+                )
             wanted = {name for ids in written.values() for name in ids}
 
             def both_run() -> None:
                 for name, _ in connectors:
                     _running(connect_url, name)
-                assert all(relay.process.poll() is None for relay in relays), relays[1].log
+                assert all(relay.process.poll() is None for relay in relays), [relay.log for relay in relays]
 
-            found = {side: _all(bootstrap_servers, prefix, side, wanted, both_run) for side in _SIDES}
+            found = {side: _all(bootstrap_servers, prefix, side, _topics(groups), wanted, both_run) for side in _SIDES}
             for relay in relays:
                 relay.process.terminate()
-        yield Parity(written, _compared(found, prefix))
+        untimed = {UNTIMED, *(one.name for one in groups if one.options.get(_TIMESTAMP, "") is None)}
+        yield Parity(written, _compared(found, prefix, untimed))
     topics.delete([*names, *topics.names(f"{prefix}-")])
 
 
-def _topics() -> list[str]:
-    named = [group.name for group in GROUPS if group.options.get("route.by.field", "topic") in {"topic", "place"}]
+def _topics(groups: list[Group]) -> list[str]:
+    named = [group.name for group in groups if group.options.get("route.by.field", "topic") in {"topic", "place"}]
     return [*named, "shop-order-events", "crm-customer_1-events", UNTIMED]
 
 
@@ -119,8 +122,8 @@ def _restarted(
     try:
         until(lambda: len(made) > 10, "rows before")
         _rest(connect_url, "POST", f"/connectors/{connector}/restart?includeTasks=true")
-        relays[0].kill()
-        relays[0] = stack.enter_context(RelayProcess(shipped, environment)).reading()
+        relays[1].kill()
+        relays[1] = stack.enter_context(RelayProcess(shipped, environment)).reading()
         before = len(made)
         until(lambda: len(made) > before + 10, "rows after")
     finally:
@@ -129,9 +132,9 @@ def _restarted(
     return made
 
 
-def _debezium(prefix: str, database: str, value: str) -> tuple[str, dict[str, str]]:
+def _debezium(prefix: str, database: str, all_groups: list[Group], value: str) -> tuple[str, dict[str, str]]:
     """Return the connector that has a router for each group, under a predicate on the tables that it serves."""
-    groups = [group for group in GROUPS if group.value == value]
+    groups = [group for group in all_groups if group.value == value]
     name = f"{prefix}-debezium-{value}"
     base = json.loads(CONNECTOR.read_text())["config"]
     config = {key: value for key, value in base.items() if not key.startswith(_ROUTER)}
@@ -179,13 +182,13 @@ def _router(base: dict[str, str], topics: str, group: Group) -> dict[str, str | 
 
 
 def _all(
-    bootstrap_servers: str, prefix: str, side: str, wanted: set[str], both_run: Callable[[], None]
+    bootstrap_servers: str, prefix: str, side: str, names: list[str], wanted: set[str], both_run: Callable[[], None]
 ) -> list[Message]:
     """Read all topics of a side once they have all rows."""
 
     def complete() -> list[Message]:
         both_run()
-        read = pool.map(lambda name: read_topic(bootstrap_servers, f"{prefix}.{side}.{name}"), _topics())
+        read = pool.map(lambda name: read_topic(bootstrap_servers, f"{prefix}.{side}.{name}"), names)
         messages = [message for found in read for message in found]
         return messages if wanted <= {_id(message) for message in messages} else []
 
@@ -193,14 +196,14 @@ def _all(
         return until(complete, f"all rows, by {side}", 60)
 
 
-def _compared(found: Mapping[str, list[Message]], prefix: str) -> dict[str, dict[str, Record]]:
+def _compared(found: Mapping[str, list[Message]], prefix: str, untimed: set[str]) -> dict[str, dict[str, Record]]:
     """Take the first of each row's records, as both may publish some again after a restart."""
     records: dict[str, dict[str, Record]] = {}
     for side, messages in found.items():
         first: dict[str, Record] = {}
         for message in messages:
             topic = (message.topic() or "").removeprefix(f"{prefix}.{side}.")
-            time = 0 if topic == UNTIMED else message.timestamp()[1]
+            time = 0 if topic in untimed else message.timestamp()[1]
             headers: Any = message.headers() or []
             partition = -1 if message.key() is None else message.partition() or 0
             record = (topic, partition, message.key(), message.value(), tuple(headers), time)

@@ -75,6 +75,15 @@ class Group:
                 columns = {name: kind for name, kind in (_COLUMNS | changes).items() if kind and name != "/"}
                 body = ", ".join(f"{name} {kind}" for name, kind in columns.items())
                 conn.execute(f"CREATE TABLE {table} ({body}) {changes.get('/', '')}")
+                if "/" in changes:
+                    for part in (0, 1):
+                        conn.execute(
+                            f"CREATE TABLE {table}_{part} PARTITION OF {table} FOR VALUES FROM ({part}) TO ({part + 1})"
+                        )
+                    conn.execute(f"ALTER TABLE {table} ADD PRIMARY KEY (id, part)")
+
+
+_OF_BYTES = {"bytes", "raw", "binary"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +101,7 @@ class Writer:
             "aggregatetype": "shop.order",
             "aggregateid": "k",
             "type": "shop.OrderPlaced",
-            "payload": b"\0\0\0\0\1x" if self.group.value in {"bytes", "raw", "binary"} else "{}",
+            "payload": b"\0\0\0\0\1x" if self.group.value in _OF_BYTES else "{}",
             "topic": self.group.name,
         } | values
         table = table or next(iter(self.group.tables))
@@ -327,29 +336,67 @@ BINARY = Group(
     {"table.fields.additional.placement": "headers:header"},
     value="binary",
 )
-GROUPS = [
-    SHIPPED,
-    TYPES,
-    PARTITIONED,
-    PLACED,
-    ROUTED,
-    OWN_NAMES,
-    DEFAULTS,
-    TOMBSTONES,
-    TEXT,
-    TEXT_TOMBSTONES,
-    EXPANDED,
-    EXPANDED_KEPT,
-    QUOTED,
-    ENVELOPED,
-    ENVELOPED_EXPANDED,
-    ENVELOPED_SCHEMAS,
-    EXPANDED_SCHEMAS,
-    EXPANDED_ENVELOPE_SCHEMAS,
-    SCHEMAS,
-    RAW,
-    BINARY,
+_TYPED = {
+    "on_day": "date DEFAULT now()", "at_time": "time DEFAULT localtime", "at_millis": "time(3)",
+    "at_moment": "timestamp NOT NULL DEFAULT now()", "at_second": "timestamp(0)", "zoned": "timestamptz DEFAULT now()",
+    "zoned_millis": "timestamptz(3)", "amount": "numeric(12,3)", "ratio": "double precision", "share": "real",
+    "number_of": "oid", "loose": "numeric",
+}  # fmt: skip
+COLUMN_MODES = {  # time.precision.mode → decimal.handling.mode, binary.handling.mode
+    "adaptive": ("precise", "base64"),
+    "adaptive_time_microseconds": ("string", "hex"),
+    "microseconds": ("double", "base64-url-safe"),
+    "nanoseconds": ("string", "bytes"),
+    "connect": ("precise", "bytes"),
+    "isostring": ("double", "bytes"),
+}
+CONVERTERS |= {
+    f"mode-{time}": {
+        "time.precision.mode": time, "decimal.handling.mode": decimal, "binary.handling.mode": binary,
+        "key.converter": _JSON, "value.converter": _JSON,
+    }
+    for time, (decimal, binary) in COLUMN_MODES.items()
+}  # fmt: skip
+
+
+def _typed(time: str, decimal: str) -> Group:
+    """Return a group whose columns stand in the envelope, and in headers as far as they have a text."""
+    words = {"on_day", "at_time", "at_millis", "at_moment", "at_second"} if time == "connect" else set()
+    headers = [name for name in _TYPED if name not in words and (decimal != "precise" or name != "loose")]
+    placed = [*(f"{name}:envelope" for name in _TYPED), *(f"{name}:header" for name in headers)]
+    return Group(
+        f"typed-{time.replace('_', '-')}",
+        {f"public.typed_{time}": {"payload": "bytea", **_TYPED}},
+        {
+            "table.fields.additional.placement": ",".join(placed),
+            "table.field.event.timestamp": None if time in {"connect", "isostring"} else "created_at",
+        },
+        value=f"mode-{time}",
+    )
+
+
+TYPED = [_typed(time, decimal) for time, (decimal, _) in COLUMN_MODES.items()]
+ENCODED = [
+    Group(
+        f"encoded-{binary}",
+        {f"public.encoded_{binary.replace('-', '_')}": {"aggregateid": "bytea"}},
+        {"route.tombstone.on.empty.payload": "true"},
+        value=f"mode-{time}",
+    )
+    for time, (_, binary) in COLUMN_MODES.items()
+    if binary != "bytes"
 ]
+ROUNDS: dict[str, list[Group]] = {
+    "router": [
+        SHIPPED, TYPES, PARTITIONED, PLACED, ROUTED, OWN_NAMES, DEFAULTS, TOMBSTONES, TEXT, TEXT_TOMBSTONES, EXPANDED,
+        EXPANDED_KEPT, QUOTED,
+    ],
+    "converters": [
+        ENVELOPED, ENVELOPED_EXPANDED, ENVELOPED_SCHEMAS, EXPANDED_SCHEMAS, EXPANDED_ENVELOPE_SCHEMAS, SCHEMAS, RAW,
+        BINARY, *TYPED, *ENCODED,
+    ],
+}  # fmt: skip
+"""Groups whose slots are there at the same time."""
 
 
 @case(SHIPPED, "payload: NULL, empty, any bytes")
@@ -637,7 +684,7 @@ def _(write: Writer) -> list[str]:
         for payload in _PAYLOADS[kind]
     ]
     table = "public.enveloped_schemas_text"
-    write.row(table, id=SECOND_TOPIC, topic="quoted", version=1, payload="p")
+    write.row(table, id=SECOND_TOPIC, topic=ENVELOPED.name, version=1, payload="p")
     return made
 
 
@@ -691,3 +738,38 @@ def _(write: Writer) -> list[str]:
         for kind, given in values.items()
         for one, one_header in zip(given, (b"\xff", None, b""), strict=False)
     ]
+
+
+_MOMENTS = ("1999-12-31 23:59:59.999999", "2026-01-02 03:04:05.678", "2026-07-01 12:00:00", "1969-07-20 20:17:40.5")
+_FAR = ("0999-01-01 00:00:00", "12345-06-07 08:09:10.5", "0044-03-15 01:02:03.5 BC")  # not to nanoseconds in 64 bits
+_NUMBERS = ("0", "-12.345", "1200", "0.001", "123456789.125", "-0.25", "NaN")
+_LOOSE = ("1e-7", "12345678.9", "123000e20", "1e38", "Infinity", "-Infinity")
+
+
+def _write_typed(write: Writer) -> list[str]:
+    """Write times and numbers: each within a row of its own, and NULL."""
+    far = () if write.group.value == "mode-nanoseconds" else _FAR
+    made = [write.row(payload=b"\0\xff")]
+    for number, moment in enumerate((*_MOMENTS, *far)):
+        made.append(write.row(
+            payload=b"", on_day=moment, at_time=moment, at_millis=moment, at_moment=moment, at_second=moment,
+            zoned=f"{moment} +02", zoned_millis=f"{moment} Z", number_of=4_000_000_000 + number,
+        ))  # fmt: skip
+    for moment in ("infinity", "-infinity"):
+        columns = ("on_day", "at_moment", "at_second", "zoned", "zoned_millis")
+        made.append(write.row(**dict.fromkeys(columns, moment)))
+    made += [write.row(at_time=text, at_millis=text) for text in ("00:00:00", "24:00:00")]
+    made += [write.row(on_day=text) for text in _FAR]
+    made += [write.row(payload=None, amount=text, ratio=text, share=text, loose=text) for text in _NUMBERS]
+    return [*made, *(write.row(payload=None, ratio=text, share=text, loose=text) for text in _LOOSE)]
+
+
+def _write_encoded(write: Writer) -> list[str]:
+    payloads = (b"\0\xff\xfe", b"", b" ", None)
+    return [write.row(aggregateid=payload, payload=payload) for payload in payloads]
+
+
+for _group, (_time, (_decimal, _binary)) in zip(TYPED, COLUMN_MODES.items(), strict=True):
+    case(_group, f"time.precision.mode={_time}, decimal.handling.mode={_decimal}")(_write_typed)
+for _group in ENCODED:
+    case(_group, f"binary.handling.mode={_group.name.removeprefix('encoded-')}")(_write_encoded)

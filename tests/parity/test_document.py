@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cases import CASES, RESTART
-from document import OPTIONS, SOURCE, TESTS, document
+from document import COLUMNS, OPTIONS, SOURCE, TESTS, document
 from durability import DURABILITY
 from outcomes import Fails, Ours, Outcome, Refused, Same
 from relays import connector_file
@@ -21,6 +21,7 @@ from pipeline.postgres.pgoutput import Column
 
 OUTCOMES: list[Outcome] = [
     *OPTIONS.values(),
+    *COLUMNS.values(),
     *SOURCE.values(),
     *(one for tests in (*TESTS.values(), *DURABILITY.values()) for one in tests.values()),
 ]

@@ -89,6 +89,16 @@ def test_our_file_is_honoured_whole() -> None:
         ({"transforms": "outbox,decode", DECODE: DECODER}, ["transforms", "behind one DecodeLogicalDecoding"]),
         ({"transforms": "decode", DECODE: DECODER}, ["transforms", "one Event Router"]),
         ({"transforms": "decode,outbox", DECODE: DECODER, "pipeline.capture": "polling"}, ["pipeline.capture"]),
+        (
+            {
+                "transforms": "decode,outbox",
+                DECODE: DECODER,
+                R + "table.field.event.timestamp": None,
+                "binary.handling.mode": "hex",
+            },
+            ["binary.handling.mode", "decodes bytes only"],
+        ),
+        ({"time.precision.mode": "picoseconds"}, ["time.precision.mode", "isostring"]),
         ({"message.prefix.include.list": "("}, ["message.prefix.exclude.list", "is there too"]),
         ({"lsn.flush.mode": "manual"}, ["lsn.flush.mode", "'manual'", "connector"]),
         ({"read.only": "true"}, ["read.only", "'true'"]),
