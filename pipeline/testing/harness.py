@@ -14,20 +14,20 @@ from typing import Any, TypeVar, Unpack
 from uuid import UUID
 
 from pipeline.app import Pipeline
-from pipeline.deadletter import Letter, Selection
-from pipeline.definition import Group, Handler
-from pipeline.errors import ConfigError, PoisonError, SchemaError
+from pipeline.deadletter import Selection
+from pipeline.definition import Group
+from pipeline.errors import ConfigError
 from pipeline.event import Event, Job, Message
 from pipeline.flow import Flow
-from pipeline.headers import EVENT_ID
 from pipeline.job import EnqueueOptions, Wanted, store_jobs
 from pipeline.jobs import JobRow, find
 from pipeline.metrics import SilentMeter
 from pipeline.outbox import SchemaIds, Steps
-from pipeline.record import Header, Record
+from pipeline.record import Header
 from pipeline.redrive import Redrive
 from pipeline.scheduler import Scheduler
 from pipeline.surroundings import State
+from pipeline.testing.arrivals import Arrivals
 from pipeline.testing.assertions import rows_of
 from pipeline.testing.broker import Broker
 from pipeline.testing.clock import Clock
@@ -40,6 +40,7 @@ from pipeline.testing.jobs import Jobs
 from pipeline.testing.letters import Letters
 from pipeline.testing.loop import adrive, drive
 from pipeline.testing.producer import AckProducer
+from pipeline.testing.recorder import Recorder
 from pipeline.testing.schemas import Schemas
 from pipeline.testing.seen import Dead, Handled, Retry
 from pipeline.testing.stored import Row, Tables
@@ -47,7 +48,6 @@ from pipeline.testing.ticks import Ticks
 from pipeline.topics import TopicSpec
 from pipeline.worker import Limits
 from pipeline.worker.delivery import Outcome
-from pipeline.worker.settlement import Again, Move, Parked
 from pipeline.writers import Connection
 
 __all__ = ["Harness", "NotIdle"]
@@ -91,17 +91,15 @@ class Harness:
     ) -> None:
         self.app = app
         self.clock = Clock(start) if start else Clock()
-        self._numbers: dict[bytes, bytes] = {}
-        self.broker = Broker(self.clock.wall, lambda key: self._numbers.get(key, key))
-        self.handled: list[Handled] = []
-        self.retries: list[Retry] = []
-        self.published: list[Row] = []
+        self.broker = Broker(self.clock.wall, lambda key: self._arrivals.place(key))
         self._chance = Random(seed)  # noqa: S311 — a run that can be repeated is what is wanted
         self._misfortune = Misfortune(faults, self._chance)
         self._schemas = Schemas()
         self._letters = Letters(self.broker)
         self._jobs = Jobs(lambda: self.clock.now)
+        self._arrivals = Arrivals(self.broker, self._jobs, self._misfortune, self._chance, app.partitions)
         self._groups = _chosen(app, groups)
+        self._recorder = Recorder(self._groups, self._schemas.decoder, lambda: self.clock.now)
         self._down_until: float | None = None
         self.inbox = Inbox(self.connection, self._jobs.settle)
         self._fleet = Fleet(
@@ -112,13 +110,13 @@ class Harness:
             misfortune=self._misfortune,
             # a crash that chance wanted is no record's fault
             limits=replace(limits, unclean_ends=_NEVER) if faults.crash or faults.expel else limits,
-            ended=self._ended,
+            ended=self._recorder.ended,
             call_of=self.inbox.around,
             state=State(**(state or {})),
             jobs=self._jobs,
             queue_of=app.queue_of,
         )
-        self._ticks = Ticks(self._jobs, self._append, self._store)
+        self._ticks = Ticks(self._jobs, self._arrivals.append, self._store)
         self._scheduler = Scheduler(
             self._ticks,
             app.schedules if schedules else (),
@@ -178,7 +176,13 @@ class Harness:
             now=lambda: self.clock.now,
             on_commit=self._committed,
             keys=self._jobs.keys,
-            commands=Commands(self._jobs, sent=self._sent, send=self._append, redriven=self._forget, ticks=self._ticks),
+            commands=Commands(
+                self._jobs,
+                sent=self._arrivals.sent,
+                send=self._arrivals.append,
+                redriven=self._forget,
+                ticks=self._ticks,
+            ),
         )
 
     def aconnection(self) -> AsyncFakeConnection:
@@ -200,7 +204,7 @@ class Harness:
             for row in rows_of(self.app, conn)
             if row.id not in known
         ]
-        self._arrive(fresh)
+        self._arrivals.take(fresh)
         return len(fresh)
 
     def run_until_idle(self, *, limit_s: float = _LIMIT_S) -> None:
@@ -249,15 +253,29 @@ class Harness:
 
     def duplicate(self, count: int = 1) -> None:
         """Publish the last records once more, as a relay does that was killed before it could confirm them."""
-        for row in self._left()[-count:]:
-            self._append(row)
+        self._arrivals.repeat(count)
 
     # ── what a test looks at ───────────────────────────────────────────────────────────────────────────────────
 
     @property
+    def published(self) -> list[Row]:
+        """Rows that were stored, in this order; those of delayed jobs among them."""
+        return self._arrivals.rows
+
+    @property
+    def handled(self) -> list[Handled]:
+        """Messages that were handled, in this order."""
+        return self._recorder.handled
+
+    @property
+    def retries(self) -> list[Retry]:
+        """Attempts that failed and were or will be repeated, in the order in which they failed."""
+        return self._recorder.retries
+
+    @property
     def dead_letters(self) -> list[Dead]:
         """Dead letters that were not redriven, oldest first."""
-        return [Dead.of(letter, self._message(letter)) for letter in self._letters.open(self._dlqs)]
+        return [self._recorder.dead(letter) for letter in self._letters.open(self._dlqs)]
 
     @property
     def faults(self) -> dict[str, int]:
@@ -340,7 +358,7 @@ class Harness:
 
     def _committed(self, tables: Tables) -> None:
         self._jobs.track(tables.told)
-        self._arrive(tables.rows)
+        self._arrivals.take(tables.rows)
         if tables.commands is not None:
             tables.commands.commit()
 
@@ -348,85 +366,10 @@ class Harness:
         with self.connection() as conn:
             self.app.run(conn, store_jobs([wanted], self.app.outbox, SchemaIds()))
 
-    def _sent(self, job_id: UUID) -> Row | None:
-        return next((row for row in self._left() if row.id == job_id), None)
-
-    def _left(self) -> list[Row]:
-        """Rows that went to the broker."""
-        return [row for row in self.published if row.id not in self._jobs.due and row.id not in self._jobs.withdrawn]
-
     def _forget(self, job_id: UUID) -> None:
         """Let the dead letter of a job count as redriven."""
         places = [one.place for one in self._letters.open(self._dlqs) if one.event_id == str(job_id)]
         self._letters.mark(places, "redriven")
-
-    def _arrive(self, rows: Iterable[Row]) -> None:
-        for row in rows:
-            self.published.append(row)
-            if row.message.message_type.key is None:  # keyed by its id, which is random: so would be its partition
-                self._numbers.setdefault(row.key.encode(), str(len(self.published)).encode())
-            if row.due_at is None:
-                self._append(row)
-                if self._misfortune.strikes("duplicate"):
-                    self.duplicate(self._chance.randint(1, 5))
-            else:
-                self._jobs.wait(row)
-
-    def _append(self, row: Row) -> None:
-        if row.topic not in self.broker.topics:
-            self.broker.create([TopicSpec(row.topic, self.app.partitions)])
-        self.broker.append(row.topic, row.key.encode(), row.payload, row.record_headers)
-
-    def _ended(self, group: str, outcome: Outcome) -> None:
-        delivery, decision = outcome
-        state, record = delivery.state, delivery.record
-        event_id = (delivery.headers.get(EVENT_ID) or b"").decode(errors="replace")
-        message = None
-        if delivery.route is not None:
-            try:
-                message = self._decoded(delivery.route.handler, record)
-            except SchemaError:
-                message = None
-        if decision is None and message is not None:
-            attempt = 1 if state is None else state.attempt
-            self.handled.append(Handled(message, group, attempt, event_id, self.clock.now))
-        elif (
-            isinstance(decision, Again | Move | Parked)
-            and _failed(decision)
-            and state is not None
-            and state.last_error is not None
-        ):
-            error, attempt = state.last_error, state.history[-1].attempt
-            in_place = not isinstance(decision, Move)
-            self.retries.append(
-                Retry(
-                    message,
-                    group,
-                    attempt,
-                    error.kind,
-                    error.message,
-                    decision.delay_s,
-                    in_place,
-                    event_id,
-                    self.clock.now,
-                )
-            )
-
-    def _message(self, letter: Letter) -> Message | None:
-        group = next(group for group in self._groups.values() if group.dlq == letter.place.topic)
-        topic = letter.story.origin.topic
-        handler = group.foreign.get(topic) or group.handler(topic, letter.type or "")
-        if handler is None:
-            return None
-        try:
-            return self._decoded(handler, letter.record)
-        except PoisonError:
-            return None
-
-    def _decoded(self, handler: Handler, record: Record) -> Message:
-        if handler.foreign is not None:
-            return handler.foreign.message(record)
-        return self._schemas.decoder.decode(record.value, handler.model)
 
     @property
     def _dlqs(self) -> tuple[str, ...]:
@@ -434,10 +377,6 @@ class Harness:
 
     def _full(self, group: str) -> str:
         return next(iter(_chosen(self.app, [group])))
-
-
-def _failed(decision: Again | Move | Parked) -> bool:
-    return not isinstance(decision, Parked) or decision.failed
 
 
 def _chosen(app: Pipeline, names: Iterable[str]) -> dict[str, Group]:
