@@ -164,7 +164,10 @@ class Context:
     # ── of a tracked job; of no effect in events and untracked jobs ────────────────────────────────────────────
 
     def progress(self, done: float, total: float | None = None) -> None:
-        """Tell how far the job is, as often as you like: it is stored once a second. A sign of life too."""
+        """Tell how far the job is, as often as you like: stored some times a second at most. A sign of life too.
+
+        Raises ConfigError for infinity and what is no number.
+        """
         if self._entry is not None:
             self._entry.tell_progress(done, total)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from uuid import UUID
+from typing import NamedTuple
 
 from pipeline.errors import ConfigError
 from pipeline.event import Job
@@ -34,23 +34,35 @@ class Flow:
     options: EnqueueOptions = field(default_factory=EnqueueOptions)
 
     def wanted(self, make: Callable[[Job, EnqueueOptions], Wanted]) -> list[Wanted]:
-        """Return what is to be stored, children before parents. Raises ConfigError for a cycle."""
-        found = list(self._walk(make, None, 0, None, ()))
-        if len(found) > _MOST:
-            raise ConfigError(f"a flow of {len(found)} jobs", remedy=f"at most {_MOST}")
+        """Return what is to be stored, children before parents. Raises ConfigError for a cycle, and for too many."""
+        found: list[Wanted] = []
+        path = [_Step(self, self._first(make), iter(enumerate(self.children)))]
+        above = {self}
+        while path:
+            step = path[-1]
+            number, child = next(step.left, (0, None))
+            if child is None:
+                path.pop()
+                above.discard(step.flow)
+                found.append(step.wanted)
+                continue
+            below = child if isinstance(child, Flow) else Flow(child)
+            if below in above:
+                name = below.job.message_type.name
+                raise ConfigError(f"flow of {name}: it is its own child", remedy="a flow is a tree: take the cycle out")
+            if len(found) + len(path) >= _MOST:
+                raise ConfigError(f"a flow of more than {_MOST} jobs", remedy="split it, or let a job enqueue the rest")
+            mine = replace(
+                below._first(make),  # noqa: SLF001 — of this class
+                parent=step.wanted.id, place=number, on_failure=step.flow.on_failure,
+            )  # fmt: skip
+            path.append(_Step(below, mine, iter(enumerate(below.children))))
+            above.add(below)
         return found
 
-    def _walk(
-        self,
-        make: Callable[[Job, EnqueueOptions], Wanted],
-        parent: UUID | None,
-        place: int,
-        rule: OnFailure | None,
-        above: tuple[Flow, ...],
-    ) -> Iterator[Wanted]:
+    def _first(self, make: Callable[[Job, EnqueueOptions], Wanted]) -> Wanted:
+        """Return this flow's own job. Raises ConfigError for options that do not fit."""
         name = self.job.message_type.name
-        if self in above:
-            raise ConfigError(f"flow of {name}: it is its own child", remedy="a flow is a tree: take the cycle out")
         if self.on_failure not in {"fail", "ignore", "continue"}:
             raise ConfigError(f"flow of {name}: on_failure={self.on_failure!r}", remedy="fail, ignore or continue")
         mine = make(self.job, self.options)
@@ -60,10 +72,15 @@ class Flow:
                 f"flow of {name}: its jobs are tracked, and neither delayed nor unique",
                 remedy="leave these options out",
             )
-        for number, child in enumerate(self.children):
-            below = child if isinstance(child, Flow) else Flow(child)
-            yield from below._walk(make, mine.id, number, self.on_failure, (*above, self))  # noqa: SLF001 — of this class
-        yield replace(mine, parent=parent, place=place, on_failure=rule, children=len(self.children))
+        return replace(mine, children=len(self.children))
+
+
+class _Step(NamedTuple):
+    """A flow on the way from the root to where the walk is: its own job, and the children that were not walked yet."""
+
+    flow: Flow
+    wanted: Wanted
+    left: Iterator[tuple[int, Flow | Job]]
 
 
 def chain(*jobs: Job, on_failure: OnFailure = "fail") -> Flow:

@@ -50,6 +50,7 @@ _SPRING_WORDS = {
 _SPRING_NUMBERS = {"original-partition": "partition", "original-offset": "offset", "original-timestamp": "timestamp"}
 _HISTORY = 16  # the first try and the last ones
 _LONGEST_NUMBER = 19
+_LARGEST_COUNT = 1_000_000  # far more than anybody tries, and no more than tables take
 
 J = TypeVar("J", bound="list[Any] | dict[str, Any]")
 
@@ -111,9 +112,9 @@ class RetryState:
             return cls.first(record)
         if _number(found, "version") > FORMAT_VERSION:
             raise NewerFormat(f"retry state of format {_number(found, 'version')}, this worker knows {FORMAT_VERSION}")
-        attempt = _number(found, "attempt")
-        if attempt < 1:
-            raise PoisonError(f"header {_RETRY}attempt: {attempt} is not an attempt")
+        attempt, generation = _number(found, "attempt"), _number(found, "generation", 0)
+        if not 1 <= attempt <= _LARGEST_COUNT or generation > _LARGEST_COUNT:
+            raise PoisonError(f"headers {_RETRY}attempt and generation: {attempt} and {generation} cannot be")
         last_error = _failure(found.get("last.error"))
         return cls(
             Origin(
@@ -124,7 +125,7 @@ class RetryState:
             ),
             attempt=attempt,
             due_ms=_number(found, "due.ms", 0),
-            generation=_number(found, "generation", 0),
+            generation=generation,
             first_failure_ms=_number(found, "first.failure.ms") if "first.failure.ms" in found else None,
             first_error=_failure(found.get("first.error")) or last_error,
             last_error=last_error,
@@ -164,7 +165,7 @@ class RetryState:
             state.append(("last.error", _failure_text(self.last_error, traces)))
         if self.history:
             state.append(("history", _history_text(self.history)))
-        return [*original(record.headers), *((_RETRY + name, str(value).encode()) for name, value in state)]
+        return [*original(record.headers), *((_RETRY + name, _bytes(value)) for name, value in state)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ class DeadLetter:
             story.append(("first.error", _failure_text(self.first_error, traces)))
         if self.history:
             story.append(("history", _history_text(self.history)))
-        return [*original(record.headers), *((_DLQ + name, str(value).encode()) for name, value in story)]
+        return [*original(record.headers), *((_DLQ + name, _bytes(value)) for name, value in story)]
 
     @classmethod
     def of(cls, record: Record) -> DeadLetter:
@@ -258,6 +259,11 @@ def original(headers: Iterable[Header], *, spring: bool = False) -> list[Header]
     """
     added = (_RETRY, _DLQ, _SPRING) if spring else (_RETRY, _DLQ)
     return [header for header in headers if not header[0].startswith(added)]
+
+
+def _bytes(value: object) -> bytes:
+    """Return a header's value. An error's text can hold what no UTF-8 has, such as half of a surrogate pair."""
+    return str(value).encode(errors="backslashreplace")
 
 
 def _number(found: Mapping[str, bytes | None], name: str, default: int | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import NamedTuple
 
 from pipeline.context import Context
@@ -10,9 +11,14 @@ from pipeline.errors import SourceError
 
 __all__ = ["InboxKey", "InboxUnavailable"]
 
+_ID_CHARS = 400  # an entry of an index has 2,700 bytes at most, and others may write ids of any length
+
 
 class InboxKey(NamedTuple):
-    """A row of ``pipeline.inbox``: one event's effects by one handler, in one generation of replays."""
+    """A row of ``pipeline.inbox``: one event's effects by one handler, in one generation of replays.
+
+    Of an event id that no row can hold, as it is too long or has U+0000, the hash stands there.
+    """
 
     event_id: str
     group: str
@@ -22,7 +28,10 @@ class InboxKey(NamedTuple):
     @classmethod
     def of(cls, handler: Handler, context: Context) -> InboxKey:
         """Return the key of what is being handled."""
-        return cls(context.event_id, context.group, handler.name, context.generation)
+        event_id = context.event_id
+        if len(event_id) > _ID_CHARS or "\0" in event_id:
+            event_id = f"sha256:{sha256(event_id.encode()).hexdigest()}"
+        return cls(event_id, context.group, handler.name, context.generation)
 
 
 class InboxUnavailable(SourceError):

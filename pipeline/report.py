@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -100,7 +101,9 @@ class Entry:
         self.result: str | None = None
 
     def tell_progress(self, done: float, total: float | None) -> None:
-        """Keep how far it is, until the next report."""
+        """Keep how far it is, until the next report. Raises ConfigError for what is no number."""
+        if not (math.isfinite(done) and (total is None or math.isfinite(total))):
+            raise ConfigError(f"ctx.progress: {done} of {total}", remedy="finite numbers")
         self.progress = float(done)
         self.total = None if total is None else float(total)
         self.news = True
@@ -108,18 +111,19 @@ class Entry:
     def keep_result(self, value: object) -> None:
         """Keep the result. Raises ConfigError where it is no JSON, or too large."""
         try:
-            text = json.dumps(value, allow_nan=False)
+            text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+            size = len(text.encode())
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"ctx.result: not a JSON value: {error}", remedy="dict, list, str, number, bool or None"
+                f"ctx.result: not a JSON value: {error}", remedy="dict, list, str of UTF-8, number, bool or None"
             ) from None
         if "\\u0000" in text:
             raise ConfigError(
                 "ctx.result: holds the character U+0000, which PostgreSQL cannot store", remedy="leave it out"
             )
-        if len(text) > RESULT_BYTES:
+        if size > RESULT_BYTES:
             raise ConfigError(
-                f"ctx.result: {len(text)} bytes, the limit is {RESULT_BYTES}",
+                f"ctx.result: {size} bytes, the limit is {RESULT_BYTES}",
                 remedy="store it elsewhere, and let the result say where",
             )
         self.result = text

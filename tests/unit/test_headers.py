@@ -49,7 +49,7 @@ def test_headers_of_the_writer_are_kept_byte_for_byte_and_never_pile_up() -> Non
     assert len(record.headers) == len(on_retry_topic(state).headers)
 
 
-@pytest.mark.parametrize("attempt", [b"", b"0", b"-1", b"one", b"1.0", b" 1", b"9" * 40, None, b"\xff"])
+@pytest.mark.parametrize("attempt", [b"", b"0", b"-1", b"one", b"1.0", b" 1", b"1000001", b"9" * 40, None, b"\xff"])
 def test_a_corrupt_attempt_is_poison_and_never_a_first_attempt(attempt: bytes | None) -> None:
     headers = [(n, attempt if n == "__pipeline.attempt" else v) for n, v in RetryState.of(RECORD).headers(RECORD)]
     with pytest.raises(PoisonError, match="attempt"):
@@ -144,3 +144,19 @@ def test_a_history_of_nonsense_is_poison_and_ends_no_worker(history: bytes) -> N
     headers = [(n, history if n == "__pipeline.history" else v) for n, v in state.headers(RECORD)]
     with pytest.raises(PoisonError):
         RetryState.of(RECORD._replace(headers=headers))
+
+
+def test_a_generation_that_no_table_takes_is_poison() -> None:
+    headers = [
+        (n, b"3000000000" if n == "__pipeline.generation" else v) for n, v in RetryState.of(RECORD).headers(RECORD)
+    ]
+    with pytest.raises(PoisonError, match="generation"):
+        RetryState.of(RECORD._replace(headers=headers))
+
+
+def test_an_error_whose_text_is_no_utf8_is_told_again_and_again() -> None:
+    state = RetryState.of(RECORD).failed(Failure("ValueError", "no file \udc80", "in \ud800"), 1)
+    read = RetryState.of(on_retry_topic(state))
+    assert RetryState.of(on_retry_topic(read)) == state
+    letter = DeadLetter(read.origin, error=read.last_error or FAILURE, history=read.history)
+    assert dict(letter.headers(RECORD))["__dlq.errors.message"] == b"no file \\udc80"

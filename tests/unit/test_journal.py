@@ -39,8 +39,27 @@ def test_a_job_whose_id_no_row_can_have_is_not_told_of(event_id: bytes | None) -
     assert told is not None
 
 
-def test_a_result_that_the_database_cannot_store_fails_its_attempt_and_not_the_worker() -> None:
+@pytest.mark.parametrize("text", ["a\0b", "half of a pair \ud800", float("nan")])
+def test_a_result_that_the_database_cannot_store_fails_its_attempt_and_not_the_worker(text: object) -> None:
     entry = Entry("id", 1, 0.0, False, list)
-    with pytest.raises(ConfigError, match="U\\+0000"):
-        entry.keep_result({"text": "a\0b"})
+    with pytest.raises(ConfigError, match="result"):
+        entry.keep_result({"text": text})
     assert entry.result is None
+
+
+def test_a_result_is_measured_in_bytes() -> None:
+    entry = Entry("id", 1, 0.0, False, list)
+    with pytest.raises(ConfigError, match="90002 bytes"):
+        entry.keep_result("€" * 30_000)
+    entry.keep_result("é" * 30_000)
+    assert entry.report("done").row()["result"] == "é" * 30_000
+
+
+@pytest.mark.parametrize(("done", "total"), [(float("nan"), None), (1, float("inf"))])
+def test_progress_that_the_database_cannot_store_fails_its_attempt_and_not_the_worker(
+    done: float, total: float | None
+) -> None:
+    entry = Entry("id", 1, 0.0, False, list)
+    with pytest.raises(ConfigError, match="progress"):
+        entry.tell_progress(done, total)
+    assert not entry.news
