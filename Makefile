@@ -24,8 +24,9 @@ format: .venv/installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# BENCH="--only relay --quick": see python -m tests.benchmarks --help
 bench: .venv/installed
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 # FAULTS="--seconds 1500 --seed 20": see python -m tests.faults --help
 faults: .venv/installed
