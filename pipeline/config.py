@@ -46,9 +46,9 @@ class RegistrySettings(_Section):
 
 
 class ConnectSettings(_Section):
-    """Kafka Connect's REST API."""
+    """Kafka Connect's REST API. ``url`` may hold a password."""
 
-    url: str | None = None
+    url: SecretStr | None = None
 
 
 class Settings(BaseSettings):

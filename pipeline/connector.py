@@ -25,9 +25,14 @@ __all__ = [
 ]
 
 MASK = "•••"
-_SECRET = re.compile(r"(^|[._-])(password|passwd|secret|token|jaas\.config|api\.?key|access\.?key)s?($|[._-])", re.I)
+_SECRET = re.compile(
+    r"(^|[._-])(password|passwd|passphrase|secret|token|jaas\.config|user\.info|(api|access|private|keystore)\.?key)s?"
+    r"($|[._-])",
+    re.I,
+)
 _NOT_SECRET = re.compile(r"(^|\.)(token\.endpoint\.url|.*\.file\.path|.*\.location)$", re.I)
 _REFERENCE = re.compile(r"\$\{[^{}:]+:[^{}]+\}")
+_ASSIGNED = re.compile(r"""(password|passwd|passphrase|secret|token)\s*=\s*["']?[^\s"';]""", re.I)  # as in JAAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +132,12 @@ def is_secret(key: str) -> bool:
 
 
 def is_reference(value: str) -> bool:
-    """Tell whether a value holds a secret only by reference: ``${env:NAME}``, ``${file:path:key}``."""
-    return _REFERENCE.search(value) is not None
+    """Tell whether a value holds a secret only by reference: ``${env:NAME}``, ``${file:path:key}``.
+
+    One with a reference for the user and the password beside it, as JAAS has both, is none.
+    """
+    without, references = _REFERENCE.subn("", value)
+    return references > 0 and _ASSIGNED.search(without) is None
 
 
 def masked(key: str, value: str | None, secrets: Iterable[str] = ()) -> str | None:

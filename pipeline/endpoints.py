@@ -5,8 +5,9 @@ The local stack is asked only for what is not set, and only where its package is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -22,21 +23,21 @@ __all__ = ["RegistryAddress", "Resolved", "kafka_options", "libpq_environment", 
 
 @dataclass(frozen=True, slots=True)
 class RegistryAddress:
-    """The registry's URL and sign-in."""
+    """The registry's URL, which holds no password and may be printed, and the sign-in."""
 
     url: str
     username: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """Where everything is. ``kafka`` holds librdkafka settings, ``bootstrap.servers`` among them."""
 
-    postgres_dsn: str
-    kafka: dict[str, str]
+    postgres_dsn: str = field(repr=False)
+    kafka: dict[str, str] = field(repr=False)
     registry: RegistryAddress
-    connect: str | None
+    connect: str | None = field(repr=False)
 
 
 def resolve(settings: Settings) -> Resolved:
@@ -71,7 +72,8 @@ def registry_address(settings: Settings) -> RegistryAddress:
     registry = settings.registry
     if registry.url:
         password = registry.password.get_secret_value() if registry.password else None
-        return RegistryAddress(registry.url, registry.username, password)
+        url, user, secret = _signed_in(registry.url)
+        return RegistryAddress(url, registry.username or user, password or secret)
     local = _local(settings, "PIPELINE_REGISTRY__URL")
     return RegistryAddress(local.registry, local.registry_username, local.registry_password)
 
@@ -79,7 +81,7 @@ def registry_address(settings: Settings) -> RegistryAddress:
 def connect_url(settings: Settings) -> str | None:
     """Return Kafka Connect's URL; None where there is none."""
     if settings.connect.url:
-        return settings.connect.url
+        return settings.connect.url.get_secret_value()
     local = _running(settings)
     return local.connect if local else None
 
@@ -96,6 +98,19 @@ def libpq_environment(dsn: str) -> dict[str, str]:
         "sslmode": "PGSSLMODE",
     }
     return {names[key]: str(value) for key, value in parts.items() if key in names and value is not None}
+
+
+def _signed_in(url: str) -> tuple[str, str | None, str | None]:
+    """Part a URL from user and password in it, which messages must not quote. Raises ConfigError."""
+    try:
+        parts = urlsplit(url)
+        user, secret = parts.username, parts.password
+    except ValueError:
+        raise ConfigError("PIPELINE_REGISTRY__URL is no URL", remedy="http://HOST:8081") from None
+    if user is None and secret is None:
+        return url, None, None
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return bare, unquote(user or ""), None if secret is None else unquote(secret)
 
 
 def _local(settings: Settings, name: str) -> Endpoints:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pipeline.cli.moment import moment, utc
-from pipeline.cli.output import output_option, print_object, print_rows, say
+from pipeline.cli.output import output_option, plain, print_object, print_rows, say
 from pipeline.config import Settings
 from pipeline.deadletter import STATES, Place, Selection, State, Summary
 from pipeline.redrive import Plan
@@ -363,5 +363,5 @@ def _print_details(details: dict[str, object]) -> None:
         if value:
             click.echo(f"\n{name}")
             text = value if isinstance(value, str) else json.dumps(value, indent=2, default=str, ensure_ascii=False)
-            click.echo("\n".join(f"  {line}" for line in text.splitlines()))
+            click.echo("\n".join(f"  {plain(line.expandtabs(4))}" for line in text.split("\n")))
     click.echo()

@@ -250,8 +250,11 @@ def pause(queue: str | None, schedule: str | None) -> None:
       pipeline jobs pause --schedule shop.nightly
     """
     _one_of(queue, schedule)
-    stage.perform(Settings.load(), asked.pause(queue) if queue else asked.pause_schedule(schedule or ""))
+    settings = Settings.load()
+    stage.perform(settings, asked.pause(queue) if queue else asked.pause_schedule(schedule or ""))
     say(f"{queue or schedule} is paused")
+    if queue and not stage.perform(settings, asked.counts(queue)):
+        say(f"there is no tracked job of a queue {queue}: is that its full name, as shop.jobs.email?")
 
 
 @jobs.command()
@@ -304,7 +307,7 @@ def schedules(app: str | None, count: int | None, output: str) -> None:
 def policy() -> None:
     """Retry policies of job types.
 
-    
+    \b
     Example:
       pipeline jobs policy explain shop:app SendReceipt
     """

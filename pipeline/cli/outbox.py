@@ -8,7 +8,7 @@ from typing import cast
 import click
 
 from pipeline.cli.duration import seconds
-from pipeline.cli.output import output_option, print_object, print_rows, say
+from pipeline.cli.output import output_option, plain, print_object, print_rows, say
 from pipeline.config import Settings
 from pipeline.runtime import database
 from pipeline.runtime import outbox as stage
@@ -84,7 +84,7 @@ def tail(app: str | None, last: int, follow: bool, reveal: bool, output: str) ->
             click.echo(json.dumps(shown, default=str, ensure_ascii=False))
         else:
             data = row.payload.problem or json.dumps(row.payload.data, default=str, ensure_ascii=False)
-            click.echo(f"{row.at:%Y-%m-%d %H:%M:%S}  {row.id}  {row.topic}  {row.key}  {row.type}  {data}")
+            click.echo(plain(f"{row.at:%Y-%m-%d %H:%M:%S}  {row.id}  {row.topic}  {row.key}  {row.type}  {data}"))
 
 
 @outbox.command()

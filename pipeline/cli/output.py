@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["as_yaml", "output_option", "print_object", "print_rows", "say"]
+__all__ = ["as_yaml", "output_option", "plain", "print_object", "print_rows", "say"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def output_option(function: F) -> F:
@@ -34,7 +37,7 @@ def print_rows(rows: Sequence[Mapping[str, object]], output: str, *, empty: str 
         for name, value in rows[0].items():
             table.add_column(name, justify="right" if isinstance(value, int | float) else "left", overflow="fold")
         for row in rows:
-            table.add_row(*("-" if value is None else str(value) for value in row.values()))
+            table.add_row(*(Text("-" if value is None else plain(str(value))) for value in row.values()))
         console = Console()
         # a line per row for grep and cut; folded only where a person reads
         (console if console.is_terminal else Console(width=10_000)).print(table)
@@ -48,7 +51,12 @@ def print_object(data: Mapping[str, object], output: str) -> None:
     width = max(map(len, data), default=0)
     for name, value in data.items():
         text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
-        click.echo(f"{name:<{width}}  {'-' if value is None else text}")
+        click.echo(f"{name:<{width}}  {'-' if value is None else plain(str(text))}")
+
+
+def plain(text: str) -> str:
+    """Return text of whoever wrote a record as one line that does nothing to a terminal: control characters escaped."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def say(text: str) -> None:

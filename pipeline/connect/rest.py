@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 import time
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import urllib3
 
@@ -32,7 +33,10 @@ Json = Any  # a decoded answer: its shape is Connect's
 
 
 class Connect:
-    """One Connect cluster, by the URL of any of its workers, with sign-in as in ``http://user:password@host:8083``."""
+    """One Connect cluster, by the URL of any of its workers, with sign-in as in ``http://user:password@host:8083``.
+
+    What has a meaning of its own in a URL stands percent-encoded in user and password.
+    """
 
     def __init__(
         self,
@@ -48,7 +52,8 @@ class Connect:
         self.url = f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path.rstrip('/')}"
         headers = {"accept": "application/json", "content-type": "application/json"}
         if parts.username:
-            headers |= urllib3.make_headers(basic_auth=f"{parts.username}:{parts.password or ''}")
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers["authorization"] = f"Basic {b64encode(user.encode()).decode()}"
         self._pool = urllib3.PoolManager(headers=headers, timeout=_TIMEOUT, retries=False)
         self._clock = clock
         self._pause = pause

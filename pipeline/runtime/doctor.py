@@ -112,8 +112,13 @@ class _Asked:
             return kafka.Published(dead, limit_bytes=own)
         key, payload = self.option("table.field.event.key"), self.option("table.field.event.payload")
         found = postgres.retained(self.dsn, self.capture, route=route, key=key, payload=payload)
-        regex = java_regex(self.option("route.topic.regex"))
-        replacement = java_replacement(self.option("route.topic.replacement"), regex)
+        try:
+            regex = java_regex(self.option("route.topic.regex"))
+            replacement = java_replacement(self.option("route.topic.replacement"), regex)
+        except (re.error, ValueError) as error:
+            raise ConfigError(
+                f"{self._file}: {self._router}route.topic.regex and replacement: {error}", remedy="correct them"
+            ) from error
         sizes: dict[str, int] = {}
         for value, size in found.routes.items():
             matched = regex.fullmatch(value)
@@ -130,12 +135,14 @@ def _asked(area: str, check: str, ask: Callable[[], list[Finding]]) -> list[Find
 
 
 def _kafka(settings: Settings, name: str, asked: _Asked, now: Callable[[], float]) -> list[Finding]:
-    dead = dead_letters(name)
+    dead, found = dead_letters(name), []
     try:
         published = asked.published(dead)
-    except PipelineError:  # the database is away, which other findings say
+    except PipelineError as error:
         published = kafka.Published(dead)
-    return list(kafka.examine(Topics(kafka_options(settings)), published, now=now))
+        if isinstance(error, ConfigError):  # else the database is away, which other findings say
+            found.append(Finding("kafka", "topics of the file", "problem", error.what, error.remedy))
+    return [*found, *kafka.examine(Topics(kafka_options(settings)), published, now=now)]
 
 
 def _declared(app: Pipeline, settings: Settings) -> list[Finding]:

@@ -83,3 +83,13 @@ def test_servers_that_are_away_are_findings(
     told = {one["area"]: one["found"] for one in json.loads(found.stdout) if one["level"] == "problem"}
     assert (found.code, told.keys()) == (2, {"postgres", "registry", "connect"})
     assert conninfo.conninfo_to_dict(database.dsn)["password"] not in found.stdout + found.stderr
+
+
+def test_an_expression_that_cannot_be_is_a_finding_beside_the_others(
+    pipeline: CommandLine, tmp_path: Path, prefix: str, database: Database
+) -> None:
+    changes = {"database.dbname": database.name, "transforms.outbox.route.topic.regex": "(?<routedByValue>.*"}
+    found = pipeline("doctor", str(connector_file(tmp_path, prefix, **changes)), "-o", "json")
+    told = {one["check"]: one for one in json.loads(found.stdout)}
+    assert (found.code, told["broker"]["level"]) == (2, "ok")
+    assert "route.topic.regex" in told["topics of the file"]["found"]

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from commands import runner
 from servers import Database
 from working import wait_until
 
@@ -241,6 +242,18 @@ def test_the_command_line_enqueues_shows_cancels_and_lists(shell: Shell, conn: p
     conn.commit()
     shell("jobs", "resume", "shop.jobs.email")
     assert conn.execute("SELECT paused FROM pipeline.control").fetchall() == [(False,)]
+
+
+def test_a_queue_of_which_no_job_is_known_is_paused_and_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cli_environment: dict[str, str],
+    conn: psycopg.Connection[Any],
+) -> None:  # fmt: skip
+    pipeline = runner(capsys, monkeypatch, cli_environment)
+    paused = pipeline("jobs", "pause", "email")
+    assert (paused.code, "is that its full name" in paused.stderr) == (0, True)
+    app.enqueue(conn, Mail(to="a"))
+    conn.commit()
+    assert "full name" not in pipeline("jobs", "pause", "shop.jobs.email").stderr
 
 
 def test_the_command_line_plans_before_it_changes_many(shell: Shell, conn: psycopg.Connection[Any]) -> None:
