@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 from pipeline.connect.converters import CONVERTER_OPTIONS
+from pipeline.connect.database import database, statements
 from pipeline.connect.filters import Filters, chosen, filters
 from pipeline.connect.json_file import load, parse
 from pipeline.connect.messages import DECODE, MessageOptions
 from pipeline.connect.options import DECODER, HONOURED, NOT_YET, ROUTER, WITHOUT_MEANING
 from pipeline.connect.producer import translate
 from pipeline.connect.references import resolve
-from pipeline.connect.routing import RouterOptions, placements, router_options
+from pipeline.connect.routing import RouterOptions, router_options
 from pipeline.connect.snapshots import OVERRIDES, SnapshotOptions, snapshot_options
+from pipeline.connect.transforms import Transform, chain, names
 from pipeline.errors import ConfigError
 
 __all__ = ["ConnectorFile", "Polling", "checked", "load", "parse", "read"]
@@ -68,8 +70,8 @@ class ConnectorFile:
     heartbeat_topic: str
     encodes: bool  # JSON payloads, to Avro
     polling: Polling | None  # None: by the WAL
-    on_update: str
-    router: RouterOptions
+    topic_prefix: str
+    routers: tuple[RouterOptions, ...]
     statements: tuple[str, ...]  # at the begin of a snapshot's and of the heartbeat query's connection
     database: dict[str, str] = field(repr=False)
     producer: dict[str, str] = field(repr=False)
@@ -83,6 +85,17 @@ class ConnectorFile:
     def captures(self, schema: str, table: str) -> bool:
         """Tell whether a table is read."""
         return self.filters.schemas(schema) and self.filters.tables(f"{schema}.{table}")
+
+    def router_of(self, table: str) -> RouterOptions:
+        """Return the router that takes the changes of "schema.table". Raises ConfigError where none does."""
+        topic = re.sub(r"[^\w.-]", "_", f"{self.topic_prefix}.{table}", flags=re.ASCII)
+        if (found := next((router for router in self.routers if router.takes(topic)), None)) is None:
+            raise ConfigError(
+                f"connector {self.name}: no Event Router takes the changes of table {table}, by their topic {topic}",
+                remedy="correct its predicate, or take the table out of table.include.list; to publish the changes "
+                "as Debezium has them, run this file on Kafka Connect",
+            )
+        return found
 
     def sees(self, table: str, column: str) -> bool:
         """Tell whether a column of "schema.table" is read."""
@@ -113,15 +126,16 @@ class _Config:
         self._values = values
         self._ignore_unknown = ignore_unknown
         self._notices: list[str] = []
-        self._prefix = ""
-        self._decode = ""  # as above, of what decodes logical messages
+        self._transforms: list[Transform] = []
 
     def checked(self, name: str) -> ConnectorFile:
         for key in _REQUIRED:
             if not self._values.get(key, "").strip():
                 raise ConfigError(f"{self._path}: {key}: is missing", remedy=f"add {key}{_example(key)}")
-        self._prefix = self._transform()
+        self._transforms = chain(self._path, self._values, (), self._refuse)
         self._classify()
+        topic_prefix = self._values.get("topic.prefix", name)
+        routers = tuple(self._router(one) for one in self._transforms if not one.decodes)
         producer = {key: text for key, text in self._values.items() if key.startswith("producer.override.")}
         return ConnectorFile(
             name=name,
@@ -129,51 +143,33 @@ class _Config:
             publication=self._get("publication.name"),
             creates=self._get("publication.autocreate.mode"),
             by_root=self._get("publish.via.partition.root") == "true",
-            filters=filters(str(self._path), self._get, needed=not self._decode),
+            filters=filters(str(self._path), self._get, needed=not any(one.decodes for one in self._transforms)),
             drops=self._get("slot.drop.on.stop") == "true",
             stream=self._stream(),
             snapshot=snapshot_options(str(self._path), self._get, lambda key: self._milliseconds(key, 0), self._values),
-            messages=self._messages(),
+            messages=self._messages(f"{topic_prefix}.message", routers),
             failover=self._get("slot.failover") == "true",
             trust_slot=self._get("offset.mismatch.strategy") in {"trust_slot", "trust_greater_lsn"},
             status_every_s=self._milliseconds("status.update.interval.ms") / 1000,
             heartbeat_every_s=self._heartbeat(),
             heartbeat_query=self._get("heartbeat.action.query"),
-            heartbeat_topic=f"{self._get('topic.heartbeat.prefix')}.{self._values.get('topic.prefix', name)}",
-            encodes=self._encodes(),
-            polling=self._polling(),
-            on_update=self._get("table.op.invalid.behavior"),
-            router=router_options(self._path, self._prefix, self._get, self._values, self._refuse),
-            statements=_statements(self._get("database.initial.statements")),
-            database=self._database(),
+            heartbeat_topic=f"{self._get('topic.heartbeat.prefix')}.{topic_prefix}",
+            encodes=self._encodes(routers),
+            polling=self._polling(routers),
+            topic_prefix=topic_prefix,
+            routers=routers,
+            statements=statements(self._get("database.initial.statements")),
+            database=database(str(self._path), self._get, self._notices.append),
             producer=translate(producer, self._path, self._notices.append),
             notices=tuple(self._notices),
         )
 
-    def _transform(self) -> str:
-        names = [name.strip() for name in self._values["transforms"].split(",") if name.strip()]
-        for name in names:
-            kind = self._values.get(f"transforms.{name}.type")
-            if kind is None:
-                raise ConfigError(f"{self._path}: transforms.{name}.type: is missing", remedy="name the transform")
-            if kind not in {*ROUTER["type"][0], DECODE}:
-                raise self._refusal(f"transforms.{name}.type", kind, (*ROUTER["type"][0], DECODE))
-        kinds = [self._values[f"transforms.{name}.type"] == DECODE for name in names]
-        if kinds not in ([False], [True, False]):
-            accepted = "one Event Router, behind one DecodeLogicalDecodingMessageContent at most"
-            raise self._refusal("transforms", self._values["transforms"], (accepted,))
-        if kinds[0]:
-            self._decode = f"transforms.{names[0]}."
-        return f"transforms.{names[-1]}."
-
     def _classify(self) -> None:
         """Look at each key: refuse it, note it, or check it against the values that are honoured."""
+        ours = tuple(one.prefix for one in self._transforms)
+        predicates = tuple(f"predicates.{name}." for name in names(self._values, "predicates"))
         for key, value in self._values.items():
-            known = HONOURED.get(key) or (
-                ROUTER.get(key.removeprefix(self._prefix)) if key.startswith(self._prefix) else None
-            )
-            if self._decode and key.startswith(self._decode):
-                known = DECODER.get(key.removeprefix(self._decode))
+            known = self._known(key)
             if known is not None:
                 if known[0] and _canonical(value, known[0]) not in known[0]:
                     raise self._refusal(key, value, known[0])
@@ -183,7 +179,9 @@ class _Config:
                 self._converter_option(key)
             elif why := _found(key, WITHOUT_MEANING):
                 self._notices.append(f"{key} has no meaning in the native relay: {WITHOUT_MEANING[why]}")
-            elif not key.startswith(self._prefix) and _found(key, NOT_YET):
+            elif key.startswith(predicates):
+                pass  # checked with the transforms
+            elif not key.startswith(ours) and _found(key, NOT_YET):
                 raise ConfigError(
                     f"{self._path}: {key}: is known, but the native relay does not honour it yet",
                     remedy="remove it, or run this file on Kafka Connect",
@@ -197,12 +195,20 @@ class _Config:
                     remedy=f"set it: {' | '.join(accepted)}",
                 )
 
+    def _known(self, key: str) -> tuple[tuple[str, ...], str] | None:
+        """Return the values that a key may have, and its default; None where it is not honoured."""
+        for one in self._transforms:
+            if key.startswith(one.prefix):
+                return (DECODER if one.decodes else ROUTER).get(key.removeprefix(one.prefix))
+        return HONOURED.get(key)
+
     def _converter_option(self, key: str) -> None:
         if not key.endswith(CONVERTER_OPTIONS):
             self._notices.append(f"{key} has no meaning in the native relay: its converters need no such thing")
 
     def _unknown(self, key: str) -> None:
-        known = [*HONOURED, *WITHOUT_MEANING, *(self._prefix + option for option in ROUTER)]
+        routers = [one.prefix for one in self._transforms if not one.decodes]
+        known = [*HONOURED, *WITHOUT_MEANING, *(prefix + option for prefix in routers for option in ROUTER)]
         near = difflib.get_close_matches(key, known, 1)
         what = f"{self._path}: {key}: unknown key"
         if not self._ignore_unknown:
@@ -220,11 +226,17 @@ class _Config:
         raise self._refusal(key, value, accepted)
 
     def _get(self, key: str) -> str:
-        if key in HONOURED:
-            accepted, default = HONOURED[key]
-            return _canonical(self._values.get(key, default).strip(), accepted)
-        accepted, default = ROUTER[key]
-        return _canonical(self._values.get(self._prefix + key, default), accepted)
+        accepted, default = HONOURED[key]
+        return _canonical(self._values.get(key, default).strip(), accepted)
+
+    def _router(self, one: Transform) -> RouterOptions:
+        def get(key: str) -> str:
+            if key in HONOURED:
+                return self._get(key)
+            accepted, default = ROUTER[key]
+            return _canonical(self._values.get(one.prefix + key, default), accepted)
+
+        return router_options(self._path, one.prefix, get, self._values, self._refuse, one.takes)
 
     def _identifier(self, key: str) -> str:
         if not _NAME.fullmatch(name := self._get(key)):
@@ -241,7 +253,7 @@ class _Config:
             )
         return int(text)
 
-    def _polling(self) -> Polling | None:
+    def _polling(self, routers: Sequence[RouterOptions]) -> Polling | None:
         """Return how to poll, None where the WAL is read. A slot's options have no meaning then, a snapshot no way."""
         if self._get("pipeline.capture") == "wal":
             if "poll.interval.ms" in self._values:
@@ -252,6 +264,11 @@ class _Config:
                 f"{self._path}: snapshot.mode: {mode!r} does not go with pipeline.capture=polling",
                 remedy="use no_data; rows of before are published by pipeline connector reconcile",
             )
+        if len(routers) > 1:
+            raise ConfigError(
+                f"{self._path}: transforms: pipeline.capture=polling reads one table, by one Event Router",
+                remedy=f"keep one of {', '.join(router.prefix.rstrip('.') for router in routers)}",
+            )
         for key in ("slot.failover", "publication.autocreate.mode", "heartbeat.interval.ms"):
             if key in self._values and self._get(key) not in {"false", "disabled", "0"}:
                 self._notices.append(f"{key} has no meaning with pipeline.capture=polling")
@@ -261,16 +278,16 @@ class _Config:
             self._milliseconds("poll.interval.ms") / 1000,
         )
 
-    def _encodes(self) -> bool:
+    def _encodes(self, routers: Iterable[RouterOptions]) -> bool:
         """Tell whether JSON payloads are encoded: by the header ``type``, so there must be one."""
         if self._get("pipeline.payload.encode") == "none":
             return False
-        placed = placements(self._path, self._prefix, self._get, self._values)
-        if not any((one.to, one.alias) == ("header", "type") for one in placed):
-            raise ConfigError(
-                f"{self._path}: pipeline.payload.encode: avro needs the record's name in a header type",
-                remedy=f"add type:header:type to {self._prefix}table.fields.additional.placement",
-            )
+        for router in routers:
+            if not any((one.to, one.alias) == ("header", "type") for one in router.placements):
+                raise ConfigError(
+                    f"{self._path}: pipeline.payload.encode: avro needs the record's name in a header type",
+                    remedy=f"add type:header:type to {router.prefix}table.fields.additional.placement",
+                )
         return True
 
     def _heartbeat(self) -> float:
@@ -280,30 +297,38 @@ class _Config:
             self._notices.append("heartbeat.action.query is not run: heartbeat.interval.ms is 0")
         return every_s
 
-    def _messages(self) -> MessageOptions | None:
+    def _messages(self, topic: str, routers: Iterable[RouterOptions]) -> MessageOptions | None:
         """Return which logical messages are outbox events; without what decodes them none is."""
         wanted = chosen(str(self._path), self._get, "message.prefix")
-        if not self._decode:
+        decoder = next((one for one in self._transforms if one.decodes and one.takes(topic)), None)
+        if decoder is None:
             if self._get("message.prefix.exclude.list") != ".*":
                 self._notices.append(f"logical messages are not published: no transform is of type {DECODE}")
             return None
+        behind = {one.prefix for one in self._transforms[self._transforms.index(decoder) :]}
+        router = next((one for one in routers if one.prefix in behind and one.takes(topic)), None)
+        if router is None:
+            raise ConfigError(
+                f"{self._path}: {decoder.prefix}type: no Event Router behind it takes the topic {topic}",
+                remedy="correct the router's predicate",
+            )
         if self._get("pipeline.capture") == "polling":
             raise ConfigError(
                 f"{self._path}: pipeline.capture: no query finds logical messages",
-                remedy=f"set pipeline.capture=wal, or take {self._decode}type out of transforms",
+                remedy=f"set pipeline.capture=wal, or take {decoder.prefix}type out of transforms",
             )
-        if self._get("table.field.event.timestamp"):
+        if router.timestamp:
             raise ConfigError(
-                f"{self._path}: {self._prefix}table.field.event.timestamp: no field of a logical message can be one",
+                f"{self._path}: {router.prefix}table.field.event.timestamp: no field of a logical message can be one",
                 remedy="remove it: records are stamped with the time of their processing",
             )
         if self._get("binary.handling.mode") != "bytes":
             raise ConfigError(
-                f"{self._path}: binary.handling.mode: {self._decode}type decodes bytes only",
+                f"{self._path}: binary.handling.mode: {decoder.prefix}type decodes bytes only",
                 remedy="remove it, or set binary.handling.mode=bytes",
             )
-        include = self._values.get(self._decode + "fields.null.include", "false")
-        return MessageOptions(wanted, keep_null=include.lower() == "true")
+        include = self._values.get(decoder.prefix + "fields.null.include", "false")
+        return MessageOptions(wanted, include.lower() == "true", router)
 
     def _stream(self) -> dict[str, str]:
         """Return what slot.stream.params adds: what pgoutput knows, and the relay does not set itself."""
@@ -314,40 +339,6 @@ class _Config:
                 raise self._refusal("slot.stream.params", pair, ("origin=none", "origin=any"))
             made[name] = value
         return made
-
-    def _database(self) -> dict[str, str]:
-        names = {
-            "database.hostname": "host",
-            "database.port": "port",
-            "database.user": "user",
-            "database.password": "password",
-            "database.dbname": "dbname",
-            "database.sslmode": "sslmode",
-            "database.sslcert": "sslcert",
-            "database.sslkey": "sslkey",
-            "database.sslpassword": "sslpassword",
-            "database.sslrootcert": "sslrootcert",
-        }
-        hosts, ports = self._get("database.hostname").split(","), self._get("database.port").split(",")
-        for port in ports:
-            if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-                raise ConfigError(f"{self._path}: database.port: {port!r} is not a port", remedy="use 1–65535")
-        if len(ports) not in {1, len(hosts)}:
-            raise ConfigError(
-                f"{self._path}: database.port: {len(ports)} ports for {len(hosts)} hosts",
-                remedy="give one port for all hosts of database.hostname, or one for each",
-            )
-        found = {parameter: self._get(key) for key, parameter in names.items() if self._get(key)}
-        if len(hosts) > 1:
-            self._notices.append("database.hostname is a list: the primary among them is read; Debezium takes one only")
-            found["target_session_attrs"] = "primary"
-        return found
-
-
-def _statements(text: str) -> tuple[str, ...]:
-    """Part statements at each semicolon; two of them are one that is meant."""
-    parts = (part.replace("\0", ";").strip() for part in text.replace(";;", "\0").split(";"))
-    return tuple(part for part in parts if part)
 
 
 def _canonical(value: str, accepted: tuple[str, ...]) -> str:

@@ -34,6 +34,7 @@ class MessageOptions:
 
     wanted: Callable[[str], bool]
     keep_null: bool
+    router: RouterOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,8 @@ class _Column:
 class Messages:
     """Makes records of messages. ``clock`` returns Unix time in seconds: a message has no other."""
 
-    def __init__(
-        self, messages: MessageOptions, router: RouterOptions, *, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, messages: MessageOptions, *, clock: Callable[[], float] = time.time) -> None:
+        router = messages.router
         self._wanted = messages.wanted
         self._expansion = Expansion(keep_null=messages.keep_null)
         self._options = router

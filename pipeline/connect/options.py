@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pipeline.connect.converters import CLASSES, SIMPLE
 
-__all__ = ["DECODER", "HONOURED", "NOT_YET", "PRODUCER", "ROUTER", "WITHOUT_MEANING"]
+__all__ = ["DECODER", "HONOURED", "NOT_YET", "PREDICATES", "PRODUCER", "ROUTER", "WITHOUT_MEANING"]
 
 
 # key → values that are honoured (empty: any), and what its absence means
@@ -73,12 +73,14 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
         ("adaptive", "adaptive_time_microseconds", "microseconds", "nanoseconds", "connect", "isostring"),
         "adaptive",
     ),
-    "skipped.operations": (("none", "t", "u", "d", "u,d", "u,t", "d,t", "u,d,t"), "t"),
+    "skipped.operations": ((), "t"),
     "extended.headers.enabled": (("false",), "true"),
     "key.converter": (CLASSES, ""),
     "value.converter": (CLASSES, ""),
     "header.converter": ((*CLASSES, SIMPLE), SIMPLE),
     "transforms": ((), ""),
+    "predicates": ((), ""),
+    "topic.delimiter": ((".",), "."),
     "poll.interval.ms": ((), "500"),
     # ours: Kafka Connect passes over them
     "pipeline.payload.encode": (("none", "avro"), "none"),
@@ -87,7 +89,14 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
     "pipeline.polling.xid": ((), "xid"),
 }
 
-# of the one transform io.debezium.transforms.outbox.EventRouter
+# of any transform
+_TRANSFORM: dict[str, tuple[tuple[str, ...], str]] = {
+    "predicate": ((), ""),
+    "negate": (("true", "false"), "false"),
+    "plugin.version": ((), ""),
+}
+
+# of a transform io.debezium.transforms.outbox.EventRouter
 ROUTER: dict[str, tuple[tuple[str, ...], str]] = {
     "type": (("io.debezium.transforms.outbox.EventRouter",), ""),
     "table.field.event.id": ((), "id"),
@@ -106,12 +115,21 @@ ROUTER: dict[str, tuple[tuple[str, ...], str]] = {
     "route.topic.regex": ((), "(?<routedByValue>.*)"),
     "route.topic.replacement": ((), "outbox.event.${routedByValue}"),
     "route.tombstone.on.empty.payload": (("true", "false"), "false"),
+    **_TRANSFORM,
 }
 
 # of io.debezium.connector.postgresql.transforms.DecodeLogicalDecodingMessageContent, before it
 DECODER: dict[str, tuple[tuple[str, ...], str]] = {
     "type": ((), ""),
     "fields.null.include": (("true", "false"), "false"),
+    **_TRANSFORM,
+}
+
+# class of a predicate → its one option
+PREDICATES: dict[str, str] = {
+    "org.apache.kafka.connect.transforms.predicates.TopicNameMatches": "pattern",
+    "org.apache.kafka.connect.transforms.predicates.HasHeaderKey": "name",
+    "org.apache.kafka.connect.transforms.predicates.RecordIsTombstone": "",
 }
 
 # key or prefix (with a dot at its end) → why it does nothing here
@@ -177,14 +195,14 @@ WITHOUT_MEANING: dict[str, str] = {
     "sourceinfo.struct.maker": "the router drops it",
     "heartbeat.topics.prefix": "Debezium 3 reads topic.heartbeat.prefix instead",
     "topic.naming.strategy": "the router names the topics",
+    "topic.cache.size": "the router names the topics",
+    "topic.transaction": "the router drops it",
     "config.action.reload": "the file is read at start",
 }
 
 # keys or prefixes that mean something, and that the relay refuses for now
 NOT_YET: tuple[str, ...] = (
     "heartbeat.",
-    "predicates",
-    "predicates.",
     "topic.creation.",
     "column.",
     "datatype.propagate.source.type",
@@ -199,7 +217,6 @@ NOT_YET: tuple[str, ...] = (
     "openlineage.",
     "initial.statements",
     "streaming.delay.ms",
-    "transforms.",
 )
 
 # Java's producer settings, behind producer.override. → librdkafka's; None: librdkafka needs no such setting

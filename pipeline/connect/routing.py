@@ -23,6 +23,10 @@ _PLACEMENT = "table.fields.additional.placement"
 _EXPAND = "table.expand.json.payload"
 
 
+def _any(_topic: str) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
     """A column that goes elsewhere than into key and payload."""
@@ -37,7 +41,7 @@ class RouterOptions:
     """What the Event Router and the converters are told. ``prefix`` is how the router's keys begin, for messages.
 
     ``expansion`` is what is made of a JSON payload, None where it is not expanded; ``topic_prefix`` how the names of
-    schemas begin.
+    schemas begin; ``takes`` tells of the topic of a table's changes whether they come here.
     """
 
     prefix: str = "transforms.outbox."
@@ -58,6 +62,8 @@ class RouterOptions:
     header: Converter = AS_TEXT
     modes: Modes = Modes()  # noqa: RUF009 — frozen
     topic_prefix: str = ""
+    on_update: str = "warn"
+    takes: Callable[[str], bool] = _any
 
     @property
     def described(self) -> bool:
@@ -65,8 +71,10 @@ class RouterOptions:
         return self.key.described or self.value.described or self.header.described
 
 
-def router_options(path: Path, prefix: str, get: Get, config: Mapping[str, str], refuse: Refuse) -> RouterOptions:
-    """Read the router's part of the file at ``path``, with the converters. Raises ConfigError, also by ``refuse``."""
+def router_options(
+    path: Path, prefix: str, get: Get, config: Mapping[str, str], refuse: Refuse, takes: Callable[[str], bool] = _any
+) -> RouterOptions:
+    """Read a router's part of the file at ``path``, with the converters. Raises ConfigError, also by ``refuse``."""
     regex, replacement = get("route.topic.regex"), get("route.topic.replacement")
     key = "route.topic.regex"
     try:
@@ -108,7 +116,18 @@ def router_options(path: Path, prefix: str, get: Get, config: Mapping[str, str],
         header=converter("header.converter", config, SIMPLE, refuse),
         modes=Modes(get("binary.handling.mode"), get("time.precision.mode"), get("decimal.handling.mode")),
         topic_prefix=config.get("topic.prefix", ""),
+        on_update="skip" if "u" in _skipped(get, refuse) else get("table.op.invalid.behavior"),
+        takes=takes,
     )
+
+
+def _skipped(get: Get, refuse: Refuse) -> set[str]:
+    """Return the operations that are left out; without inserts (c) there would be nothing to publish."""
+    text = get("skipped.operations")
+    found = {part.strip() for part in text.split(",")}
+    if found - {"none", "t", "u", "d"}:
+        refuse("skipped.operations", text, ("none", "a list of u, d, t"))
+    return found
 
 
 def placements(path: Path, prefix: str, get: Get, config: Mapping[str, str]) -> tuple[Placement, ...]:

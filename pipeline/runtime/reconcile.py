@@ -17,6 +17,7 @@ from pipeline.config import Settings
 from pipeline.connect.converters import AS_TEXT
 from pipeline.connect.file import ConnectorFile
 from pipeline.connect.router import Router
+from pipeline.connect.routing import RouterOptions
 from pipeline.endpoints import kafka_options, registry_address
 from pipeline.errors import ConfigError
 from pipeline.kafka.archive import TopicArchive
@@ -98,11 +99,6 @@ def _connects(key: str) -> bool:
 
 def _sources(file: ConnectorFile, dsn: str, range_: Range) -> list[Source]:
     """Bind the router to the tables that are there: as the relay does, and once more for ids and topics alone."""
-    if (range_.since or range_.until) and not file.router.timestamp:
-        raise ConfigError(
-            f"connector {file.name}: --since and --until need a time",
-            remedy=f"name a timestamp column by {file.router.prefix}table.field.event.timestamp, or leave them out",
-        )
     try:
         with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as conn:
             relations = captured(conn, file.captures)
@@ -113,31 +109,42 @@ def _sources(file: ConnectorFile, dsn: str, range_: Range) -> list[Source]:
             f"connector {file.name}: there is no table that table.include.list={file.tables_text} takes",
             remedy="correct table.include.list or database.dbname",
         )
-    if file.router.header.kind not in {"string", "simple"}:
-        raise ConfigError(
-            f"connector {file.name}: header.converter does not write ids as their text, by which rows are looked up",
-            remedy="use org.apache.kafka.connect.storage.StringConverter",
-        )
-    names_only = replace(
-        file.router, placements=(), payload=file.router.route_by, event_key=file.router.route_by, key=AS_TEXT,
-        value=AS_TEXT, expansion=None, tombstone_on_empty=False,
-    )  # fmt: skip
-    names, whole = Router(names_only, clock=lambda: 0.0), Router(file.router)
     made = []
     for relation in relations:
         table = f"{relation.schema}.{relation.table}"
-        ordered = "seq" if any(column.name == "seq" for column in relation.columns) else file.router.timestamp
+        router = file.router_of(table)
+        _check(file, router, range_)
+        names_only = replace(
+            router, placements=(), payload=router.route_by, event_key=router.route_by, key=AS_TEXT, value=AS_TEXT,
+            expansion=None, tombstone_on_empty=False,
+        )  # fmt: skip
+        ordered = "seq" if any(column.name == "seq" for column in relation.columns) else router.timestamp
+        described = partial(declared, dsn, relation.schema, relation.table)
         made.append(
             Source(
                 relation,
-                names.bind(table, relation.columns),
-                whole.bind(table, relation.columns, partial(declared, dsn, relation.schema, relation.table)),
-                file.router.event_id,
-                file.router.timestamp,
+                Router(names_only, clock=lambda: 0.0).bind(table, relation.columns),
+                Router(router).bind(table, relation.columns, described),
+                router.event_id,
+                router.timestamp,
                 ordered,
             )
         )
     return made
+
+
+def _check(file: ConnectorFile, router: RouterOptions, range_: Range) -> None:
+    """Raise ConfigError where a table's rows cannot be looked up on their topics, or by their time."""
+    if (range_.since or range_.until) and not router.timestamp:
+        raise ConfigError(
+            f"connector {file.name}: --since and --until need a time",
+            remedy=f"name a timestamp column by {router.prefix}table.field.event.timestamp, or leave them out",
+        )
+    if router.header.kind not in {"string", "simple"}:
+        raise ConfigError(
+            f"connector {file.name}: header.converter does not write ids as their text, by which rows are looked up",
+            remedy="use org.apache.kafka.connect.storage.StringConverter",
+        )
 
 
 class _Reasons:

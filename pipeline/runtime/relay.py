@@ -22,6 +22,7 @@ from pipeline.connect.file import ConnectorFile, Polling, checked, read
 from pipeline.connect.heartbeats import heartbeats
 from pipeline.connect.messages import Messages
 from pipeline.connect.router import Router
+from pipeline.connect.routing import RouterOptions
 from pipeline.connect.sources import connectors
 from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn, registry_address
 from pipeline.errors import BrokerError, ConfigError, SourceError
@@ -171,23 +172,21 @@ def _source(dsn: str, file: ConnectorFile) -> Source:
     bind, snapshot = binding(file), _snapshot(file)
     if snapshot is not None and file.snapshot is not None and not file.snapshot.streams:
         return SnapshotOnly(dsn, file.slot, snapshot, bind)
-    messages = Messages(file.messages, file.router) if file.messages else None
+    messages = Messages(file.messages) if file.messages else None
     return WalSource(dsn, wal_settings(file), bind, messages=messages)
 
 
 def _polling(dsn: str, file: ConnectorFile, options: Polling) -> PollingSource:
-    router = Router(file.router)
-
     def bind(found: Relation) -> tuple[Sequence[str], Callable[..., Routed]]:
         table = f"{found.schema}.{found.table}"
         columns = [column for column in found.columns if file.sees(table, column.name)]
-        return router.bind(table, columns, partial(declared, dsn, found.schema, found.table))
+        return Router(file.router_of(table)).bind(table, columns, partial(declared, dsn, found.schema, found.table))
 
     settings = PollSettings(
         slot=file.slot,
         wanted=file.captures,
         wanted_text=file.tables_text,
-        payload=file.router.payload,
+        payload=file.routers[0].payload,
         seq=options.seq,
         xid=options.xid,
         every_s=options.every_s,
@@ -218,16 +217,17 @@ def _snapshot(file: ConnectorFile) -> SnapshotSettings | None:
 
 def binding(file: ConnectorFile) -> Binding:
     """Return what makes records of a table's rows."""
-    router = Router(file.router)
     dsn = make_conninfo("", **file.database)
 
-    def on_update() -> None:
-        if file.on_update == "fatal":
+    def on_update(router: RouterOptions) -> None:
+        if router.on_update == "skip":
+            return
+        if router.on_update == "fatal":
             raise SourceError(
                 f"connector {file.name}: a row of the outbox was updated",
-                remedy="let nobody update it, or set table.op.invalid.behavior=warn",
+                remedy=f"set {router.prefix}table.op.invalid.behavior=warn, and let nobody update rows",
             )
-        level = logging.ERROR if file.on_update == "error" else logging.WARNING
+        level = logging.ERROR if router.on_update == "error" else logging.WARNING
         log.log(level, "an update was ignored", extra={"action": "relay.update", "connector": file.name})
 
     def bind(relation: Relation) -> tuple[Callable[[bytes, int], Routed], Callable[[], None]] | None:
@@ -235,8 +235,9 @@ def binding(file: ConnectorFile) -> Binding:
             return None
         table = f"{relation.schema}.{relation.table}"
         columns = [column for column in relation.columns if file.sees(table, column.name)]
-        names, route = router.bind(table, columns, partial(declared, dsn, relation.schema, relation.table))
-        return insert_parser(relation, names, route), on_update
+        router = file.router_of(table)
+        names, route = Router(router).bind(table, columns, partial(declared, dsn, relation.schema, relation.table))
+        return insert_parser(relation, names, route), partial(on_update, router)
 
     return bind
 
@@ -253,7 +254,7 @@ def _heartbeats(file: ConnectorFile) -> Callable[[], Routed] | None:
     """Return what makes heartbeat records, None where there are none."""
     if not file.heartbeat_every_s:
         return None
-    beat = heartbeats(file.heartbeat_topic, file.router.topic_prefix or file.name, file.router.key, file.router.value)
+    beat = heartbeats(file.heartbeat_topic, file.topic_prefix, file.routers[0].key, file.routers[0].value)
     if beat is None:
         log.info(
             "no heartbeat records: the converters are for bytes, where Debezium's task would end",

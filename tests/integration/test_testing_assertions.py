@@ -181,4 +181,4 @@ def read_options() -> Any:
 
     file = Path(__file__).parents[2] / "connectors/outbox.json"
     environment = dict.fromkeys(("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE"), "x")
-    return read(file, {**environment, "PGPORT": "1"}, ignore_unknown=False).router
+    return read(file, {**environment, "PGPORT": "1"}, ignore_unknown=False).routers[0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import psycopg
 from confluent_kafka import Message
 from relays import RelayProcess, connector_file, ids, read_topic, until
 
+Conn = psycopg.Connection[tuple[object, ...]]
 SIDES = ("debezium", "native")
 _READ = (  # a slot is active while it is created, too
     "SELECT count(*) FROM pg_replication_slots WHERE slot_name = ANY(%s) AND active AND confirmed_flush_lsn IS NOT NULL"
@@ -26,7 +28,10 @@ def slots_read(conn: psycopg.Connection[Any], captures: Iterable[Capture]) -> in
 
 
 class Capture:
-    """One side. Started and stopped in good order as often as one likes; its position is kept."""
+    """One side. Started and stopped in good order as often as one likes; its position is kept.
+
+    ``changes`` may have {name}, which is this side's, as how its topics begin.
+    """
 
     def __init__(
         self, side: str, name: str, folder: Path, connect_url: str, environment: Mapping[str, str], database: str,
@@ -41,7 +46,8 @@ class Capture:
         }  # fmt: skip
         if "publication.autocreate.mode" in changes:
             placed["publication.name"] = self.slot
-        self.file = connector_file(folder, self.name, **placed, **changes)
+        own = {key: value and value.replace("{name}", self.name) for key, value in changes.items()}
+        self.file = connector_file(folder, self.name, **{**placed, **own})
         self._side = side
         self._url = connect_url
         self._environment = environment
@@ -57,6 +63,25 @@ class Capture:
         else:
             self._rest("PUT", "/config", json.loads(self.file.read_text())["config"])
             self._made = True
+
+    def change(self, **changes: str) -> None:
+        """Give it other options: a native relay that is stopped, or a connector of Debezium's, which starts again."""
+        loaded = json.loads(self.file.read_text())
+        loaded["config"] |= changes
+        self.file.write_text(json.dumps(loaded))
+        if self._made:
+            self._rest("PUT", "/config", loaded["config"])
+            until(lambda: not self.failure(), f"{self.name} starts again", 60)
+
+    def failure(self) -> str:
+        """Why it has failed; empty while it has not."""
+        if self.relay is not None:
+            return self.relay.log if self.relay.process.poll() is not None else ""
+        try:
+            self.state()
+        except AssertionError as error:
+            return str(error)
+        return ""
 
     def stop(self) -> None:
         """Stop in good order, and wait for it."""
@@ -111,3 +136,28 @@ class Capture:
         with urllib.request.urlopen(request, data, timeout=60) as answer:
             text = answer.read()
         return json.loads(text) if text else None
+
+
+Start = Callable[..., dict[str, Capture]]
+
+
+def go_on(conn: Conn, pair: Mapping[str, Capture]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(Capture.start, pair.values()))
+    until(
+        lambda: all(one.lives() for one in pair.values()) and slots_read(conn, pair.values()) == 2,
+        "both slots are read",
+        90,
+    )
+
+
+def published(bootstrap_servers: str, pair: Mapping[str, Capture], last: str) -> dict[str, list[Message]]:
+    """Return what both published, once both have a row."""
+    for side, one in pair.items():
+        until(lambda one=one: one.lives() and one.has(bootstrap_servers, last), f"{side}: the last row", 60)
+    return {side: one.records(bootstrap_servers) for side, one in pair.items()}
+
+
+def content(messages: list[Message]) -> list[object]:
+    """Return what is compared of records."""
+    return [(one.key(), one.value(), one.headers(), one.timestamp()) for one in messages]

@@ -7,7 +7,9 @@ LISTS = "lists of schemas, tables and columns"
 MESSAGES = "logical messages, decoded: transactional or not, prefixes, fields, null fields"
 DURABLE = "a transaction open over a restart, one that the server spills, a table that joins the publication"
 HEARTBEATS = "heartbeat records, also where nothing is written"
-SOURCES = (SNAPSHOTS, LISTS, MESSAGES, DURABLE, HEARTBEATS)
+PREDICATED = "several routers under predicates: TopicNameMatches, HasHeaderKey, RecordIsTombstone, negated"
+UPDATED = "updates: warn, error, fatal, and where skipped.operations has them"
+SOURCES = (SNAPSHOTS, LISTS, MESSAGES, DURABLE, HEARTBEATS, PREDICATED, UPDATED)
 
 # mode → what else the file says, whether its slot is dropped while it is stopped, which rows come
 MODES: dict[str, tuple[dict[str, str | None], bool, str]] = {

@@ -32,7 +32,7 @@ def test_the_page_is_what_the_suite_knows() -> None:
     page = Path(__file__).parents[2] / "docs" / "debezium-parity.md"
     assert page.read_text() == document(), "python tests/parity/document.py > docs/debezium-parity.md"
     assert {one.case for one in OUTCOMES if isinstance(one, Same)} <= {*CASES, RESTART, *SOURCES}
-    assert ROUTER.keys() - {"type"} <= OPTIONS.keys()
+    assert ROUTER.keys() - {"type", "plugin.version"} <= OPTIONS.keys()
     assert {name: len(tests) for name, tests in TESTS.items()} == {
         "EventRouterTest": 44,
         "AbstractEventRouterTest": 9,

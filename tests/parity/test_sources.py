@@ -3,70 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from pathlib import Path
 
 import psycopg
 import pytest
-from confluent_kafka import Message
-from pairs import SIDES, Capture, slots_read
+from pairs import SIDES, Conn, Start, content, go_on, published
 from relays import ids, insert, until
 from servers import Database, Topics
-
-Conn = psycopg.Connection[tuple[object, ...]]
-Start = Callable[..., dict[str, Capture]]
-
-
-@pytest.fixture
-def conn(database: Database) -> Iterator[Conn]:
-    with psycopg.connect(database.dsn, autocommit=True) as conn:
-        yield conn
-
-
-@pytest.fixture
-def start(
-    tmp_path: Path, prefix: str, database: Database, connect_url: str, cli_environment: Mapping[str, str],
-    topics: Topics, conn: Conn,
-) -> Iterator[Start]:  # fmt: skip
-    """Start a file with these changes on both sides, and wait until both read their slots."""
-    with ExitStack() as stack:
-
-        def begin(**changes: str | None) -> dict[str, Capture]:
-            made = {
-                side: Capture(side, prefix, tmp_path, connect_url, cli_environment, database.name, changes)
-                for side in SIDES
-            }
-            topics.create(*(one.topic for one in made.values()))
-            for one in made.values():
-                stack.callback(one.end)
-            go_on(conn, made)
-            return made
-
-        yield begin
-
-
-def go_on(conn: Conn, pair: Mapping[str, Capture]) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(Capture.start, pair.values()))
-    until(
-        lambda: all(one.lives() for one in pair.values()) and slots_read(conn, pair.values()) == 2,
-        "both slots are read",
-        90,
-    )
-
-
-def published(bootstrap_servers: str, pair: Mapping[str, Capture], last: str) -> dict[str, list[Message]]:
-    """Return what both published, once both have a row."""
-    for side, one in pair.items():
-        until(lambda one=one: one.lives() and one.has(bootstrap_servers, last), f"{side}: the last row", 60)
-    return {side: one.records(bootstrap_servers) for side, one in pair.items()}
-
-
-def content(messages: list[Message]) -> list[object]:
-    """Return what is compared of records."""
-    return [(one.key(), one.value(), one.headers(), one.timestamp()) for one in messages]
 
 
 def test_lists_of_schemas_tables_and_columns(start: Start, conn: Conn, bootstrap_servers: str) -> None:
@@ -234,16 +176,12 @@ def test_logical_messages_that_are_decoded(
     go_on(conn, pair)
     again = published(bootstrap_servers, pair, "next")
     assert ids(again["native"]) == [*ids(found["native"]), "next"], "its position is behind what is not transactional"
-    for content in ("", "[]", "{}"):
-        emit(conn, "outbox", content)
+    for text in ("", "[]", "{}"):
+        emit(conn, "outbox", text)
     emit(conn, "outbox", document("after", {"a": 1}))
     until(lambda: pair["native"].has(bootstrap_servers, "after"), "the native relay goes on")
     assert len(pair["native"].records(bootstrap_servers, f"{pair['native'].name}.dlq")) == 3
 
-    def failed() -> bool:
-        try:
-            return not pair["debezium"].state()
-        except AssertionError as error:
-            return "Unable to parse logical decoding message content" in str(error)
-
-    until(failed, "Debezium's task ends")
+    until(
+        lambda: "Unable to parse logical decoding message content" in pair["debezium"].failure(), "Debezium's task ends"
+    )

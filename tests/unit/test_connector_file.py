@@ -27,6 +27,9 @@ DECODE = "transforms.decode.type"
 DECODER = "io.debezium.connector.postgresql.transforms.DecodeLogicalDecodingMessageContent"
 SELECTS = "snapshot.select.statement.overrides"
 BASED = "snapshot.mode.configuration.based."
+MATCHES = "org.apache.kafka.connect.transforms.predicates.TopicNameMatches"
+PATTERN = "predicates.p.pattern"
+ROUTER = "io.debezium.transforms.outbox.EventRouter"
 JSON = "org.apache.kafka.connect.json.JsonConverter"
 
 
@@ -72,7 +75,37 @@ def test_our_file_is_honoured_whole() -> None:
         ({"extended.headers.enabled": None}, ["extended.headers.enabled", "true"]),
         ({"publication.autocreate.mode": "some"}, ["publication.autocreate.mode", "'some'", "filtered"]),
         ({"heartbeat.interval.ms": "often"}, ["heartbeat.interval.ms", "'often'", "0–600000"]),
-        ({"predicates": "p"}, ["predicates", "not honour it yet"]),
+        ({"skipped.operations": "c,t"}, ["skipped.operations", "'c,t'", "u, d, t"]),
+        ({"predicates": "p"}, ["predicates.p.type", "missing"]),
+        ({"predicates": "p", "predicates.p.type": "x.Y"}, ["predicates.p.type", "'x.Y'", "TopicNameMatches"]),
+        ({"predicates": "p", "predicates.p.type": MATCHES}, ["predicates.p.pattern", "missing"]),
+        ({"predicates": "p", "predicates.p.type": MATCHES, PATTERN: "("}, [PATTERN, "unterminated"]),
+        (
+            {"predicates": "p", "predicates.p.type": MATCHES, PATTERN: "a", "predicates.p.name": "b"},
+            ["predicates.p.name", "unknown key", PATTERN],
+        ),
+        (
+            {"predicates": "p", "predicates.p.type": MATCHES, PATTERN: "a", "topic.naming.strategy": "x.Y"},
+            ["topic.naming.strategy", "'x.Y'"],
+        ),
+        ({"predicates.q.type": MATCHES}, ["predicates.q.type", "unknown key"]),
+        ({R + "predicate": "p"}, [R + "predicate", "'p' is not in predicates"]),
+        ({R + "negate": "true"}, [R + "negate", "there is no predicate"]),
+        (
+            {
+                "transforms": "decode,outbox",
+                DECODE: DECODER,
+                R + "predicate": "p",
+                "predicates": "p",
+                "predicates.p.type": MATCHES,
+                PATTERN: "elsewhere",
+            },
+            [DECODE, "no Event Router behind it takes", "outbox.message"],
+        ),
+        (
+            {"transforms": "outbox,two", "transforms.two.type": ROUTER, "pipeline.capture": "polling"},
+            ["transforms", "one table", "transforms.two"],
+        ),
         ({"database.password": "${env:NOWHERE}"}, ["database.password", "NOWHERE is not set"]),
         ({"database.password": "${vault:a:b}"}, ["database.password", "unknown provider 'vault'"]),
         ({"database.password": "${file:/nowhere:key}"}, ["database.password", "/nowhere"]),
@@ -87,7 +120,7 @@ def test_our_file_is_honoured_whole() -> None:
         ({"slot.stream.params": "origin=none;streaming=on"}, ["slot.stream.params", "streaming=on", "origin=none"]),
         ({"transforms": "decode,outbox", DECODE: DECODER}, [R + "table.field.event.timestamp", "logical message"]),
         ({"transforms": "outbox,decode", DECODE: DECODER}, ["transforms", "behind one DecodeLogicalDecoding"]),
-        ({"transforms": "decode", DECODE: DECODER}, ["transforms", "one Event Router"]),
+        ({"transforms": "decode", DECODE: DECODER}, ["transforms", "an Event Router"]),
         ({"transforms": "decode,outbox", DECODE: DECODER, "pipeline.capture": "polling"}, ["pipeline.capture"]),
         (
             {
@@ -226,6 +259,21 @@ def test_lists_of_columns_and_what_else_is_read(tmp_path: Path) -> None:
     assert load(tmp_path, {"column.exclude.list": "s.t.id"}).sees("s.t", "topic")
     assert load(tmp_path, {"offset.mismatch.strategy": "trust_greater_lsn"}).trust_slot
     assert not load(tmp_path, {"offset.mismatch.strategy": "trust_offset"}).trust_slot
+
+
+def test_each_table_has_the_first_router_that_takes_it(tmp_path: Path) -> None:
+    found = load(
+        tmp_path,
+        {
+            "topic.prefix": "p", "predicates": "p", "predicates.p.type": MATCHES, PATTERN: r"p\.s\.a_.*",
+            "transforms": "two,outbox", "transforms.two.type": ROUTER, "transforms.two.predicate": "p",
+            R + "predicate": "p", R + "negate": "true", "transforms.two.table.field.event.id": "name",
+        },
+    )  # fmt: skip
+    assert [found.router_of(table).event_id for table in ("s.a b", "s.b")] == ["name", "id"]
+    only = load(tmp_path, {"predicates": "p", "predicates.p.type": MATCHES, PATTERN: "x", R + "predicate": "p"})
+    with pytest.raises(ConfigError, match=r"no Event Router takes the changes of table s\.t.*outbox\.s\.t"):
+        only.router_of("s.t")
 
 
 def test_polling_is_asked_for_by_keys_of_ours_and_takes_no_snapshot(tmp_path: Path) -> None:
