@@ -93,6 +93,9 @@ class _Asked:
             columns=tuple(one for one in named if one),
             failover=self.key("slot.failover") == "true",
             snapshot=self.key("snapshot.mode", "initial"),
+            polls=self.key("pipeline.capture", "wal") == "polling",
+            seq=self.key("pipeline.polling.seq", "seq"),
+            xid=self.key("pipeline.polling.xid", "xid"),
         )
 
     def key(self, key: str, default: str = "") -> str:

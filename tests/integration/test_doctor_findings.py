@@ -273,3 +273,15 @@ def test_a_host_of_a_managed_service_is_known_by_its_name() -> None:
     assert not provider_of("azure", "x").is_pooler("x", 5432)
     assert "cannot be set there" in provider_of("azure", "x").set("max_slot_wal_keep_size", "20GB")
     assert provider_of("neon", "x").notes
+
+
+def test_a_table_that_is_polled_needs_no_logical_decoding_but_an_index(
+    pipeline: CommandLine, tmp_path: Path, prefix: str, database: Database, conn: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    file = connector_file(tmp_path, prefix, **{"database.dbname": database.name, "pipeline.capture": "polling"})
+    checks = {one["check"] for one in json.loads(pipeline("doctor", str(file), "-o", "json").stdout)}
+    assert checks.isdisjoint({"wal_level", "replication", f"slot {prefix}", f"publication {prefix}"})
+    table = "polling of pipeline.outbox"
+    run(conn, finding(pipeline, file, check=table)["fix"].partition(";")[0])
+    assert findings(pipeline, file, check=table) == []
+    assert table in checks

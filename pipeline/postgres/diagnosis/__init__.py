@@ -33,8 +33,9 @@ def examine(
             yield from server.examine(look, now)
             yield from rights.examine(look)
             yield from tables.examine(look)
-            yield from slots.examine(look)
-            yield from failover.examine(look)
+            if not capture.polls:
+                yield from slots.examine(look)
+                yield from failover.examine(look)
     except psycopg.Error as error:
         found = translated(error)
         yield Finding("postgres", "connection", "problem", found.what, found.remedy)

@@ -19,6 +19,7 @@ class Capture:
     """What a connector reads. ``tables`` are ``schema.table``; ``creates`` where it makes its publication itself.
 
     ``columns`` are those of the tables that it names; ``failover`` is its ``slot.failover``, ``snapshot`` its mode.
+    ``polls``: by queries, with the columns ``seq`` and ``xid``, and needs neither slot nor publication.
     """
 
     slot: str
@@ -28,6 +29,9 @@ class Capture:
     columns: tuple[str, ...] = ()
     failover: bool = False
     snapshot: str = "no_data"
+    polls: bool = False
+    seq: str = "seq"
+    xid: str = "xid"
 
 
 class Look:

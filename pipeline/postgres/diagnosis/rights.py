@@ -17,12 +17,13 @@ _RELAY = "pipeline_relay"  # whose grants a connector's user needs, whatever its
 def examine(look: Look) -> Iterator[Finding]:
     """Yield findings about replication, the schema's version, and the grants of each role that uses the schema."""
     role = look.one(_ROLE)
-    yield judged(
-        "replication",
-        "ok" if role["may"] else "problem",
-        f"{role['role']} {'may' if role['may'] else 'may not'} replicate",
-        look.provider.replication.format(role=role["role"]),
-    )
+    if not look.capture.polls:
+        yield judged(
+            "replication",
+            "ok" if role["may"] else "problem",
+            f"{role['role']} {'may' if role['may'] else 'may not'} replicate",
+            look.provider.replication.format(role=role["role"]),
+        )
     if not look.one("SELECT to_regclass('pipeline.relay_position') IS NOT NULL AS there")["there"]:
         yield judged("pipeline.relay_position", "problem", "is not there", "pipeline db migrate")
         return

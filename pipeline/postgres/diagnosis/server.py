@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from pipeline.finding import Finding
 from pipeline.postgres.diagnosis.look import Look, judged
@@ -25,7 +26,8 @@ def examine(look: Look, now: Callable[[], float]) -> Iterator[Finding]:
         "connection",
         "problem" if pooled else "ok",
         "through a pooler" if pooled else "direct",
-        "let database.hostname and database.port name the server itself: poolers cannot replicate",
+        "let database.hostname and database.port name the server itself: poolers "
+        + ("give the lock of who polls to others" if look.capture.polls else "cannot replicate"),
     )
     for check, text in look.provider.notes:
         yield judged(f"{look.provider.name}: {check}", "note", text)
@@ -37,14 +39,21 @@ def examine(look: Look, now: Callable[[], float]) -> Iterator[Finding]:
         "standby" if row["standby"] else "primary",
         "name the primary, or promote this one: SELECT pg_promote();",
     )
-    logical = row["wal_level"] == "logical"
-    yield judged("wal_level", "ok" if logical else "problem", row["wal_level"], look.provider.wal_level)
     yield judged(
         "clock",
         "ok" if abs(skew) < _SKEW_S else "warning",
         f"{skew:+.1f} s from this machine's" if abs(skew) >= _SKEW_S else "as this machine's",
         "let both follow the same NTP servers",
     )
+    if not look.capture.polls:
+        yield from _decoding(look, row)
+    yield from _long(look)
+
+
+def _decoding(look: Look, row: dict[str, Any]) -> Iterator[Finding]:
+    """Settings that only logical decoding needs."""
+    logical = row["wal_level"] == "logical"
+    yield judged("wal_level", "ok" if logical else "problem", row["wal_level"], look.provider.wal_level)
     unlimited = row["keep"] == "-1"
     yield judged(
         "max_slot_wal_keep_size",
@@ -61,7 +70,6 @@ def examine(look: Look, now: Callable[[], float]) -> Iterator[Finding]:
         )
     if row["senders"] <= 0:
         yield judged("max_wal_senders", "problem", "all are taken", "raise max_wal_senders, and restart the server")
-    yield from _long(look)
 
 
 def _long(look: Look) -> Iterator[Finding]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.errors import SourceError
 from pipeline.finding import Finding, Level
 from pipeline.postgres.diagnosis.look import Look, judged
+from pipeline.postgres.poll_table import found_table
 
 __all__ = ["examine"]
 
@@ -14,7 +16,7 @@ _SNAPSHOTS = {"no_data", "never"}  # that read no row
 
 
 def examine(look: Look) -> Iterator[Finding]:
-    """Yield findings about each table and its place in the publication."""
+    """Yield findings about each table, and its place in the publication; or whether it can be polled."""
     there = []
     for table in look.capture.tables:
         row = look.row(_TABLE, table)
@@ -35,7 +37,22 @@ def examine(look: Look) -> Iterator[Finding]:
             yield judged(f"columns of {table}", "problem", f"has no {', '.join(lost)}", fix)
         if look.capture.snapshot not in _SNAPSHOTS and row["may"]:
             yield _snapshot(look, table, row)
-    yield from _publication(look, there)
+    if look.capture.polls:
+        yield from _polled(look, [table for table, _ in there])
+    else:
+        yield from _publication(look, there)
+
+
+def _polled(look: Look, tables: list[str]) -> Iterator[Finding]:
+    names, capture = ", ".join(tables), look.capture
+    if not tables:
+        return
+    try:
+        found_table(look.conn, lambda schema, table: f"{schema}.{table}" in tables, names, capture.seq, capture.xid)
+    except SourceError as error:
+        yield judged(f"polling of {names}", "problem", error.what, error.remedy)
+    else:
+        yield judged(f"polling of {names}", "ok", "its rows have numbers and transactions, and are found by an index")
 
 
 def _snapshot(look: Look, table: str, row: dict[str, Any]) -> Finding:
