@@ -184,8 +184,14 @@ class Circuits:
         self._kept_bytes -= len(delivery.record.value or b"")
 
     def _stopped(self, assigned: Assigned) -> bool:
-        """Whether no more may come of a partition: nothing of it can begin, or what has an order fills its share."""
-        return self._blocked(assigned) or (self._kept_in_order[assigned] > 0 and self._full(assigned))
+        """Whether no more may come of a partition: nothing of it can begin, or what has an order fills its share.
+
+        What waits behind kept keys counts too.
+        """
+        if self._blocked(assigned):
+            return True
+        in_order = self._kept_in_order[assigned]
+        return in_order > 0 and (self._full(assigned) or in_order + self._holding.behind[assigned] >= self._backlog)
 
     def _full(self, assigned: Assigned) -> bool:
         """Whether a partition has its share of what is kept here: half of what may be in flight, for all of them."""

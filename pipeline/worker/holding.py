@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable
 
 from pipeline.worker.delivery import Assigned, Delivery, Engine, InFlight
@@ -23,7 +24,8 @@ log = logging.getLogger("pipeline.worker")
 class Holding:
     """What waits in a worker for its next attempt. ``keys`` has held-back keys, with how many wait behind each.
 
-    ``full`` has those of which so many waited that partitions were paused, held back still or not.
+    ``full`` has those of which so many waited that partitions were paused, held back still or not; ``behind`` has how
+    many wait behind the keys that are held back for a partition's records.
 
     The poll thread only. ``backlog`` is how many are kept behind one key; ``chance`` gives a number from 0 to 1.
     """
@@ -53,6 +55,8 @@ class Holding:
         self._timers: list[tuple[float, int, Delivery]] = []
         self._number = 0
         self.keys: dict[Hashable, int] = {}
+        self._held_for: dict[Hashable, Assigned] = {}
+        self.behind: Counter[Assigned] = Counter()
         self.full: dict[Hashable, set[Assigned]] = {}
         self.waiting: set[Delivery] = set()
 
@@ -83,7 +87,9 @@ class Holding:
         self._watch.rest(delivery)
         key = delivery.key
         if key is not None and key not in self.keys:
-            self.keys[key] = self._engine.behind(key)
+            self.keys[key] = count = self._engine.behind(key)
+            self._held_for[key] = delivery.assigned
+            self.behind[delivery.assigned] += count
             if self.keys[key] >= self._backlog:
                 self._stop(key, delivery.assigned)
         return True
@@ -98,6 +104,7 @@ class Holding:
     def hold_behind(self, assigned: Assigned, key: Hashable) -> None:
         """Count one more behind a held-back key."""
         self.keys[key] += 1
+        self.behind[self._held_for[key]] += 1
         if self.keys[key] >= self._backlog:
             self._stop(key, assigned)
 
@@ -139,7 +146,11 @@ class Holding:
         self._in_flight.leave(delivery)
 
     def _release_key(self, key: Hashable) -> None:
-        self.keys.pop(key, None)
+        if (count := self.keys.pop(key, None)) is not None:
+            held_for = self._held_for.pop(key)
+            self.behind[held_for] -= count
+            if not self.behind[held_for]:
+                del self.behind[held_for]
         if key in self.full and self._engine.behind(key) <= self._backlog // 2:
             stopped = self.full.pop(key)
             self._partitions.resume(stopped.difference(*self.full.values()), "backlog")

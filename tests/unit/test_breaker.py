@@ -189,8 +189,8 @@ def test_a_breaker_that_nothing_opens_is_refused_and_uncounted_errors_bring_one_
 # ── in workers ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def placed_app(dependency: Dependency, awaits: bool, **options: Any) -> Pipeline:
-    app = Pipeline("shop", topic_prefix="")
+def placed_app(dependency: Dependency, awaits: bool, partitions: int = 12, **options: Any) -> Pipeline:
+    app = Pipeline("shop", topic_prefix="", partitions=partitions)
 
     def bill(event: Placed, ctx: Context) -> None:
         dependency.call(event.n)
@@ -318,6 +318,29 @@ def test_of_two_types_in_order_by_key_the_second_waits_behind_the_first() -> Non
     assert [(type(h.message).__name__, h.message.n) for h in harness.handled] == [("Shipped", 9)]
     harness.run_until_idle()
     assert [h.message.n for h in harness.handled if h.message.order_id == "a"] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_behind_keys_that_wait_for_a_breaker_no_more_is_kept_than_may_be_in_flight(seed: int) -> None:
+    dependency = Dependency()
+    app = placed_app(dependency, awaits=False, partitions=1)
+    most = 0
+
+    @app.consumer(Shipped, group="billing")
+    def ship(event: Shipped, ctx: Context) -> None: ...
+
+    harness = start(app, dependency, seed=seed, limits=Limits(concurrency=4, records=600, backlog=100, drain_s=5))
+    dependency.up_from_s = 30
+    for n in range(3_000):
+        harness.publish((Placed if n % 2 else Shipped)(order_id=f"o{n % 45}", n=n))
+    worker = harness._fleet._members[0].worker
+    for _ in range(29):
+        harness.run_for(1)
+        most = max(most, worker._in_flight.records)
+    assert most <= 600 + 100 + 200  # one poll may bring more than there is room for
+    harness.run_until_idle()
+    assert len(harness.handled) == 3_000
+    assert worker._holding.behind == {}
 
 
 def test_verdicts_and_errors_that_count_go_on_to_the_next_record_and_do_not_close_it() -> None:
