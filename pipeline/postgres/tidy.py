@@ -14,16 +14,14 @@ _KEEP_TICKS_DAYS = 90
 
 
 def tidy(conn: psycopg.Connection[Any], *, keep_days: int) -> None:
-    """Do a bounded part of all that there is. Where another does it just now, nothing. ``conn`` is in autocommit."""
-    if conn.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone() != (True,):
-        return
-    try:
+    """Do a bounded part of all that there is, in one transaction. Where another does it just now, nothing."""
+    with conn.transaction():  # a session's lock would stay behind a pooler that gives each statement another session
+        if conn.execute("SELECT pg_try_advisory_xact_lock(%s)", (_LOCK,)).fetchone() != (True,):
+            return
         fold(conn)
         conn.execute(_OLD_JOBS, (keep_days, _PART))
         conn.execute(_OLD_KEYS, (_PART,))
         conn.execute(_OLD_TICKS, (_KEEP_TICKS_DAYS,))
-    finally:
-        conn.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
 
 
 def fold(conn: psycopg.Connection[Any], most: int = 20_000) -> None:

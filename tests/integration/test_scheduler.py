@@ -287,6 +287,24 @@ def test_finished_jobs_are_deleted_after_their_retention_and_counts_agree(
     assert one(conn, "SELECT count(*) FROM pipeline.job_delta WHERE count > 0") == 0
 
 
+def test_tidying_up_is_one_transaction_as_a_pooler_may_give_the_next_one_another_session(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    store, other = DueStore(database.dsn, Outbox(), Moved), DueStore(database.dsn, Outbox(), Moved)
+    begun = """SELECT a.xact_start < a.query_start FROM pg_stat_activity AS a JOIN pg_locks AS l ON l.pid = a.pid
+               WHERE NOT l.granted AND l.relation = 'pipeline.tick'::regclass"""
+    with psycopg.connect(database.dsn) as slow:
+        slow.execute("LOCK TABLE pipeline.tick IN EXCLUSIVE MODE")  # the last of it waits
+        tidying = threading.Thread(target=store.tidy)
+        tidying.start()
+        ((earlier,),) = wait_until(lambda: conn.execute(begun).fetchall())
+        other.tidy()  # leaves it to the first
+        assert earlier
+    tidying.join(20)
+    store.close()
+    other.close()
+
+
 def test_schedulers_killed_in_the_middle_lose_and_double_nothing(
     database: Database, conn: psycopg.Connection[Any], cli_environment: dict[str, str], tmp_path: Path
 ) -> None:
