@@ -12,6 +12,7 @@ import psycopg
 from pipeline.job import Wanted, store_jobs
 from pipeline.outbox import Outbox, SchemaIds, drive
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import ALIVE
 from pipeline.postgres.tidy import tidy
 from pipeline.schedule import Schedule
 from pipeline.writers.psycopg import executor
@@ -87,7 +88,9 @@ class DueStore:
     def _open(self) -> Iterator[psycopg.Connection[Any]]:
         try:
             if self._conn is None or self._conn.closed:
-                self._conn = psycopg.connect(self._dsn, autocommit=True, connect_timeout=10, prepare_threshold=None)
+                self._conn = psycopg.connect(
+                    self._dsn, autocommit=True, prepare_threshold=None, application_name="pipeline-scheduler", **ALIVE
+                )
             yield self._conn
         except psycopg.Error as error:
             raise translated(error) from error

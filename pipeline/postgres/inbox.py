@@ -22,6 +22,7 @@ from pipeline.errors import SourceError
 from pipeline.event import Message
 from pipeline.inbox import InboxKey, InboxUnavailable
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import ALIVE
 
 __all__ = ["Inbox"]
 
@@ -30,15 +31,10 @@ INSERT INTO pipeline.inbox (event_id, group_name, handler, generation) VALUES (%
 """
 _SETTLE = "SELECT pipeline.settle_jobs(%s)"
 _OPTIONS: dict[str, Any] = {
+    **ALIVE,
     "autocommit": True,
-    "connect_timeout": 10,
     "prepare_threshold": None,  # a pooler may be in the way
     "application_name": "pipeline-inbox",
-    # half a minute until a connection that is cut is known to be gone
-    "tcp_user_timeout": 30_000,
-    "keepalives_idle": 15,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
 }
 
 

@@ -12,6 +12,7 @@ import psycopg
 
 from pipeline.definition import Queue
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import ALIVE
 from pipeline.report import Child, Report
 
 __all__ = ["JobRows"]
@@ -71,7 +72,9 @@ class JobRows:
         with self._lock:
             try:
                 if self._conn is None or self._conn.closed:
-                    self._conn = psycopg.connect(self._dsn, autocommit=True, connect_timeout=10, prepare_threshold=None)
+                    self._conn = psycopg.connect(
+                        self._dsn, autocommit=True, prepare_threshold=None, application_name="pipeline-jobs", **ALIVE
+                    )
                 yield self._conn
             except psycopg.Error as error:
                 raise translated(error) from error

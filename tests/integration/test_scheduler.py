@@ -26,6 +26,7 @@ from servers import Database
 from pipeline import Context, Job, Outbox, Pipeline, jobs
 from pipeline.metrics import PrometheusMeter, SilentMeter
 from pipeline.postgres.due import DueStore
+from pipeline.postgres.jobs import JobRows
 from pipeline.postgres.statistics import SlotWatch
 from pipeline.probes import Readiness
 from pipeline.runtime.slots import SlotMetrics
@@ -285,6 +286,19 @@ def test_finished_jobs_are_deleted_after_their_retention_and_counts_agree(
     assert one(conn, "SELECT count(*) FROM pipeline.job") == 9
     assert dict(conn.execute("SELECT state, count FROM pipeline.job_count").fetchall()) == {"waiting": 4, "done": 5}
     assert one(conn, "SELECT count(*) FROM pipeline.job_delta WHERE count > 0") == 0
+
+
+def test_connections_that_are_kept_find_out_that_their_server_is_gone(database: Database) -> None:
+    """Else a scheduler, or the journal of a queue, waits for an hour for an answer across a cut network."""
+    store, rows = DueStore(database.dsn, Outbox(), Moved), JobRows(database.dsn, lambda *asked: asked)
+    store.tidy()
+    rows.control("shop.jobs.email")
+    for conn in (store._conn, rows._conn):
+        assert conn is not None
+        told = conn.info.get_parameters()
+        assert (told["tcp_user_timeout"], told["keepalives_idle"]) == ("30000", "15")
+    store.close()
+    rows.close()
 
 
 def test_tidying_up_is_one_transaction_as_a_pooler_may_give_the_next_one_another_session(
