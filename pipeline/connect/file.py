@@ -69,7 +69,8 @@ class ConnectorFile:
     heartbeat_query: str
     heartbeat_topic: str
     encodes: bool  # JSON payloads, to Avro
-    polling: Polling | None  # None: by the WAL
+    polls: bool  # else by the WAL
+    polling: Polling
     topic_prefix: str
     routers: tuple[RouterOptions, ...]
     statements: tuple[str, ...]  # at the begin of a snapshot's and of the heartbeat query's connection
@@ -155,7 +156,12 @@ class _Config:
             heartbeat_query=self._get("heartbeat.action.query"),
             heartbeat_topic=f"{self._get('topic.heartbeat.prefix')}.{topic_prefix}",
             encodes=self._encodes(routers),
-            polling=self._polling(routers),
+            polls=self._polls(routers),
+            polling=Polling(
+                self._get("pipeline.polling.seq"),
+                self._get("pipeline.polling.xid"),
+                self._milliseconds("poll.interval.ms") / 1000,
+            ),
             topic_prefix=topic_prefix,
             routers=routers,
             statements=statements(self._get("database.initial.statements")),
@@ -253,12 +259,12 @@ class _Config:
             )
         return int(text)
 
-    def _polling(self, routers: Sequence[RouterOptions]) -> Polling | None:
-        """Return how to poll, None where the WAL is read. A slot's options have no meaning then, a snapshot no way."""
+    def _polls(self, routers: Sequence[RouterOptions]) -> bool:
+        """Tell whether the table is polled. A slot's options have no meaning then, a snapshot no way."""
         if self._get("pipeline.capture") == "wal":
             if "poll.interval.ms" in self._values:
                 self._notices.append("poll.interval.ms has no meaning in the native relay: the WAL is not polled")
-            return None
+            return False
         if (mode := self._get("snapshot.mode")) not in {"no_data", "never"}:
             raise ConfigError(
                 f"{self._path}: snapshot.mode: {mode!r} does not go with pipeline.capture=polling",
@@ -272,11 +278,7 @@ class _Config:
         for key in ("slot.failover", "publication.autocreate.mode", "heartbeat.interval.ms"):
             if key in self._values and self._get(key) not in {"false", "disabled", "0"}:
                 self._notices.append(f"{key} has no meaning with pipeline.capture=polling")
-        return Polling(
-            self._get("pipeline.polling.seq"),
-            self._get("pipeline.polling.xid"),
-            self._milliseconds("poll.interval.ms") / 1000,
-        )
+        return True
 
     def _encodes(self, routers: Iterable[RouterOptions]) -> bool:
         """Tell whether JSON payloads are encoded: by the header ``type``, so there must be one."""

@@ -23,11 +23,11 @@ from pipeline.errors import SourceError
 from pipeline.postgres import poll_position
 from pipeline.postgres.errors import translated
 from pipeline.postgres.pgoutput import Relation
-from pipeline.postgres.poll_position import Reached
+from pipeline.postgres.poll_position import Line, Reached
 from pipeline.postgres.poll_table import Statements, found_table
 from pipeline.postgres.table import rows_of
 
-__all__ = ["CHANNEL", "PollSettings", "PollingSource"]
+__all__ = ["CHANNEL", "PollSettings", "PollingSource", "Prepare"]
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ _ALIVE: dict[str, str | int] = {
 }  # fmt: skip
 
 Route = tuple[Sequence[str], Callable[..., Routed]]
+Prepare = Callable[[psycopg.Connection[Any], Reached | None], bool]
+"""Called with the connection that has the lock, and what is stored; False: another is active."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class _Target(NamedTuple):
 
 
 class PollingSource:
-    """The table of one connector. One thread only."""
+    """The table of one connector. One thread only. ``prepare`` is called before a table is read, under the lock."""
 
     def __init__(
         self,
@@ -79,15 +81,18 @@ class PollingSource:
         settings: PollSettings,
         bind: Callable[[Relation], Route],
         *,
+        prepare: Prepare = lambda _conn, _stored: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dsn = make_conninfo(dsn, **_ALIVE)
+        self._prepare = prepare
         self._settings = settings
         self._bind = bind
         self._clock = clock
         self._conn: psycopg.Connection[Any] | None = None
         self._statements: Statements | None = None
         self._route: Callable[..., Routed] | None = None
+        self._line: Line | None = None
         self._taken = ""  # "": nothing was handed out yet
         self._target: _Target | None = None
         self._after = _BELOW  # of the target, rows up to this number were handed out …
@@ -98,6 +103,11 @@ class PollingSource:
         self._stored_at = 0.0
         self._look_at = 0.0
         self._pause_s = settings.every_s
+
+    @property
+    def taken(self) -> str:
+        """A snapshot all of which was handed out; "" before anything was."""
+        return self._taken
 
     def start(self) -> bool:
         """Connect; False where another process polls, or has done so meanwhile. Raises SourceError."""
@@ -160,6 +170,8 @@ class PollingSource:
         if not poll_position.try_lock(conn, settings.slot):
             self._forget()
             return False
+        if self._is_another(line := poll_position.line(conn)):
+            return False
         relation = found_table(conn, settings.wanted, settings.wanted_text, settings.seq, settings.xid)
         columns, self._route = self._bind(relation)
         self._statements = Statements(relation, columns, settings.payload, settings.seq, settings.xid)
@@ -167,6 +179,10 @@ class PollingSource:
         if self._taken and stored != self._stored:
             self._forget()  # another one was active meanwhile: what is under way here is its business
             return False
+        if not self._prepare(conn, stored):
+            self._forget()
+            return False
+        self._line = line
         if not self._taken:
             if stored is None:
                 stored = poll_position.begin(conn, settings.slot)
@@ -177,6 +193,29 @@ class PollingSource:
             "polling %s.%s after %s", relation.schema, relation.table, self._taken,
             extra={"action": "poll.read", "slot": settings.slot},
         )  # fmt: skip
+        return True
+
+    def _is_another(self, line: Line) -> bool:
+        """Tell whether this is not the server that was read: what was seen there and not stored, none may have here.
+
+        Raises SourceError where it is the primary of before a failover that came back as one.
+        """
+        known = self._line
+        if known is None or known == line:
+            return False
+        if known.system_id == line.system_id and known.timeline > line.timeline:
+            raise SourceError(
+                f"PostgreSQL: this server is on timeline {line.timeline}, the one read before on {known.timeline}: "
+                "an old primary that came back",
+                remedy="stop it, and make it a standby of the new primary (pg_rewind)",
+                retryable=True,
+            )
+        log.warning(
+            "the server was promoted to timeline %d: rows that were published since the stored position come again",
+            line.timeline, extra={"action": "poll.promoted", "slot": self._settings.slot},
+        )  # fmt: skip
+        self._line = line
+        self._forget()
         return True
 
     def _go_on(self, stored: Reached) -> None:

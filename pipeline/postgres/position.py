@@ -14,6 +14,7 @@ from psycopg import pq
 from pipeline.capture import lsn_text
 from pipeline.errors import PipelineError, SourceError
 from pipeline.postgres.errors import translated
+from pipeline.postgres.poll_position import Elsewhere
 from pipeline.postgres.slot import Identity, Slot
 
 __all__ = ["Position", "PositionStore", "resume_at"]
@@ -52,8 +53,14 @@ class PositionStore:
         self._busy = False
 
     def load(self) -> Position | None:
-        """Return what was stored, None before the first time and after ``reset``. Raises SourceError."""
+        """Return what was stored, None before the first time and after ``reset``.
+
+        Raises Elsewhere where the table was polled last, SourceError.
+        """
         try:
+            polled = self._conn.execute("SELECT FROM pipeline.poll_position WHERE slot = %s", (self._slot,))
+            if polled.fetchone() is not None:
+                raise Elsewhere(f"slot {self._slot}: the table was polled until now")
             row = self._conn.execute(
                 "SELECT system_id, timeline, lsn - '0/0'::pg_lsn FROM pipeline.relay_position WHERE slot = %s",
                 (self._slot,),

@@ -131,7 +131,8 @@ UNION ALL
 SELECT slot, NULL, NULL, pg_snapshot_xmin(taken)::text, CASE
     WHEN system_id <> (SELECT system_identifier::text FROM pg_control_system())
         THEN 'its position is of another server'
-    WHEN timeline <> (SELECT timeline_id FROM pg_control_checkpoint()) THEN 'its position is of another timeline'
+    WHEN timeline > ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
+        THEN 'its position is of a later timeline'
     WHEN pg_snapshot_xmax(taken) > pg_snapshot_xmax(pg_current_snapshot()) THEN 'its position lies in the future'
     END
 FROM pipeline.poll_position

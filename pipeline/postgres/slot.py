@@ -305,7 +305,9 @@ class ReplicationConnection(Connection):
             self._pg.put_copy_end()
             self._pg.flush()
             while (left := until - self._clock()) > 0:
-                if self._pg.get_copy_data(1)[0] == -1:  # the server has ended it too
+                while (size := self._pg.get_copy_data(1)[0]) > 0:
+                    pass  # frames that were under way
+                if size == -1:  # the server has ended it too
                     return
                 if self._poll.poll(left * 1000):
                     self._pg.consume_input()

@@ -91,6 +91,11 @@ class WalSource:
         self._snapshotted = False
         self._flood = False
 
+    @property
+    def handed_out(self) -> int:
+        """The LSN up to which all was handed out."""
+        return self._handed_out
+
     def start(self) -> bool:
         """Connect and stream; False where another process reads the slot. Raises SourceError."""
         self.close()

@@ -8,9 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import cast
 
 from prometheus_client import CollectorRegistry
 from psycopg.conninfo import make_conninfo
@@ -18,36 +16,25 @@ from psycopg.conninfo import make_conninfo
 from pipeline import probes
 from pipeline.capture import Routed
 from pipeline.config import Settings
-from pipeline.connect.file import ConnectorFile, Polling, checked, read
+from pipeline.connect.file import ConnectorFile, checked, read
 from pipeline.connect.heartbeats import heartbeats
-from pipeline.connect.messages import Messages
-from pipeline.connect.router import Router
-from pipeline.connect.routing import RouterOptions
 from pipeline.connect.sources import connectors
 from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn, registry_address
-from pipeline.errors import BrokerError, ConfigError, SourceError
+from pipeline.errors import BrokerError, ConfigError
 from pipeline.kafka.admin import Topics
 from pipeline.kafka.producer import RecordProducer
 from pipeline.metrics import PrometheusMeter
 from pipeline.postgres import heartbeat
-from pipeline.postgres.changes import Binding
-from pipeline.postgres.declared import declared
-from pipeline.postgres.layout import insert_parser
-from pipeline.postgres.pgoutput import Relation
-from pipeline.postgres.polling import PollingSource, PollSettings
-from pipeline.postgres.publication import Mode
 from pipeline.postgres.refused_rows import RefusedRows
-from pipeline.postgres.snapshot import SnapshotSettings
-from pipeline.postgres.snapshot_only import SnapshotOnly
 from pipeline.postgres.statistics import SlotWatch
-from pipeline.postgres.wal import WalSettings, WalSource
 from pipeline.relay import Relay, Source
-from pipeline.relay.encoding import EncodedSource
+from pipeline.relay.encoding import EncodedSource, Subjects
 from pipeline.relay.heartbeat import BeatingSource
+from pipeline.runtime.capture import run_captured
 from pipeline.runtime.slots import SlotMetrics
 from pipeline.topics import TopicSpec, dead_letters
 
-__all__ = ["binding", "check_connectors", "read_connector", "run_relay", "wal_settings"]
+__all__ = ["check_connectors", "read_connector", "run_relay"]
 
 log = logging.getLogger(__name__)
 
@@ -111,24 +98,22 @@ def run_relay(
         meter.add("pipeline_broker_errors_total", role="relay")
         log.warning(error.what, extra={"action": "kafka.error", "connector": file.name})
 
-    source = _source(dsn, file)
-    if file.encodes:
-        address = registry_address(settings)
-        from pipeline.registry.client import RegistrySchemas  # 17 MB of memory, which few relays need
+    beat = _heartbeats(file)
+    wrap = _wrapping(settings, file, beat, readiness)
 
-        source = EncodedSource(source, RegistrySchemas(address.url, address.username, address.password), readiness)
+    def relay(source: Source) -> Relay:
+        return Relay(
+            file.name,
+            wrap(source),
+            lambda: RecordProducer(kafka, on_error=on_error),
+            keep=RefusedRows(dsn, file.name).keep,
+            meter=meter,
+            health=readiness,
+        )
+
     made = [TopicSpec(dead_letters(file.name), 1, {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"})]
-    if beat := _heartbeats(file):
-        source = BeatingSource(source, beat, file.heartbeat_every_s)
+    if beat:
         made.append(TopicSpec(file.heartbeat_topic, 1, {}))
-    relay = Relay(
-        file.name,
-        source,
-        lambda: RecordProducer(kafka, on_error=on_error),
-        keep=RefusedRows(dsn, file.name).keep,
-        meter=meter,
-        health=readiness,
-    )
     done = threading.Event()
     aside = [
         threading.Thread(target=_watch, args=(dsn, file, meter, readiness, done), name="watch", daemon=True),
@@ -141,105 +126,30 @@ def run_relay(
     gc.freeze()  # what is here now stays; and records in flight are plain tuples, which need no collector
     gc.set_threshold(100_000, 50, 1000)
     try:
-        relay.run(until, at_once=at_once)
+        run_captured(dsn, file, relay, until, at_once)
     finally:
         done.set()
         for thread in aside:  # one that is within librdkafka when the interpreter ends can end the process by a signal
             thread.join(_ASIDE_S)
 
 
-def wal_settings(file: ConnectorFile) -> WalSettings:
-    """Return what the source has to know of a connector file."""
-    return WalSettings(
-        slot=file.slot,
-        publication=file.publication,
-        wanted=file.captures,
-        wanted_text=file.tables_text,
-        creates=cast(Mode, file.creates),
-        by_root=file.by_root,
-        failover=file.failover,
-        trust_slot=file.trust_slot,
-        snapshot=_snapshot(file),
-        drops=file.drops,
-        stream=file.stream,
-        status_every_s=file.status_every_s,
-    )
+def _wrapping(
+    settings: Settings, file: ConnectorFile, beat: Callable[[], Routed] | None, readiness: probes.Readiness
+) -> Callable[[Source], Source]:
+    """Return what a source is wrapped in: the encoding of JSON, and heartbeats, where the file wants them."""
+    registry: Subjects | None = None
+    if file.encodes:
+        address = registry_address(settings)
+        from pipeline.registry.client import RegistrySchemas  # 17 MB of memory, which few relays need
 
+        registry = RegistrySchemas(address.url, address.username, address.password)
 
-def _source(dsn: str, file: ConnectorFile) -> Source:
-    if file.polling is not None:
-        return _polling(dsn, file, file.polling)
-    bind, snapshot = binding(file), _snapshot(file)
-    if snapshot is not None and file.snapshot is not None and not file.snapshot.streams:
-        return SnapshotOnly(dsn, file.slot, snapshot, bind)
-    messages = Messages(file.messages) if file.messages else None
-    return WalSource(dsn, wal_settings(file), bind, messages=messages)
+    def wrap(source: Source) -> Source:
+        if registry is not None:
+            source = EncodedSource(source, registry, readiness)
+        return BeatingSource(source, beat, file.heartbeat_every_s) if beat else source
 
-
-def _polling(dsn: str, file: ConnectorFile, options: Polling) -> PollingSource:
-    def bind(found: Relation) -> tuple[Sequence[str], Callable[..., Routed]]:
-        table = f"{found.schema}.{found.table}"
-        columns = [column for column in found.columns if file.sees(table, column.name)]
-        return Router(file.router_of(table)).bind(table, columns, partial(declared, dsn, found.schema, found.table))
-
-    settings = PollSettings(
-        slot=file.slot,
-        wanted=file.captures,
-        wanted_text=file.tables_text,
-        payload=file.routers[0].payload,
-        seq=options.seq,
-        xid=options.xid,
-        every_s=options.every_s,
-    )
-    return PollingSource(dsn, settings, bind)
-
-
-def _snapshot(file: ConnectorFile) -> SnapshotSettings | None:
-    options = file.snapshot
-    if options is None:
-        return None
-
-    def wanted(schema: str, table: str) -> bool:
-        return file.captures(schema, table) and options.included(f"{schema}.{table}")
-
-    return SnapshotSettings(
-        when=options.when,
-        wanted=wanted,
-        wanted_text=options.included_text,
-        selects=options.selects,
-        stamp_now=options.stamp_now,
-        delay_s=options.delay_s,
-        lock_timeout_s=options.lock_timeout_s,
-        may_be_empty=file.messages is not None,
-        statements=file.statements,
-    )
-
-
-def binding(file: ConnectorFile) -> Binding:
-    """Return what makes records of a table's rows."""
-    dsn = make_conninfo("", **file.database)
-
-    def on_update(router: RouterOptions) -> None:
-        if router.on_update == "skip":
-            return
-        if router.on_update == "fatal":
-            raise SourceError(
-                f"connector {file.name}: a row of the outbox was updated",
-                remedy=f"set {router.prefix}table.op.invalid.behavior=warn, and let nobody update rows",
-            )
-        level = logging.ERROR if router.on_update == "error" else logging.WARNING
-        log.log(level, "an update was ignored", extra={"action": "relay.update", "connector": file.name})
-
-    def bind(relation: Relation) -> tuple[Callable[[bytes, int], Routed], Callable[[], None]] | None:
-        if not file.captures(relation.schema, relation.table):
-            return None
-        table = f"{relation.schema}.{relation.table}"
-        columns = [column for column in relation.columns if file.sees(table, column.name)]
-        router = file.router_of(table)
-        names, route = Router(router).bind(table, columns, partial(declared, dsn, relation.schema, relation.table))
-        return insert_parser(relation, names, route), partial(on_update, router)
-
-    return bind
+    return wrap
 
 
 def _environment(settings: Settings, env: Mapping[str, str]) -> dict[str, str]:

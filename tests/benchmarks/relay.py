@@ -38,7 +38,8 @@ from pipeline.postgres import migrations
 from pipeline.postgres.changes import Changes
 from pipeline.postgres.slot import ReplicationConnection
 from pipeline.postgres.wal import _STREAM, WalSource
-from pipeline.runtime.relay import binding, read_connector, wal_settings
+from pipeline.runtime.capture import binding, wal_settings
+from pipeline.runtime.relay import read_connector
 from tests.benchmarks.table import told
 
 PAYLOAD = b"\0\0\0\0\1" + os.urandom(225)

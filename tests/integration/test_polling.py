@@ -14,7 +14,9 @@ from commands import CommandLine, runner
 from relays import RelayProcess, connector_file, headers, ids, insert, read_topic, until
 from servers import Database, Topics
 
+from pipeline.capture import Routed
 from pipeline.errors import SourceError
+from pipeline.postgres import poll_position
 from pipeline.postgres.polling import PollingSource, PollSettings
 
 Conn = psycopg.Connection[tuple[object, ...]]
@@ -126,6 +128,43 @@ def test_reconcile_knows_what_the_poller_has_passed(
     assert ids(read_topic(bootstrap_servers, topic)).count(lost) == 1
     insert(conn, topic, "k")
     assert f"slot {prefix} is read by nobody" in pipeline("connector", "reconcile", str(file)).stderr
+
+
+def test_on_a_server_that_was_promoted_it_goes_on_from_what_is_stored_there(
+    prefix: str, topic: str, database: Database, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was seen and not stored may not be there, and its numbers be given to other transactions."""
+
+    def route(name: bytes) -> Routed:
+        return (topic, name, None, [], 0, -1)
+
+    ours = lambda schema, table: (schema, table) == ("pipeline", "outbox")  # noqa: E731
+    settings = PollSettings(prefix, ours, "pipeline.outbox", "payload")
+    source = PollingSource(database.dsn, settings, lambda _found: (("aggregateid",), route))
+
+    def reads() -> list[bytes | None]:
+        return [record[1] for record in until(lambda: source.read(1).records, "rows")]
+
+    assert source.start()
+    insert(conn, topic, "stored")
+    assert reads() == [b"stored"]
+    source.confirm(1000, final=True)
+    insert(conn, topic, "acknowledged")
+    assert reads() == [b"acknowledged"]
+    now = poll_position.line(conn)
+    monkeypatch.setattr(poll_position, "line", lambda _conn: now._replace(timeline=now.timeline + 1))
+    assert source.start() is False  # the relay drops what is under way
+    assert source.start() is True
+    assert reads() == [b"acknowledged"]
+    monkeypatch.setattr(poll_position, "line", lambda _conn: now)
+    with pytest.raises(SourceError, match="an old primary that came back") as raised:
+        source.start()
+    assert raised.value.retryable
+    source.close()
+    monkeypatch.undo()
+    conn.execute("UPDATE pipeline.poll_position SET timeline = timeline + 1")
+    with pytest.raises(SourceError, match="is of a later timeline"):
+        PollingSource(database.dsn, settings, lambda _found: (("aggregateid",), route)).start()
 
 
 def test_a_notification_ends_the_wait(

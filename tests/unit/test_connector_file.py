@@ -279,9 +279,9 @@ def test_each_table_has_the_first_router_that_takes_it(tmp_path: Path) -> None:
 def test_polling_is_asked_for_by_keys_of_ours_and_takes_no_snapshot(tmp_path: Path) -> None:
     polled = {"pipeline.capture": "polling", "poll.interval.ms": "50", "pipeline.polling.seq": "n"}
     found = load(tmp_path, polled)
-    assert found.polling == Polling("n", "xid", 0.05)
+    assert (found.polls, found.polling) == (True, Polling("n", "xid", 0.05))
     assert not any("poll.interval.ms" in notice for notice in found.notices)
-    assert load(tmp_path).polling is None
+    assert not load(tmp_path).polls
     assert any("poll.interval.ms" in notice for notice in load(tmp_path).notices)
     with pytest.raises(ConfigError, match=r"snapshot\.mode: 'initial' does not go with pipeline\.capture=polling"):
         load(tmp_path, {**polled, "snapshot.mode": "initial"})
