@@ -7,6 +7,7 @@ again and when it is dead; ``self.request.retries`` counts on. Celery's broker, 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +18,6 @@ from pydantic import Field
 from pipeline.app import Pipeline
 from pipeline.errors import ConfigError
 from pipeline.event import Job
-from pipeline.report import RESULT_BYTES
 from pipeline.retry import Reject, RetryLater, RetryPolicy
 
 if TYPE_CHECKING:
@@ -85,9 +85,6 @@ def _delay_s(when: float | datetime | None) -> float:
 
 
 def _keep(ctx: Context, result: Any) -> None:
-    try:
-        text = json.dumps(result)
-    except (TypeError, ValueError):
-        return
-    if result is not None and len(text) <= RESULT_BYTES:
-        ctx.result(result)
+    if result is not None:
+        with suppress(ConfigError):
+            ctx.result(result)

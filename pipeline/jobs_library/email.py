@@ -11,7 +11,7 @@ import smtplib
 import ssl
 import string
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from email.utils import formatdate, parseaddr
@@ -90,8 +90,12 @@ class Smtp:
             server = self._connect()
         except (OSError, smtplib.SMTPException) as error:
             raise SmtpUnavailable(f"{self.host}:{self.port}: {type(error).__name__}") from error
-        with server:
+        try:
             yield server
+        finally:
+            with suppress(smtplib.SMTPException, OSError):  # a mail that was taken stays taken, whatever it answers now
+                server.quit()
+            server.close()
 
     def _connect(self) -> smtplib.SMTP:
         if self.tls == "implicit":

@@ -18,6 +18,7 @@ from pipeline import Pipeline
 from pipeline.errors import ConfigError
 from pipeline.jobs_library.celery import CeleryTask, run_celery_tasks
 from pipeline.local import Endpoints
+from pipeline.testing import Harness
 
 shop = Celery("shop", broker="memory://", set_as_current=False)
 calls: list[tuple[str, Any]] = []
@@ -65,6 +66,11 @@ def refused() -> None:
     raise Reject("no such order", requeue=False)
 
 
+@shop.task
+def odd(which: int) -> Any:
+    return [float("nan"), "half a pair \ud800", object(), "x" * 100_000][which]
+
+
 @pytest.fixture
 def desk(endpoints: Endpoints, database: Database, prefix: str) -> Iterator[Desk]:
     app = Pipeline(prefix, topic_prefix="", partitions=1)
@@ -99,6 +105,16 @@ def test_tasks_are_called_and_their_own_retries_are_obeyed(desk: Desk) -> None:
     assert [n for name, n in calls if name == "x"] == [0, 1]
     assert [n for name, n in calls if name == "hopeless"] == [0, 1]
     assert desk.job(jobs["fails"])["attempts"] == 1  # as in Celery: what a task does not retry is the end
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_a_task_whose_result_cannot_be_kept_is_done_all_the_same(which: int) -> None:
+    app = Pipeline("shop", topic_prefix="")
+    run_celery_tasks(app, shop)
+    harness = Harness(app)
+    job = harness.enqueue(CeleryTask.of(odd, which))
+    harness.run_until_idle()
+    assert (harness.job(job).state, harness.job(job).result) == ("done", None)
 
 
 def test_the_same_task_still_works_by_celery_itself() -> None:

@@ -27,6 +27,7 @@ from pipeline.errors import ConfigError
 from pipeline.jobs_library import email as library
 from pipeline.jobs_library.email import Attachment, SendEmail, Smtp, SmtpUnavailable, send_emails
 from pipeline.jobs_library.report import scheduled_report
+from pipeline.testing import Harness
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Requiring AUTH while not requiring TLS")
 
@@ -180,6 +181,19 @@ def test_what_cannot_be_a_mail_is_dead_and_nothing_is_sent(desk: Desk, mailbox: 
     with desk.working():
         assert desk.until(job_id, "dead")["error"] == "pipeline.retry.Reject"
     assert mailbox.mails == []
+
+
+def test_a_mail_that_was_taken_is_not_sent_again_for_what_is_answered_to_quit(smtp: Smtp, mailbox: Mailbox) -> None:
+    async def overloaded(*_: Any) -> str:
+        return "421 too many connections"
+
+    mailbox.handle_QUIT = overloaded  # type: ignore[attr-defined]
+    app = Pipeline("shop", topic_prefix="")
+    send_emails(app, smtp, retry=QUICK)
+    harness = Harness(app)
+    job = harness.enqueue(SendEmail(sender="shop@example.org", to="ada@example.org", subject="s", text="t"))
+    harness.run_until_idle()
+    assert (harness.job(job).state, len(mailbox.mails)) == ("done", 1)
 
 
 def test_a_sign_in_without_tls_is_refused_at_definition() -> None:
