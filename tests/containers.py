@@ -79,7 +79,7 @@ def _wait_for(url: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            urllib.request.urlopen(url, timeout=5).close()
+            urllib.request.urlopen(url, timeout=60).close()
         except OSError as error:
             if time.monotonic() > deadline:
                 raise NoContainers(f"{url} does not answer: {error}") from error

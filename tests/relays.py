@@ -19,6 +19,7 @@ from typing import Self, TypeVar
 
 import psycopg
 from confluent_kafka import Consumer, Message, TopicPartition
+from waiting import DEADLINE_S, wait_until
 
 from pipeline.kafka.extent import extent
 
@@ -41,13 +42,9 @@ def connector_file(folder: Path, name: str, **changes: str | None) -> Path:
     return path
 
 
-def until(condition: Callable[[], T], what: str, timeout_s: float = 30) -> T:
+def until(condition: Callable[[], T], what: str, timeout_s: float = DEADLINE_S) -> T:
     """Wait until a condition holds, and return what it returned."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.02)
-    return found
+    return wait_until(condition, timeout_s, what)
 
 
 class RelayProcess:
@@ -70,7 +67,7 @@ class RelayProcess:
             sys.stderr.write(self.log[-4000:])
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(60)
 
     @property
     def log(self) -> str:
@@ -85,7 +82,7 @@ class RelayProcess:
                 found.append(json.loads(line).get("action", ""))
         return found
 
-    def reading(self, timeout_s: float = 30) -> Self:
+    def reading(self, timeout_s: float = DEADLINE_S) -> Self:
         """Wait until it reads the slot."""
         begun = lambda: {"slot.read", "poll.read"} & set(self.actions())  # noqa: E731
         until(lambda: begun() or self.process.poll() is not None, "the relay reads", timeout_s)
@@ -100,9 +97,9 @@ class RelayProcess:
     def kill(self) -> None:
         """As a crash does."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
-    def stop(self, timeout_s: float = 30) -> int:
+    def stop(self, timeout_s: float = DEADLINE_S) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
@@ -113,7 +110,7 @@ class RelayProcess:
             lambda: [line.split()[-1] for line in self.log.splitlines() if "probes on port" in line], "a port"
         )[0]
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60) as answer:
                 return dict(json.load(answer))
         except urllib.error.HTTPError as error:
             with error:
@@ -147,7 +144,7 @@ def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
          "enable.partition.eof": False, "fetch.message.max.bytes": 20_000_000}
     )  # fmt: skip
     try:
-        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        partitions = consumer.list_topics(topic, timeout=60).topics[topic].partitions
         ends = {p: extent(consumer, topic, p, 10)[1] for p in partitions}
         consumer.assign([TopicPartition(topic, p, 0) for p in ends])
         left = {p for p, end in ends.items() if end}

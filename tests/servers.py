@@ -20,7 +20,7 @@ from psycopg import conninfo, sql
 from pipeline.config import Settings
 from pipeline.local import Endpoints
 
-DROP_S = 20.0
+DROP_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Topics:
         self.admin = AdminClient({"bootstrap.servers": bootstrap_servers})
 
     def create(
-        self, *names: str, partitions: int = 1, config: Mapping[str, str] | None = None, timeout_s: float = 15
+        self, *names: str, partitions: int = 1, config: Mapping[str, str] | None = None, timeout_s: float = 60
     ) -> None:
         """Create topics and wait until the broker lists all their partitions with a leader."""
         new = [NewTopic(name, partitions, 1, config=dict(config or {})) for name in names]
@@ -51,12 +51,12 @@ class Topics:
 
     def names(self, prefix: str = "") -> list[str]:
         """List the topics that begin with ``prefix``."""
-        return sorted(name for name in self.admin.list_topics(timeout=10).topics if name.startswith(prefix))
+        return sorted(name for name in self.admin.list_topics(timeout=60).topics if name.startswith(prefix))
 
     def config(self, name: str, setting: str) -> str | None:
         """Return a topic's setting."""
         (asked,) = self.admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, name)]).values()
-        value = asked.result(15)[setting].value
+        value = asked.result(60)[setting].value
         return None if value is None else str(value)
 
     def set_config(self, name: str, setting: str, value: str) -> None:
@@ -64,9 +64,9 @@ class Topics:
         entry = ConfigEntry(setting, value, incremental_operation=AlterConfigOpType.SET)
         wanted = ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[entry])
         for done in self.admin.incremental_alter_configs([wanted]).values():
-            done.result(15)
+            done.result(60)
 
-    def delete(self, names: Iterable[str], timeout_s: float = 15) -> None:
+    def delete(self, names: Iterable[str], timeout_s: float = 60) -> None:
         """Delete topics; it is no error when somebody did before."""
         wanted = list(names)
         for done in self.admin.delete_topics(wanted).values() if wanted else ():
@@ -77,7 +77,7 @@ class Topics:
                     raise
 
     def _has_leaders(self, name: str, partitions: int) -> bool:
-        found = self.admin.list_topics(name, timeout=10).topics[name].partitions
+        found = self.admin.list_topics(name, timeout=60).topics[name].partitions
         return len(found) == partitions and all(partition.leader >= 0 for partition in found.values())
 
 

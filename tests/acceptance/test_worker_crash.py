@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from relays import until
 
 from pipeline.kafka.extent import extent
 from pipeline.local import Endpoints, LocalStack
@@ -175,7 +176,7 @@ def test_kills_of_workers_and_broker_lose_nothing_and_keep_the_order_of_keys(
     try:
         for _ in range(3):
             workers.start()
-        until(lambda: lines(journal) > 500, "workers handle")
+        until(lambda: lines(journal) > 500, "workers handle", 120)
         for step in range(5):
             before = lines(journal)
             workers.kill(chance.randrange(len(workers.alive)))
@@ -185,13 +186,13 @@ def test_kills_of_workers_and_broker_lose_nothing_and_keep_the_order_of_keys(
                 private_stack.kill("kafka")
                 time.sleep(1)
                 private_stack.start("kafka")
-            until(lambda before=before: lines(journal) > before + 500, "workers go on", 60)  # type: ignore[misc]
+            until(lambda before=before: lines(journal) > before + 500, "workers go on")  # type: ignore[misc]
         assert workers.drain(0) == 0
         workers.start()
         load.end()
         kafka = private_endpoints.kafka
-        until(lambda: all(lag(kafka, *pair) == 0 for pair in ((billing, events), (jobs, jobs))), "all is committed", 90)
-        until(lambda: all(lag(kafka, jobs, f"{jobs}.retry.{t}") == 0 for t in ("0s", "500ms")), "no retries left", 60)
+        until(lambda: all(lag(kafka, *pair) == 0 for pair in ((billing, events), (jobs, jobs))), "all is committed")
+        until(lambda: all(lag(kafka, jobs, f"{jobs}.retry.{t}") == 0 for t in ("0s", "500ms")), "no retries left")
         codes = [workers.drain(0) for _ in list(workers.alive)]
     finally:
         load.end()
@@ -235,20 +236,13 @@ def lines(journal: Path) -> int:
     return journal.read_bytes().count(b"\n")
 
 
-def until(what: Callable[[], bool], why: str, deadline_s: float = 120) -> None:
-    end = time.monotonic() + deadline_s
-    while not what():
-        assert time.monotonic() < end, f"not within {deadline_s} s: {why}"
-        time.sleep(0.1)
-
-
 def lag(bootstrap: str, group: str, topic: str) -> int:
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "log_level": 0})
     try:
-        numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        numbers = consumer.list_topics(topic, timeout=60).topics[topic].partitions
         parts = [TopicPartition(topic, number) for number in numbers]
         ends = sum(extent(consumer, part.topic, part.partition, 10)[1] for part in parts)
-        return ends - sum(max(0, part.offset) for part in consumer.committed(parts, timeout=10))
+        return ends - sum(max(0, part.offset) for part in consumer.committed(parts, timeout=60))
     finally:
         consumer.close()
 
@@ -257,12 +251,12 @@ def letters(bootstrap: str, topic: str) -> list[tuple[str, str]]:
     """The ids of a topic's dead letters, and the class of the error of each."""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "audit", "enable.auto.commit": False})
     try:
-        numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        numbers = consumer.list_topics(topic, timeout=60).topics[topic].partitions
         bounds = {n: extent(consumer, topic, n, 10) for n in numbers}
         consumer.assign([TopicPartition(topic, n, low) for n, (low, high) in bounds.items() if high > low])
         wanted = sum(high - low for low, high in bounds.values())
         found: list[tuple[str, str]] = []
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while len(found) < wanted:
             message = consumer.poll(0.5)
             if message is not None and message.error() is None:

@@ -52,12 +52,12 @@ class Kafka:
 
     def create(self, topic: str, partitions: int, config: Mapping[str, str] | None = None) -> None:
         new = NewTopic(topic, partitions, 1, config=dict(config or {}))
-        for done in self._admin.create_topics([new], operation_timeout=15).values():
-            done.result(20)
+        for done in self._admin.create_topics([new], operation_timeout=60).values():
+            done.result(60)
 
     def add_partitions(self, topic: str, total: int) -> None:
-        for done in self._admin.create_partitions([NewPartitions(topic, total)], operation_timeout=15).values():
-            done.result(20)
+        for done in self._admin.create_partitions([NewPartitions(topic, total)], operation_timeout=60).values():
+            done.result(60)
 
     def producer(self) -> AckProducer:
         made = AckProducer({**self._options, "topic.metadata.propagation.max.ms": 500})
@@ -80,7 +80,7 @@ class Kafka:
 
     def expire(self, topic: str, partition: int, before: int) -> None:
         for done in self._admin.delete_records([TopicPartition(topic, partition, before)]).values():
-            done.result(20)
+            done.result(60)
 
     def now_ms(self) -> int:
         return int(time.time() * 1000)
@@ -170,7 +170,7 @@ class Member:
         return [record.value for record in self.records]
 
 
-def poll_until(done: Callable[[], object], *members: Member, deadline_s: float = 40.0) -> None:
+def poll_until(done: Callable[[], object], *members: Member, deadline_s: float = 90.0) -> None:
     """Poll all members until it is done."""
     end = time.monotonic() + deadline_s
     while not done():
@@ -188,7 +188,7 @@ def send(producer: Any, topic: str, *values: bytes, key: bytes | None = None, pa
             topic, key, value, more.get("headers", []), more.get("timestamp_ms", 0), number, partition=partition
         )
         waiting.add(number)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while waiting:
         for token, error in producer.poll(0.1):
             assert error is None, error

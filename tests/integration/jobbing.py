@@ -50,6 +50,7 @@ class Desk:
         self.database = database
         self.broker = broker
         self.conn = psycopg.connect(database.dsn, autocommit=True, row_factory=dict_row)
+        self.journals: list[Journal] = []  # of workers that were made, the last ones last
         self._seq = 0
         broker.create(app)
         self._schemas = _Schemas(app)
@@ -83,8 +84,8 @@ class Desk:
         assert row is not None
         return row
 
-    def until(self, job_id: str, state: str, deadline_s: float = 30.0) -> dict[str, Any]:
-        wait_until(lambda: self.job(job_id)["state"] == state, deadline_s, f"{state}, is {self.job(job_id)}")
+    def until(self, job_id: str, state: str) -> dict[str, Any]:
+        wait_until(lambda: self.job(job_id)["state"] == state, why=lambda: f"{state}, is {self.job(job_id)}")
         return self.job(job_id)
 
     def states(self) -> dict[str, int]:
@@ -112,6 +113,7 @@ class Desk:
                 call_of=lambda handler: inbox.around(handler) if handler.inbox else handler.function,
             )  # fmt: skip
             workers.append(worker)
+            self.journals.append(journal)
         errors: list[BaseException] = []
         threads = [threading.Thread(target=_run, args=(worker, errors), daemon=True) for worker in workers]
         for thread in threads:

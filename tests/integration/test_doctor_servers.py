@@ -117,10 +117,10 @@ def test_a_registry_that_takes_no_schemas(
     assert ready["level"] == "ok"
     mode = f"curl -sS -X PUT {private_endpoints.registry}/mode -H 'content-type: application/json' -d "
     user = f" -u {private_endpoints.registry_username}:{private_endpoints.registry_password}"
-    subprocess.run(mode + '\'{"mode": "READONLY"}\'' + user, shell=True, check=True, timeout=20)
+    subprocess.run(mode + '\'{"mode": "READONLY"}\'' + user, shell=True, check=True, timeout=60)
     (found,) = said(pipeline, file, "mode")
     assert found["found"] == "READONLY: schemas cannot be pushed"
-    subprocess.run(found["fix"].replace("USER:PASSWORD", user.split()[1]), shell=True, check=True, timeout=20)
+    subprocess.run(found["fix"].replace("USER:PASSWORD", user.split()[1]), shell=True, check=True, timeout=60)
     assert said(pipeline, file, "mode") == []
 
 

@@ -58,10 +58,12 @@ def desk(app: Pipeline, database: Database, bootstrap_servers: str) -> Iterator[
             done.wait(0.02)
         store.close()
 
-    desk.start = threading.Thread(target=carry).start  # type: ignore[attr-defined]
+    carrier = threading.Thread(target=carry)
+    desk.start = carrier.start  # type: ignore[attr-defined]
     yield desk
     done.set()
-    time.sleep(0.1)
+    if carrier.ident is not None:
+        carrier.join()
     desk.conn.close()
 
 
@@ -78,7 +80,7 @@ def state(desk: Desk, job_id: str) -> tuple[str, Any]:
 
 
 def until(desk: Desk, job_id: str, wanted: str) -> Any:
-    wait_until(lambda: state(desk, job_id)[0] == wanted, 30, f"{job_id} is {wanted}")
+    wait_until(lambda: state(desk, job_id)[0] == wanted, why=f"{job_id} is {wanted}")
     return state(desk, job_id)[1]
 
 

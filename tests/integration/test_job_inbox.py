@@ -114,7 +114,7 @@ def test_a_flow_of_such_jobs_runs_to_its_end(
             desk.carry()
             return bool(row(conn, last)[0] == "done")
 
-        wait_until(ended, 30, "the flow has ended")
+        wait_until(ended, why="the flow has ended")
     assert row(conn, last) == ("done", ["c", ["b", ["a"]]], "me:1", 1)
     store.close()
     desk.conn.close()

@@ -38,7 +38,7 @@ def test_postgres_decodes_logically_keeps_utf8_and_asks_for_a_password(database:
 
 
 def test_kafka_makes_topics_only_when_asked(topics: Topics, prefix: str) -> None:
-    topics.admin.list_topics(f"{prefix}.never", timeout=5)
+    topics.admin.list_topics(f"{prefix}.never", timeout=60)
     topics.create(f"{prefix}.orders", partitions=3)
     assert topics.names(prefix) == [f"{prefix}.orders"]
 
@@ -84,13 +84,13 @@ def test_what_was_written_survives_down_and_up(
     with psycopg.connect(private_database.dsn) as connection:
         assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
     admin = AdminClient({"bootstrap.servers": private_endpoints.kafka})
-    assert f"{prefix}.orders" in admin.list_topics(timeout=10).topics
+    assert f"{prefix}.orders" in admin.list_topics(timeout=60).topics
     with SchemaRegistryClient(registry_client_config(private_endpoints)) as client:
         assert prefix in client.get_subjects()
 
 
 def test_connect_has_debezium(connect_url: str) -> None:
-    with urllib.request.urlopen(f"{connect_url}/connector-plugins", timeout=10) as response:
+    with urllib.request.urlopen(f"{connect_url}/connector-plugins", timeout=60) as response:
         plugins = json.load(response)
     assert "io.debezium.connector.postgresql.PostgresConnector" in {plugin["class"] for plugin in plugins}
 
@@ -106,7 +106,7 @@ def test_a_taken_port_is_chosen_again_by_up_and_refused_by_start(
         now = private_stack.up()
     assert now.kafka != private_endpoints.kafka
     assert now.postgres_dsn == private_endpoints.postgres_dsn
-    assert AdminClient({"bootstrap.servers": now.kafka}).list_topics(timeout=10).brokers
+    assert AdminClient({"bootstrap.servers": now.kafka}).list_topics(timeout=60).brokers
 
 
 def test_a_port_that_somebody_takes_while_the_server_starts_is_chosen_again_too(
@@ -127,7 +127,7 @@ def test_a_port_that_somebody_takes_while_the_server_starts_is_chosen_again_too(
         monkeypatch.setattr(private_stack.kafka, "_check_ports", check_and_lose)
         now = private_stack.up()
     assert said == [private_endpoints.kafka, now.kafka]
-    assert AdminClient({"bootstrap.servers": now.kafka}).list_topics(timeout=10).brokers
+    assert AdminClient({"bootstrap.servers": now.kafka}).list_topics(timeout=60).brokers
 
 
 def test_a_server_that_dies_while_starting_shows_the_end_of_its_log_and_nothing_else_is_touched(

@@ -103,7 +103,7 @@ def pooled(binary: list[str], database: Database, tmp_path: Path) -> Iterator[st
 
 
 def _when_up(process: subprocess.Popen[str], dsn: str) -> str:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             psycopg.connect(dsn, connect_timeout=2).close()

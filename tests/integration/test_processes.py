@@ -89,7 +89,7 @@ def test_a_process_that_crashes_overruns_or_raises_fails_its_attempt_and_the_oth
     assert {told[name].attempts for name in ("segfault", "exit", "overrun", "raise")} == {2}
     assert {told[name].attempts for name in ("odd", "reject")} == {1}
     assert os.getpid() not in pids(folder, "begun")
-    wait_until(lambda: not any(map(alive, pids(folder, "entered"))), 10, "no process is left")
+    wait_until(lambda: not any(map(alive, pids(folder, "entered"))), why="no process is left")
     assert pids(folder, "left")  # those that were idle at the end left their lifespans
 
 
@@ -117,10 +117,10 @@ def test_no_process_outlives_its_worker(
             os.kill(child, signal.SIGTERM)  # as from a terminal or an init that signals the whole group: it goes on
             assert alive(child)
             # two signals at one moment are one
-            wait_until(lambda: "worker.draining" in (folder / "log").read_text(), 20)
+            wait_until(lambda: "worker.draining" in (folder / "log").read_text())
             worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) == (-signal.SIGKILL if how == "kill" else 2)
-        wait_until(lambda: not alive(child), 10, "the handler's process ends")
+        wait_until(lambda: not alive(child), why="the handler's process ends")
     finally:
         worker.kill()
         worker.wait()

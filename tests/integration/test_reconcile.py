@@ -148,7 +148,7 @@ def test_what_a_topic_deleted_itself_is_not_published_again_unless_told(
         insert(conn, topic, "k")
         until(lambda: len(read_topic(bootstrap_servers, topic)) > 3, "some rows")
         (deleted,) = topics.admin.delete_records([TopicPartition(topic, 0, 2)]).values()
-        deleted.result(15)
+        deleted.result(60)
         refused = pipeline("connector", "reconcile", str(file), "--execute")
         assert refused.code == 1
         assert f"topic {topic} has deleted records" in refused.stderr

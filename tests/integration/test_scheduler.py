@@ -9,9 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +21,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from relays import RelayProcess, connector_file, insert
 from servers import Database
+from waiting import wait_until
 
 from pipeline import Context, Job, Outbox, Pipeline, jobs
 from pipeline.metrics import PrometheusMeter, SilentMeter
@@ -58,14 +58,6 @@ def one(conn: psycopg.Connection[Any], sql: str) -> Any:
     return row[0]
 
 
-def wait_until(what: Callable[[], Any], deadline_s: float = 30.0) -> Any:
-    end = time.monotonic() + deadline_s
-    while not (found := what()):
-        assert time.monotonic() < end, f"not within {deadline_s} s"
-        time.sleep(0.02)
-    return found
-
-
 @pytest.fixture
 def conn(database: Database) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(database.dsn, autocommit=True) as connection:
@@ -89,7 +81,7 @@ def running(*schedulers: tuple[Scheduler, DueStore]) -> Iterator[None]:
     finally:
         until.set()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         for _, store in schedulers:
             store.close()
 
@@ -353,7 +345,7 @@ def test_schedulers_killed_in_the_middle_lose_and_double_nothing(
     finally:
         for process in processes:
             process.send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=15)[1] for process in processes]
+        said = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     rows = [row[0] for row in conn.execute("SELECT id FROM pipeline.outbox WHERE type = 'Mail'").fetchall()]
     assert (len(rows), set(rows)) == (len(ids), set(ids))
@@ -372,7 +364,7 @@ def test_it_waits_for_a_database_and_says_so(
 
         def ready() -> bool:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60) as answer:
                     return bool(answer.status == 200)
             except OSError:
                 return False
@@ -384,15 +376,15 @@ def test_it_waits_for_a_database_and_says_so(
                      " WHERE pid <> pg_backend_pid() AND datname = current_database()")  # fmt: skip
         wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.outbox") == 1)
         wait_until(ready)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             assert b"pipeline_scheduler_moved_total 1.0" in answer.read()
         os.kill(process.pid, signal.SIGTERM)
-        process.communicate(timeout=15)
+        process.communicate(timeout=60)
         assert process.returncode == 0
 
 
 def scraped(port: str) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
@@ -417,7 +409,7 @@ def test_it_tells_of_the_slot_of_a_relay_that_is_down_and_a_relay_tells_nothing_
         active = f'pipeline_slot_active{{slot="{prefix}"}}'
         found = wait_until(lambda: scraped(port) if active in scraped(port) else None)
         os.kill(process.pid, signal.SIGTERM)
-        process.communicate(timeout=15)
+        process.communicate(timeout=60)
     assert found["pipeline_scheduler_moved_total"] == 0
     assert found["pipeline_scheduler_lateness_seconds_count"] == 0
     assert found[active] == 0

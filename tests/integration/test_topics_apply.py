@@ -47,7 +47,7 @@ def test_what_is_missing_is_created_as_declared(prefix: str, settings: Settings,
     assert {change.action for change in plan_topics(app, settings)} == {"keep"}
     resource = ConfigResource(ResourceType.TOPIC, f"{prefix}.shop.billing.dlq")
     [future] = topics.admin.describe_configs([resource]).values()
-    found = future.result(15)
+    found = future.result(60)
     assert (found["retention.ms"].value, found["message.timestamp.type"].value) == ("-1", "LogAppendTime")
 
 
@@ -64,7 +64,7 @@ def test_what_exists_is_changed_only_where_it_is_allowed(prefix: str, settings: 
     apply_topics(app, settings, allow=("partitions",))
     assert not [change for change in plan_topics(app, settings) if change.open]
     [future] = topics.admin.describe_configs([ConfigResource(ResourceType.TOPIC, dlq)]).values()
-    assert future.result(15)["max.message.bytes"].value == "5000"  # what was not declared is left alone
+    assert future.result(60)["max.message.bytes"].value == "5000"  # what was not declared is left alone
 
 
 def test_a_topic_that_needs_both_gets_both(prefix: str, settings: Settings, topics: Topics) -> None:

@@ -75,7 +75,7 @@ class Workers:
     def progress(self, group: str) -> Progress:
         prefix = self._topic.split(".")[0]
         consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": f"{prefix}.unclean.{group}"})
-        [stored] = consumer.committed([TopicPartition(self._topic, 0)], timeout=10)
+        [stored] = consumer.committed([TopicPartition(self._topic, 0)], timeout=60)
         consumer.close()
         return Progress.read(Mark(stored.offset, stored.metadata or ""))
 

@@ -9,12 +9,13 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from waiting import wait_until
 
 from pipeline import Pipeline
 from pipeline.codec import Decoder
@@ -26,16 +27,6 @@ from pipeline.kafka.producer import AckProducer
 from pipeline.metrics import CATALOGUE
 from pipeline.probes import Readiness
 from pipeline.worker import Limits, Worker
-
-
-def wait_until(what: Callable[[], Any], deadline_s: float = 90.0, why: str = "") -> Any:
-    """Return the first true value of ``what``; fail after the deadline."""
-    end = time.monotonic() + deadline_s
-    while not (found := what()):
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {deadline_s} s: {why or what}")
-        time.sleep(0.02)
-    return found
 
 
 class NoSchemas:
@@ -79,17 +70,17 @@ class Broker:
     def create(self, app: Pipeline) -> None:
         admin = AdminClient(self.options)
         new = [NewTopic(s.name, s.partitions, 1, config=s.config) for s in app.topics()]
-        for done in admin.create_topics(new, operation_timeout=10).values():
-            done.result(15)
+        for done in admin.create_topics(new, operation_timeout=60).values():
+            done.result(60)
 
     def admin_create(self, topic: str, *, partitions: int) -> None:
         admin = AdminClient(self.options)
-        for done in admin.create_topics([NewTopic(topic, partitions, 1)], operation_timeout=10).values():
-            done.result(15)
+        for done in admin.create_topics([NewTopic(topic, partitions, 1)], operation_timeout=60).values():
+            done.result(60)
 
     def delete(self, *topics: str) -> None:
         for done in AdminClient(self.options).delete_topics(list(topics)).values():
-            done.result(15)
+            done.result(60)
 
     def put(
         self,
@@ -118,7 +109,7 @@ class Broker:
         self._producer.poll(0)
 
     def flush(self) -> None:
-        assert self._producer.flush(20) == 0
+        assert self._producer.flush(60) == 0
 
     def read(self, topic: str, count: int, deadline_s: float = 90.0) -> list[Message]:
         """Return the first ``count`` records of a topic, over all partitions."""
@@ -126,7 +117,7 @@ class Broker:
             {**self.options, "group.id": "reads", "enable.auto.commit": False, "auto.offset.reset": "earliest"}
         )
         try:
-            numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+            numbers = consumer.list_topics(topic, timeout=60).topics[topic].partitions
             consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
             found: list[Message] = []
             end = time.monotonic() + deadline_s
@@ -142,7 +133,7 @@ class Broker:
     def count(self, topic: str) -> int:
         consumer = Consumer({**self.options, "group.id": "counts"})
         try:
-            numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+            numbers = consumer.list_topics(topic, timeout=60).topics[topic].partitions
             ends = [extent(consumer, topic, n, 10) for n in numbers]
             return sum(high - low for low, high in ends)
         finally:
@@ -152,8 +143,8 @@ class Broker:
         """Sum of the committed offsets of a group on a topic."""
         consumer = Consumer({**self.options, "group.id": group})
         try:
-            numbers = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-            found = consumer.committed([TopicPartition(topic, n) for n in numbers], timeout=10)
+            numbers = consumer.list_topics(topic, timeout=60).topics[topic].partitions
+            found = consumer.committed([TopicPartition(topic, n) for n in numbers], timeout=60)
             return sum(max(0, partition.offset) for partition in found)
         finally:
             consumer.close()

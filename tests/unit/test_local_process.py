@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from pipeline.local.process import BackgroundProcess, Launch
 
@@ -31,20 +31,13 @@ def start(process: BackgroundProcess, code: str) -> int:
     return process.start(Launch([sys.executable, "-c", code, process.marker], dict(os.environ), folder))
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def ready(process: BackgroundProcess) -> bool:
     return "ready" in process.log_tail()
 
 
 def test_it_runs_in_a_session_of_its_own_without_our_streams_and_is_found_again(process: BackgroundProcess) -> None:
     pid = start(process, POLITE)
-    wait_for(lambda: ready(process))
+    wait_until(lambda: ready(process))
     again = BackgroundProcess(process.pid_file, process.log_file, process.marker)
     assert again.find() == pid
     assert os.getsid(pid) != os.getsid(0)
@@ -62,7 +55,7 @@ def test_it_is_never_taken_for_dead_right_after_its_start(process: BackgroundPro
 
 def test_stop_lets_it_end_by_itself(process: BackgroundProcess) -> None:
     start(process, POLITE)
-    wait_for(lambda: ready(process))
+    wait_until(lambda: ready(process))
     assert process.stop(signal.SIGTERM, deadline_s=10)
     assert process.find() is None
     assert not process.pid_file.exists()
@@ -70,7 +63,7 @@ def test_stop_lets_it_end_by_itself(process: BackgroundProcess) -> None:
 
 def test_stop_kills_what_does_not_end_in_time(process: BackgroundProcess) -> None:
     start(process, STUBBORN)
-    wait_for(lambda: ready(process))
+    wait_until(lambda: ready(process))
     assert not process.stop(signal.SIGTERM, deadline_s=0.1)
     assert process.find() is None
 
@@ -93,14 +86,14 @@ def test_a_broken_pid_file_means_stopped(process: BackgroundProcess, text: str) 
 
 def test_a_program_that_ends_at_once_leaves_its_words_in_the_log(process: BackgroundProcess) -> None:
     start(process, "raise SystemExit('cannot bind')")
-    wait_for(lambda: process.find() is None)
+    wait_until(lambda: process.find() is None)
     assert "cannot bind" in process.log_tail()
 
 
 def test_the_log_of_the_run_before_is_kept(process: BackgroundProcess) -> None:
     start(process, "print('first')")
-    wait_for(lambda: process.find() is None)
+    wait_until(lambda: process.find() is None)
     start(process, "print('second')")
-    wait_for(lambda: "second" in process.log_tail())
+    wait_until(lambda: "second" in process.log_tail())
     assert process.log_file.with_suffix(".log.1").read_text() == "first\n"
     assert process.log_file.stat().st_mode & 0o077 == 0

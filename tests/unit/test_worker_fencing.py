@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from pipeline import Context, Event, Pipeline, RetryPolicy
 from pipeline.codec import Decoder
@@ -74,7 +75,7 @@ class Source:
     def do(self, call: Callable[[], None]) -> None:
         done = threading.Event()
         self.calls.append(lambda: (call(), done.set()))  # type: ignore[func-returns-value]
-        assert done.wait(10)
+        assert done.wait(60)
 
     def committed(self, partition: int) -> int:
         return max((c[TOPIC, partition] for c in self.commits if (TOPIC, partition) in c), default=0)
@@ -157,7 +158,7 @@ class Bench:
 
     def end(self) -> None:
         self.worker.stop(hurry=True)
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
@@ -174,13 +175,6 @@ def benches() -> Iterator[Callable[..., Bench]]:
         bench.end()
 
 
-def until(what: Callable[[], Any]) -> None:
-    end = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 class Gate:
     """A handler that holds every record until it is opened."""
 
@@ -191,7 +185,7 @@ class Gate:
 
     def __call__(self, event: Placed, ctx: Context) -> None:
         self.begun.append(event.n)
-        self.open.wait(10)
+        self.open.wait(60)
         self.ended.append(event.n)
 
 
@@ -206,15 +200,15 @@ def test_what_ends_after_its_partition_was_lost_is_never_committed(benches: Call
     gate = Gate()
     bench = benches(handler_of(gate))
     bench.put(0)
-    until(lambda: gate.begun)
+    wait_until(lambda: gate.begun)
     source = bench.source
     source.commits.clear()
     source.do(lambda: source.listener.lost([(TOPIC, 0)]))
     source.do(lambda: source.listener.assigned({(TOPIC, 0): Mark(0)}))
     gate.open.set()
-    until(lambda: gate.ended)
+    wait_until(lambda: gate.ended)
     bench.put(5, partition=1)
-    until(lambda: source.committed(1) == 6)
+    wait_until(lambda: source.committed(1) == 6)
     assert source.committed(0) == 0
 
 
@@ -222,11 +216,11 @@ def test_what_was_not_begun_when_its_partition_was_lost_never_begins(benches: Ca
     gate = Gate()
     bench = benches(handler_of(gate))
     bench.put(0, 1, 2)
-    until(lambda: gate.begun)
+    wait_until(lambda: gate.begun)
     bench.source.do(lambda: bench.source.listener.lost([(TOPIC, 0)]))
     gate.open.set()
     bench.put(9, partition=1)
-    until(lambda: 9 in gate.ended)
+    wait_until(lambda: 9 in gate.ended)
     assert gate.begun == [0, 9]
 
 
@@ -236,17 +230,17 @@ def test_a_partition_that_comes_back_begins_anew_and_the_old_attempt_counts_for_
     gate = Gate()
     bench = benches(handler_of(gate), drain_s=0.05)
     bench.put(0, 1)
-    until(lambda: gate.begun)
+    wait_until(lambda: gate.begun)
     source = bench.source
     source.do(lambda: source.listener.revoked([(TOPIC, 0)]))
     source.commits.clear()
     source.do(lambda: source.listener.assigned({(TOPIC, 0): Mark(0)}))
     gate.open.set()
-    until(lambda: gate.ended == [0])
+    wait_until(lambda: gate.ended == [0])
     time.sleep(0.4)  # commits come four times a second
     assert source.committed(0) == 0
     bench.put(0, 1)
-    until(lambda: source.committed(0) == 2)
+    wait_until(lambda: source.committed(0) == 2)
     assert gate.begun == [0, 0, 1]
 
 
@@ -254,7 +248,7 @@ def test_a_revoked_partition_is_drained_and_committed_before_it_goes(benches: Ca
     gate = Gate()
     bench = benches(handler_of(gate))
     bench.put(0, 1, 2)
-    until(lambda: gate.begun)
+    wait_until(lambda: gate.begun)
     source = bench.source
     threading.Timer(0.2, gate.open.set).start()
     source.do(lambda: source.listener.revoked([(TOPIC, 0)]))
@@ -280,9 +274,9 @@ def test_a_drain_in_the_midst_of_a_rebalance_commits_when_the_rebalance_is_over(
 
     bench.source.commit = refused_at_first  # type: ignore[method-assign]
     bench.put(0, 1, 2)
-    until(lambda: gate.ended == [0, 1, 2])
+    wait_until(lambda: gate.ended == [0, 1, 2])
     bench.worker.stop()
-    bench.thread.join(10)
+    bench.thread.join(60)
     assert bench.clean
     assert bench.source.committed(0) == 3
     assert polled[2] > polled[1] > polled[0]  # the client takes part in the rebalance inside poll
@@ -295,7 +289,7 @@ def test_what_a_rebalance_takes_during_a_drain_is_committed_once_and_not_by_the_
     gate.open.set()
     bench = benches(handler_of(gate))
     bench.put(0)
-    until(lambda: gate.ended == [0])  # the first one waits for a commit that says who has the partitions
+    wait_until(lambda: gate.ended == [0])  # the first one waits for a commit that says who has the partitions
     commit = bench.source.commit
     waited: list[set[tuple[str, int]]] = []
 
@@ -310,9 +304,9 @@ def test_what_a_rebalance_takes_during_a_drain_is_committed_once_and_not_by_the_
 
     bench.source.commit = refused_at_first  # type: ignore[method-assign]
     bench.put(1, 2)
-    until(lambda: gate.ended == [0, 1, 2])
+    wait_until(lambda: gate.ended == [0, 1, 2])
     bench.worker.stop()
-    bench.thread.join(10)
+    bench.thread.join(60)
     assert waited == [{(TOPIC, 0), (TOPIC, 1)}, {(TOPIC, 1)}]
 
 
@@ -325,13 +319,13 @@ def test_a_key_that_was_held_back_is_free_when_its_partition_comes_back(benches:
 
     bench = benches(bill, retry=RetryPolicy(attempts=5, first_s=300, cap_s=300))
     bench.put(0)
-    until(lambda: begun == [0])
+    wait_until(lambda: begun == [0])
     source = bench.source
-    until(lambda: bench.worker._holding._timers)
+    wait_until(lambda: bench.worker._holding._timers)
     source.do(lambda: source.listener.revoked([(TOPIC, 0)]))
     source.do(lambda: source.listener.assigned({(TOPIC, 0): Mark(0)}))
     bench.put(0)
-    until(lambda: begun == [0, 0])
+    wait_until(lambda: begun == [0, 0])
 
 
 def test_records_of_a_partition_that_is_not_ours_are_dropped(benches: Callable[..., Bench]) -> None:
@@ -340,7 +334,7 @@ def test_records_of_a_partition_that_is_not_ours_are_dropped(benches: Callable[.
     bench = benches(handler_of(gate))
     bench.put(0, partition=7)
     bench.put(0)
-    until(lambda: bench.source.committed(0) == 1)
+    wait_until(lambda: bench.source.committed(0) == 1)
     assert gate.begun == [0]
 
 
@@ -351,13 +345,13 @@ def test_a_dead_record_is_committed_only_when_the_dlq_has_it(benches: Callable[.
     bench = benches(bill)
     bench.producer.acknowledge = False
     bench.put(0)
-    until(lambda: bench.producer.sent)
+    wait_until(lambda: bench.producer.sent)
     time.sleep(0.4)  # commits come four times a second
     assert bench.source.committed(0) == 0
     (topic, token) = bench.producer.sent[0]
     assert topic == bench.group.dlq
     bench.producer.settled.append((token, None))
-    until(lambda: bench.source.committed(0) == 1)
+    wait_until(lambda: bench.source.committed(0) == 1)
     bench.worker.stop()
     bench.thread.join(3)
     assert bench.clean
@@ -374,7 +368,7 @@ def test_retry_headers_on_a_topic_that_is_no_retry_topic_mean_nothing(benches: C
     batch = bench.source.batches
     first = Record(TOPIC, 1, 0, b"b", b'{"order_id": "b", "n": 0}', [("type", b"Placed"), *foreign], 0)
     batch.append([first, first._replace(offset=1, headers=[("type", b"Shipped"), *foreign])])
-    until(lambda: (bench.source.committed(0), bench.source.committed(1)) == (2, 2))
+    wait_until(lambda: (bench.source.committed(0), bench.source.committed(1)) == (2, 2))
     assert [topic for topic, _ in bench.producer.sent] == [bench.group.dlq] * 3
 
 
@@ -388,7 +382,7 @@ def test_an_error_that_cannot_be_told_still_settles_its_record(benches: Callable
 
     bench = benches(bill)
     bench.put(0)
-    until(lambda: bench.source.committed(0) == 1)
+    wait_until(lambda: bench.source.committed(0) == 1)
 
 
 def test_a_dlq_that_refuses_ends_the_worker(benches: Callable[..., Bench]) -> None:
@@ -398,9 +392,9 @@ def test_a_dlq_that_refuses_ends_the_worker(benches: Callable[..., Bench]) -> No
     bench = benches(bill)
     bench.producer.acknowledge = False
     bench.put(0)
-    until(lambda: bench.producer.sent)
+    wait_until(lambda: bench.producer.sent)
     bench.producer.settled.append((bench.producer.sent[0][1], BrokerError("unknown topic", retryable=True)))
-    bench.thread.join(10)
+    bench.thread.join(60)
     assert bench.error is not None
     assert "DLQ" in bench.error.what
     assert bench.source.committed(0) == 0
@@ -416,17 +410,17 @@ def test_an_exit_raised_by_a_handler_is_a_failed_attempt_and_ends_nobody(benches
 
     bench = benches(bill)
     bench.put(0, 1)
-    until(lambda: bench.source.committed(0) == 2)
+    wait_until(lambda: bench.source.committed(0) == 2)
     assert seen == [0, 1]
     assert [topic for topic, _ in bench.producer.sent] == [bench.group.dlq]
 
 
 def test_trouble_of_the_broker_is_not_ready_until_it_answers(benches: Callable[..., Bench]) -> None:
     bench = benches(handler_of(Gate()))
-    until(lambda: bench.health.state()["ready"])
+    wait_until(lambda: bench.health.state()["ready"])
     bench.source.do(lambda: bench.source.listener.trouble(BrokerError("all brokers are down", retryable=True)))
     assert "all brokers are down" in str(bench.health.state())
-    until(lambda: bench.health.state()["ready"])
+    wait_until(lambda: bench.health.state()["ready"])
 
 
 def test_a_slow_handler_gives_its_finished_keys_on(benches: Callable[..., Bench]) -> None:
@@ -435,7 +429,7 @@ def test_a_slow_handler_gives_its_finished_keys_on(benches: Callable[..., Bench]
 
     def bill(event: Placed, ctx: Context) -> None:
         if event.order_id == "slow":
-            gate.wait(10)
+            gate.wait(60)
         seen.append(event.order_id)
 
     bench = benches(bill, concurrency=2)
@@ -446,6 +440,6 @@ def test_a_slow_handler_gives_its_finished_keys_on(benches: Callable[..., Bench]
             for k, n in records
         ]
     )
-    until(lambda: len(seen) == 6)
+    wait_until(lambda: len(seen) == 6)
     gate.set()
-    until(lambda: bench.source.committed(0) == 7)
+    wait_until(lambda: bench.source.committed(0) == 7)
