@@ -103,7 +103,14 @@ class Processes:
                 child.close()
             if self._stopped:
                 raise ProcessUnavailable(f"group {self._group.name}: stopping")
-        child = self._starter.submit(_Child, self._setup).result()
+        try:
+            child = self._starter.submit(_Child, self._setup).result()
+        except OSError as error:  # no memory, no room for a process or its pipe: not the record's fault
+            raise ProcessUnavailable(
+                f"group {self._group.name}: a handler's process cannot be started: {error.strerror}",
+                remedy="see the machine's memory, and its limits on processes and open files",
+                retryable=True,
+            ) from error
         with self._lock:
             self._all.add(child)
         try:
@@ -129,13 +136,13 @@ class _Child:
 
     def __init__(self, setup: bytes) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ours, theirs:
             fd = theirs.fileno()
             code = f"import sys; sys.path[:] = {sys.path!r}; from pipeline.worker.child import main; main({fd})"
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code], pass_fds=(fd,), stdin=subprocess.DEVNULL, start_new_session=True
             )
-        self._connection = Connection(ours.detach())
+            self._connection = Connection(ours.detach())
         self._setup = setup
 
     @property

@@ -22,7 +22,9 @@ from pipeline.record import Record
 from pipeline.report import Child, Entry, JobCancelled
 from pipeline.testing import Harness
 from pipeline.worker import Limits
+from pipeline.worker.mishaps import ProcessUnavailable
 from pipeline.worker.processes import Processes
+from pipeline.worker.settlement import Wait, settle
 
 
 @pytest.fixture
@@ -136,6 +138,23 @@ def test_what_no_process_could_import_or_share_is_refused(app: Pipeline) -> None
 
         @app.job(Local, process=True)
         def local(job: Local, ctx: Context) -> None: ...
+
+
+def test_where_no_process_can_be_started_the_record_waits_and_no_attempt_is_counted(
+    app: Pipeline, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cruncher: Any = sys.modules["cruncher"]
+    (group,) = app.groups.values()
+    processes = Processes(group)
+    handler = group.handlers[0]
+    context = Context(Record("t", 0, 0, b"k", b"", [], 0), {}, "Crunch", group.name, None)
+    monkeypatch.setattr(sys, "executable", str(folder / "nothing"))
+    try:
+        with pytest.raises(ProcessUnavailable, match="cannot be started") as raised:
+            processes.call_of(handler)(cruncher.Crunch(what="well"), context)
+    finally:
+        processes.stop(5)
+    assert isinstance(settle(raised.value, handler, attempt=1, waited=0, decoding=False), Wait)
 
 
 def test_what_a_handler_tells_of_its_job_comes_back_and_its_cancellation_arrives(app: Pipeline, folder: Path) -> None:
