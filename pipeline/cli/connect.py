@@ -39,7 +39,7 @@ def diff(context: click.Context, paths: tuple[str, ...], output: str) -> None:
       pipeline connector diff connectors/
     """
     with stage.open_connect(Settings.load()) as connect:
-        plans = deployment.plan(stage.read_connectors(paths), connect)
+        plans = deployment.plan(stage.for_connect(paths), connect)
     _print_plans(plans, output)
     context.exit(2 if any(one.action != "unchanged" for one in plans) else 0)
 
@@ -80,7 +80,7 @@ def deploy(
       pipeline connector render connectors/outbox.json -o json | pipeline connector deploy -
     """
     with stage.open_connect(Settings.load()) as connect:
-        plans = deployment.plan(stage.read_connectors(paths), connect)
+        plans = deployment.plan(stage.for_connect(paths), connect)
         if not allow_plain_secrets:
             deployment.plain_secrets(plans)
         unknown = stage.strangers(connect, plans, label) if prune else []
@@ -285,7 +285,7 @@ def render(paths: tuple[str, ...], output: str, cluster: str, secret: str) -> No
       pipeline connector render connectors/outbox.json --cluster events --secret shop/postgres | kubectl apply -f -
       pipeline connector render connectors/outbox.json -o json
     """
-    found = stage.read_connectors(paths)
+    found = stage.for_connect(paths)
     if output == "strimzi":
         documents = [stage.kafka_connector(one, cluster=cluster, secret=secret) for one in found]
         click.echo("\n---\n".join(as_yaml(document) for document in documents))

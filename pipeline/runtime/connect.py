@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,15 +21,17 @@ from pipeline.errors import ConfigError
 
 __all__ = [
     "check",
+    "for_connect",
     "kafka_connector",
     "names",
     "open_connect",
     "plain",
-    "read_connectors",
     "states",
     "strangers",
     "waiting_for",
 ]
+
+log = logging.getLogger(__name__)
 
 LABEL = "pipeline.label"  # of a connector's configuration: whose it is
 
@@ -46,9 +49,23 @@ def open_connect(settings: Settings) -> Iterator[Connect]:
         yield connect
 
 
-def read_connectors(paths: Sequence[str]) -> list[Connector]:
-    """Read connector files, folders and ``-``. Raises ConfigError."""
-    return connectors(paths, sys.stdin)
+def for_connect(paths: Sequence[str]) -> list[Connector]:
+    """Read the connectors of files, folders and ``-`` that Kafka Connect can run: none that is polled.
+
+    Such a file is passed over in a folder. Raises ConfigError for one that is named, and for what is no connector.
+    """
+    found = []
+    for one in connectors(paths, sys.stdin):
+        if one.config.get("pipeline.capture", "wal").strip().lower() != "polling":
+            found.append(one)
+        elif one.source in paths:
+            raise ConfigError(
+                f"{one.source}: pipeline.capture: polling is for the native relay: Debezium would read the WAL",
+                remedy=f"pipeline connector run {one.source}; or take the key out",
+            )
+        else:
+            log.warning("%s is passed over: pipeline.capture=polling is for the native relay", one.source)
+    return found
 
 
 def names(words: Sequence[str]) -> list[str]:
@@ -56,13 +73,13 @@ def names(words: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for word in words:
         held = word == "-" or word.endswith(".json") or ("/" in word and Path(word).is_dir())
-        found.update(dict.fromkeys([one.name for one in read_connectors([word])] if held else [word]))
+        found.update(dict.fromkeys([one.name for one in connectors([word], sys.stdin)] if held else [word]))
     return list(found)
 
 
 def check(settings: Settings, paths: Sequence[str], *, ignore_unknown: bool = False) -> list[Connector]:
     """Let Kafka Connect check connector files; nothing is changed. Raises ConfigError naming file and keys."""
-    found = read_connectors(paths)
+    found = for_connect(paths)
     with open_connect(settings) as connect:
         deployment.check(deployment.plan(found, connect), connect, ignore_unknown=ignore_unknown)
     return found

@@ -61,7 +61,10 @@ def diagnose(
     if app is not None:
         yield from _asked("kafka", "topics", lambda: _declared(app, settings))
     yield from _asked("registry", "registry", lambda: _registry(settings))
-    if url := connect_url(settings):
+    url = connect_url(settings)
+    if url and asked.capture.polls:
+        yield from _asked("connect", "Kafka Connect", lambda: _not_on_connect(url, name))
+    elif url:
         yield from _asked("connect", "Kafka Connect", lambda: _connect(url, Connector(name, texts, str(file))))
 
 
@@ -173,6 +176,16 @@ def _registry(settings: Settings) -> list[Finding]:
         )
         found.append(Finding("registry", "mode", "problem", f"{mode}: schemas cannot be pushed", fix))
     return found
+
+
+def _not_on_connect(url: str, name: str) -> list[Finding]:
+    """Who polls is a native relay: a connector of that name would publish each row once more."""
+    with closing(Connect(url)) as connect:
+        state = connect.state(name)
+    if state is None:
+        return []
+    fix = f"pipeline connector stop {name}: the relay that polls takes its slot over"
+    return [Finding("connect", f"connector {name}", "problem", f"{state.summary}, and its table is to be polled", fix)]
 
 
 def _connect(url: str, connector: Connector) -> list[Finding]:

@@ -408,6 +408,27 @@ def test_files_that_are_no_connectors_are_named_before_anybody_is_asked(
             assert told in failed.stderr
 
 
+def test_a_file_that_is_polled_is_not_for_connect_and_passed_over_in_a_folder(
+    file: Path, prefix: str, pipeline: CommandLine, tmp_path: Path, database: Database
+) -> None:
+    folder = tmp_path / "connectors"
+    folder.mkdir()
+    file = file.rename(folder / file.name)
+    polled = connector_file(folder, f"{prefix}-polled", **{"pipeline.capture": "polling", "slot.name": prefix})
+    for words in (("deploy",), ("diff",), ("validate", "--connect"), ("render",)):
+        refused = pipeline("connector", *words, str(polled))
+        assert refused.code == 1, words
+        assert f"{polled}: pipeline.capture: polling is for the native relay" in refused.stderr
+    assert pipeline("connector", "diff", str(folder)).stdout.splitlines()[0] == f"{prefix}: create"
+    assert pipeline("connector", "deploy", str(folder)).code == 0
+    assert pipeline("connector", "status", f"{prefix}-polled").code == 1
+    changed(file, **{"pipeline.capture": "polling", "database.dbname": database.name})
+    (told,) = [
+        one for one in json.loads(pipeline("doctor", str(file), "-o", "json").stdout) if one["area"] == "connect"
+    ]
+    assert told["fix"].startswith(f"pipeline connector stop {prefix}")
+
+
 def test_validate_takes_folders_and_standard_input_and_looks_at_all(
     alone: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

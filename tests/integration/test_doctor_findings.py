@@ -16,7 +16,7 @@ from relays import connector_file, insert
 from servers import Database, Topics
 
 from pipeline.config import Settings
-from pipeline.postgres import migrations
+from pipeline.postgres import migrations, poll_position
 from pipeline.postgres.diagnosis.providers import provider_of
 from pipeline.runtime.doctor import diagnose
 
@@ -285,3 +285,19 @@ def test_a_table_that_is_polled_needs_no_logical_decoding_but_an_index(
     run(conn, finding(pipeline, file, check=table)["fix"].partition(";")[0])
     assert findings(pipeline, file, check=table) == []
     assert table in checks
+
+    def told(name: str) -> tuple[str, str]:
+        (one,) = [one for one in json.loads(pipeline("doctor", str(file), "-o", "json").stdout) if one["check"] == name]
+        return one["level"], one["found"]
+
+    assert told(f"position of {prefix}")[0] == "note"
+    conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (prefix,))
+    assert told(f"slot {prefix}") == ("note", "is there: the relay that polls takes it over, and drops it")
+    assert told("replication")[0] == "ok"  # which that needs
+    conn.execute("SELECT pg_drop_replication_slot(%s)", (prefix,))
+    poll_position.begin(conn, prefix)
+    assert told(f"position of {prefix}")[0] == "warning"
+    poll_position.try_lock(conn, prefix)
+    assert told(f"position of {prefix}") == ("ok", "a relay polls")
+    conn.execute("UPDATE pipeline.poll_position SET system_id = '1'")
+    assert "is of another server" in told(f"position of {prefix}")[1]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 
 from pipeline.finding import Finding
-from pipeline.postgres.diagnosis import failover, rights, server, slots, tables
+from pipeline.postgres.diagnosis import failover, polling, rights, server, slots, tables
 from pipeline.postgres.diagnosis.look import Capture, Look
 from pipeline.postgres.diagnosis.providers import PROVIDERS
 from pipeline.postgres.diagnosis.sample import Retained, retained
@@ -33,7 +33,9 @@ def examine(
             yield from server.examine(look, now)
             yield from rights.examine(look)
             yield from tables.examine(look)
-            if not capture.polls:
+            if capture.polls:
+                yield from polling.examine(look)
+            else:
                 yield from slots.examine(look)
                 yield from failover.examine(look)
     except psycopg.Error as error:

@@ -17,7 +17,7 @@ _RELAY = "pipeline_relay"  # whose grants a connector's user needs, whatever its
 def examine(look: Look) -> Iterator[Finding]:
     """Yield findings about replication, the schema's version, and the grants of each role that uses the schema."""
     role = look.one(_ROLE)
-    if not look.capture.polls:
+    if not look.capture.polls or _takes_over(look):
         yield judged(
             "replication",
             "ok" if role["may"] else "problem",
@@ -39,6 +39,12 @@ def examine(look: Look) -> Iterator[Finding]:
         user = look.row(_USER, known)
         if user is not None and user["uses"]:
             yield _granted(look, known, user["role"], known)
+
+
+def _takes_over(look: Look) -> bool:
+    """Tell whether a relay that polls finds a slot, which it reads first."""
+    there = look.one("SELECT to_regclass('pipeline.poll_position') IS NOT NULL AS there")["there"]
+    return bool(there) and look.row(_LEFT, look.capture.slot) is not None
 
 
 def _granted(look: Look, name: str, quoted: str, like: str) -> Finding:
@@ -64,6 +70,10 @@ _ROLE = """
 SELECT current_user::text AS name, quote_ident(current_user) AS role, rolreplication OR rolsuper OR EXISTS (
     SELECT FROM pg_roles r WHERE r.rolname = 'rds_replication' AND pg_has_role(r.oid, 'MEMBER')) AS may
 FROM pg_roles WHERE rolname = current_user
+"""
+_LEFT = """
+SELECT FROM pg_replication_slots s WHERE slot_name = %s AND database = current_database()
+AND NOT EXISTS (SELECT FROM pipeline.poll_position p WHERE p.slot = slot_name)
 """
 # roles belong to the whole server: one that may not use the schema here is of another database
 _USER = """
