@@ -23,12 +23,16 @@ LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One line of the catalogue. The unit stands at the end of the name, as Prometheus wants it."""
+    """One line of the catalogue. The unit stands at the end of the name, as Prometheus wants it.
+
+    ``together`` says what several processes of one command make of a gauge.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
+    together: Literal["sum", "max"] = "sum"
 
 
 CATALOGUE: dict[str, Metric] = {
@@ -85,7 +89,7 @@ CATALOGUE: dict[str, Metric] = {
             ("group", "type"),
         ),
         Metric("pipeline_in_flight_records", "gauge", "Records delivered and not yet settled", ("group",)),
-        Metric("pipeline_oldest_in_flight_seconds", "gauge", "Age of the oldest attempt in flight", ("group",)),
+        Metric("pipeline_oldest_in_flight_seconds", "gauge", "Age of the oldest attempt in flight", ("group",), "max"),
         Metric("pipeline_held_back_keys", "gauge", "Keys that wait for an attempt in place", ("group",)),
         Metric(
             "pipeline_paused_partitions",
@@ -98,6 +102,7 @@ CATALOGUE: dict[str, Metric] = {
             "gauge",
             "Breaker of a handler: 0 closed, 1 half open, 2 open",
             ("group", "type"),
+            "max",
         ),
         Metric("pipeline_breaker_opened_total", "counter", "How often a handler's breaker opened", ("group", "type")),
         Metric(
@@ -130,8 +135,15 @@ CATALOGUE: dict[str, Metric] = {
         ),
         Metric("pipeline_registry_errors_total", "counter", "Calls to the schema registry that failed", ("role",)),
         Metric("pipeline_ready", "gauge", "1 when the process does its work", ("role",)),
+        Metric("pipeline_worker_processes", "gauge", "Worker processes that run, of --processes"),
+        Metric("pipeline_worker_restarts_total", "counter", "Worker processes that ended by themselves"),
+        Metric("pipeline_worker_cpu_seconds_total", "counter", "CPU time of a worker process", ("process",)),
+        Metric("pipeline_worker_memory_bytes", "gauge", "Resident memory of a worker process", ("process",)),
     )
 }
+
+
+_LIVE: dict[str, Literal["livesum", "livemax"]] = {"sum": "livesum", "max": "livemax"}
 
 
 class Meter(Protocol):
@@ -226,12 +238,13 @@ class PrometheusMeter:
                 if metric.kind != kind:
                     raise KeyError(f"{name} is a {metric.kind}")
                 collector: Any
+                of = (name, metric.help, metric.labels)
                 if kind == "histogram":
-                    collector = Histogram(name, metric.help, metric.labels, registry=self._registry, buckets=LATENCY_S)
+                    collector = Histogram(*of, registry=self._registry, buckets=LATENCY_S)
+                elif kind == "gauge":
+                    collector = Gauge(*of, registry=self._registry, multiprocess_mode=_LIVE[metric.together])
                 else:
-                    collector = (Counter if kind == "counter" else Gauge)(
-                        name, metric.help, metric.labels, registry=self._registry
-                    )
+                    collector = Counter(*of, registry=self._registry)
                 made[name] = collector
             return made[name]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 
@@ -13,7 +15,9 @@ from pipeline.cli.output import output_option, print_rows, say
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.runtime.load import load_app
-from pipeline.runtime.worker import Place, lag_of, reset, run_worker
+from pipeline.runtime.member import supervised
+from pipeline.runtime.supervisor import supervise
+from pipeline.runtime.worker import Place, counts_elsewhere, lag_of, reset, run_worker
 
 __all__ = ["consumer"]
 
@@ -29,9 +33,12 @@ def consumer() -> None:
 @click.option("--queue", "queues", multiple=True, help="A queue of jobs; may be repeated. Neither: all of them.")
 @click.option("--concurrency", type=click.IntRange(1, 10_000), default=16, show_default=True, help="Attempts at once.")
 @click.option("--drain-timeout", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds, at SIGTERM.")
+@click.option("--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="Worker processes.")
+@click.option("--instance-id", help="Static membership: a name that stays over restarts, one for each worker.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz; 0: free port.")
 @click.option("-X", "options", multiple=True, metavar="KEY=VALUE", help="Pass a setting to librdkafka.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.option("--supervised", "member", type=(int, int), hidden=True, help="Its number, and the pipe's descriptor.")
 @click.pass_context
 def run(
     context: click.Context,
@@ -40,34 +47,58 @@ def run(
     queues: tuple[str, ...],
     concurrency: int,
     drain_timeout: float,
+    processes: int,
+    instance_id: str | None,
     metrics_port: int | None,
     options: tuple[str, ...],
     log_level: str,
+    member: tuple[int, int] | None,
 ) -> None:
     """Handle events and jobs until SIGTERM or SIGINT, which drain; a second one ends at once.
 
+    --processes runs as many workers under one supervisor, each with --concurrency. One that crashes is started again;
+    when it does so ten times in succession all end, with 1.
+
     \b
     Example:
-      pipeline consumer run shop:app --group billing --queue email --metrics-port 9102
+      pipeline consumer run shop:app --group billing --queue email --metrics-port 9102 --processes 4
 
     Logs are JSON on stderr. Exit codes: 0 stopped and drained, 1 it cannot go on, and why, 2 stopped while handlers
     were still running: their records are handled again.
     """
     log.configure(log_level)
-    with ending() as (until, at_once):
-        drained = run_worker(
-            load_app(app),
-            groups=groups,
-            queues=queues,
-            settings=Settings.load(),
-            concurrency=concurrency,
-            drain_timeout_s=drain_timeout,
-            metrics_port=metrics_port,
-            until=until,
-            at_once=at_once,
-            options=_pairs(options),
-            on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
-        )
+    given = _pairs(options)
+    if instance_id is not None:
+        given["group.instance.id"] = instance_id
+    number, fd = member or (1, None)
+    with ending() as (until, at_once), supervised(fd, until, at_once) as on_state:
+        loaded = load_app(app) if processes == 1 else None
+        if loaded is None or (metrics_port is not None and counts_elsewhere(loaded, groups, queues)):
+            drained = supervise(
+                _command(context, given.get("group.instance.id")),
+                processes=processes,
+                drain_timeout_s=drain_timeout,
+                metrics_port=metrics_port,
+                until=until,
+                at_once=at_once,
+                on_port=_say_port,
+            )
+        else:
+            drained = run_worker(
+                loaded,
+                groups=groups,
+                queues=queues,
+                settings=Settings.load(),
+                concurrency=concurrency,
+                drain_timeout_s=drain_timeout,
+                metrics_port=metrics_port,
+                until=until,
+                at_once=at_once,
+                options=given,
+                number=number,
+                on_port=_say_port,
+                on_state=on_state,
+            )
     context.exit(0 if drained else 2)
 
 
@@ -111,6 +142,30 @@ def reset_(group: str, to: str, topics: tuple[str, ...], partition: int | None, 
     moves = reset(Settings.load(), group, _place(to), topics=topics, partition=partition, execute=execute)
     print_rows([asdict(move) for move in moves], output)
     say("done" if execute else "nothing was changed: add --execute")
+
+
+_SUPERVISORS = frozenset({"processes", "instance_id", "metrics_port", "member"})
+
+
+def _command(context: click.Context, instance_id: str | None) -> Callable[[int], list[str]]:
+    """Return the command of a worker process by its number: this one, with an instance id of its own."""
+    words = [sys.executable, "-m", "pipeline", "consumer", "run", context.params["app"]]
+    for option in context.command.params:
+        value = context.params.get(option.name or "")
+        if isinstance(option, click.Option) and option.name not in _SUPERVISORS and value is not None:
+            words += [word for one in (value if option.multiple else [value]) for word in (option.opts[0], str(one))]
+
+    def command(number: int) -> list[str]:
+        if instance_id is None:
+            return [*words, "--supervised"]
+        own = f"{instance_id}-{number}" if context.params["processes"] > 1 else instance_id
+        return [*words, "--instance-id", own, "--supervised"]
+
+    return command
+
+
+def _say_port(port: int) -> None:
+    click.echo(f"metrics and probes on port {port}", err=True)
 
 
 def _place(text: str) -> Place:

@@ -89,6 +89,7 @@ class GroupConsumer:
         self._listener: Listener | None = None
         self._starts: dict[str, Start] = {}
         self._closing = False
+        self._static = "group.instance.id" in options
         classic = options.get("group.protocol", "classic") == "classic"
         if classic and options.get("partition.assignment.strategy", "cooperative-sticky") != "cooperative-sticky":
             raise ConfigError(
@@ -172,9 +173,12 @@ class GroupConsumer:
                 raise translate(partition.error, f"commit of {partition.topic} [{partition.partition}]")
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group; a static member (``group.instance.id``) stays in it, for who comes in its place."""
         self._closing = True
         try:
+            if not self._static and not self._consumer.assignment():
+                # closing alone would not say it to the broker, and a rebalance would wait for this member
+                self._consumer.unsubscribe()
             self._consumer.close()
         except KafkaException as raised:
             raise translate(raised.args[0], f"leaving group {self._group}") from raised
@@ -325,7 +329,7 @@ class GroupConsumer:
                 remedy="see what retention deleted, then set the offset: pipeline consumer reset",
             )
         if error.fatal() or error.code() in _FINAL:
-            raise BrokerError(translated.what, remedy=translated.remedy)
+            raise translated
         self._tell(translated)
         return False
 

@@ -23,6 +23,7 @@ _REFUSALS = frozenset(
     }
 )
 
+_TWO_OF_ONE = "another process runs with this --instance-id: give each process of the group its own"
 # code → (retryable, what to do)
 _TABLE: dict[int, tuple[bool, str]] = {
     KafkaError.UNKNOWN_TOPIC_OR_PART: (True, "create the topic: pipeline topics apply"),
@@ -39,6 +40,8 @@ _TABLE: dict[int, tuple[bool, str]] = {
     KafkaError._RESOLVE: (True, "is bootstrap.servers right?"),  # noqa: SLF001
     KafkaError._GAPLESS_GUARANTEE: (True, "all that was not acknowledged is sent again"),  # noqa: SLF001
     KafkaError._FATAL: (True, "all that was not acknowledged is sent again"),  # noqa: SLF001
+    KafkaError.FENCED_INSTANCE_ID: (False, _TWO_OF_ONE),
+    KafkaError.UNRELEASED_INSTANCE_ID: (True, f"{_TWO_OF_ONE}; or wait until the one before has timed out"),
     KafkaError._INVALID_ARG: (False, "correct the setting or argument"),  # noqa: SLF001
     KafkaError.POLICY_VIOLATION: (False, "ask whoever runs the broker for its policy"),
     KafkaError.TOPIC_ALREADY_EXISTS: (False, "the topic is there already"),
@@ -56,8 +59,17 @@ def refuses_record(error: KafkaError) -> bool:
 
 def translate(error: KafkaError, where: str) -> BrokerError:
     """Return the BrokerError for a vendor error; ``where`` is the topic, group or server that it is about."""
-    retryable, remedy = _TABLE.get(error.code(), (error.code() not in _REFUSALS, ""))
+    retryable, remedy = _TABLE.get(_cause(error), (error.code() not in _REFUSALS, ""))
     return BrokerError(f"Kafka: {where}: {error.str()} ({error.name()})", remedy=remedy, retryable=retryable)
+
+
+def _cause(error: KafkaError) -> int:
+    """Return the code behind a fatal error, which has it in its text only."""
+    causes = (KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID)
+    code = error.code()
+    if code == KafkaError._FATAL:  # noqa: SLF001
+        return next((cause for cause in causes if KafkaError(cause).str() in error.str()), code)
+    return code
 
 
 def misconfigured(error: Exception, client: str) -> BrokerError:

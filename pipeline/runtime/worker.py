@@ -5,6 +5,7 @@ And how far the groups are.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from pipeline.app import Pipeline
 from pipeline.codec import Decoder
@@ -30,13 +31,16 @@ from pipeline.postgres.inbox import Inbox
 from pipeline.postgres.jobs import JobRows
 from pipeline.probes import Readiness, serve
 from pipeline.registry.client import RegistrySchemas
+from pipeline.runtime.tally import FOLDER, Together
+from pipeline.runtime.usage import Usage
 from pipeline.surroundings import State, enter
 from pipeline.worker import Limits, Worker
 from pipeline.worker.journal import Control, Journal
 
-__all__ = ["Place", "lag_of", "reset", "run_worker", "selected_groups"]
+__all__ = ["Place", "counts_elsewhere", "lag_of", "reset", "run_worker", "selected_groups"]
 
 _LOOK_S = 0.2
+_HURRY_S = 3.0  # a commit waits for the broker, however long a rebalance holds up its answer
 _CONSUMER_ONLY = frozenset(
     {
         "group.protocol",
@@ -75,6 +79,12 @@ def selected_groups(app: Pipeline, groups: Sequence[str] = (), queues: Sequence[
     return [known[name] for name in dict.fromkeys(names)]
 
 
+def counts_elsewhere(app: Pipeline, groups: Sequence[str] = (), queues: Sequence[str] = ()) -> bool:
+    """Whether handlers run in processes of their own, and nobody has said where these count."""
+    chosen = selected_groups(app, groups, queues)
+    return FOLDER not in os.environ and any(handler.process for group in chosen for handler in group.handlers)
+
+
 def run_worker(
     app: Pipeline,
     *,
@@ -87,12 +97,16 @@ def run_worker(
     until: threading.Event,
     at_once: threading.Event | None = None,
     options: Mapping[str, str] | None = None,
+    number: int = 1,
     on_port: Callable[[int], None] = lambda _port: None,
+    on_state: Callable[[dict[str, object]], None] = lambda _state: None,
 ) -> bool:
     """Run workers until ``until`` is set, then drain; tell whether all handlers had ended when they stopped.
 
     ``at_once`` ends the drain too. ``metrics_port`` serves metrics and probes (0: any free port, told to
-    ``on_port``); ``options`` are librdkafka settings. Raises PipelineError: what one worker cannot go on from ends all.
+    ``on_port``); ``options`` are librdkafka settings; ``number`` is this process's among those of one supervisor,
+    and ``on_state`` hears, again and again, what the readiness probe would say. Raises PipelineError: what one worker
+    cannot go on from ends all.
     """
     chosen = selected_groups(app, groups, queues)
     registry = CollectorRegistry()
@@ -117,22 +131,34 @@ def run_worker(
         for group, journal in ((one, _journal(app, one, rows, readiness, limits)) for one in chosen)
     ]
     if metrics_port is not None:
-        on_port(serve(registry, readiness.state, metrics_port))
+        on_port(serve(Together(registry, REGISTRY), readiness.state, metrics_port))
     readiness.ready()
+    usage = Usage(meter, number)
+
+    def report() -> None:
+        now = readiness.state()
+        if metrics_port is not None:  # else a supervisor tells it, of all
+            meter.set("pipeline_ready", 1 if now["ready"] else 0, role="worker")
+        usage.report()
+        on_state(now)
+
     try:
         for run in runs:
             run.start()
         while not until.wait(_LOOK_S) and all(run.is_alive() for run in runs):
-            meter.set("pipeline_ready", 1 if readiness.state()["ready"] else 0, role="worker")
+            report()
     finally:
         for run in runs:
             run.worker.stop()
-        while any(run.is_alive() for run in runs):
+        give_up_s = math.inf
+        while any(run.is_alive() for run in runs) and time.monotonic() < give_up_s:
             if at_once is not None and at_once.is_set():
+                give_up_s = min(give_up_s, time.monotonic() + _HURRY_S)
                 for run in runs:
                     run.worker.stop(hurry=True)
             for run in runs:
                 run.join(_LOOK_S)
+            report()
         schemas.close()
         if rows is not None:
             rows.close()

@@ -24,6 +24,7 @@ class Gauges:
         self._meter = meter
         self._routes = routes
         self._settled: Counter[str] = Counter()
+        self._topics: set[str] = set()  # whose lag was told
 
     def settled(self, outcome: str, count: int) -> None:
         """Count records by what became of them."""
@@ -59,10 +60,11 @@ class Gauges:
         for reason in _REASONS:
             count = sum(reason in one.paused for one in assigned.values())
             meter.set("pipeline_paused_partitions", count, group=group, reason=reason)
-        lags: Counter[str] = Counter()
+        lags = Counter(dict.fromkeys(self._topics, 0))  # what was taken away is another worker's to tell
         for partition, one in assigned.items():
             behind = max(0, ends.get(partition, 0) - one.watermark.position)
             lags[one.topic] += 0 if "tier" in one.paused else behind  # what is not due does not count
+        self._topics.update(lags)
         for topic, lag in lags.items():
             meter.set("pipeline_lag_records", lag, group=group, topic=topic)
 

@@ -78,10 +78,6 @@ class Broker:
         for done in admin.create_topics([NewTopic(topic, partitions, 1)], operation_timeout=60).values():
             done.result(60)
 
-    def delete(self, *topics: str) -> None:
-        for done in AdminClient(self.options).delete_topics(list(topics)).values():
-            done.result(60)
-
     def put(
         self,
         topic: str,
@@ -148,6 +144,16 @@ class Broker:
             return sum(max(0, partition.offset) for partition in found)
         finally:
             consumer.close()
+
+
+def members(broker: Broker, group: str) -> dict[str, int]:
+    """The instance or member ids of a group's members, and how many partitions each has."""
+    admin = AdminClient(broker.options)
+    found = admin.describe_consumer_groups([group])[group].result(10)
+    return {
+        one.group_instance_id or one.member_id: len(one.assignment.topic_partitions if one.assignment else ())
+        for one in found.members
+    }
 
 
 class Watched(Readiness):
