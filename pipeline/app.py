@@ -140,7 +140,7 @@ class Pipeline(Declarations):
 
     def edit(self, job_id: UUID | str, job: Job) -> Steps[None]:
         """Give a delayed job other arguments: ``app.run(conn, app.edit(job_id, job))``. Raises JobError if it left."""
-        return replace_payload(job_id, self._wanted(job, Options()), self._schema_ids)
+        return replace_payload(job_id, self._wanted(job, Options()), self.outbox, self._schema_ids)
 
     def tick(self, name: str) -> Steps[UUID]:
         """Make a tick of a schedule now: ``app.run(conn, app.tick("nightly"))``. Raises ConfigError for none."""

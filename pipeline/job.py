@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 from uuid import UUID
 
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import ConfigError, JobError, SchemaError
 from pipeline.event import Job
 from pipeline.outbox import Envelope, Outbox, SchemaIds, Statement, Steps
 from pipeline.retry import RetryPolicy
@@ -43,6 +44,7 @@ _LONGEST_S = 100 * 366 * 86_400
 _TAGS = 32
 _TAG_CHARS = 100
 _KEY_CHARS = 500
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,8 @@ def store_jobs(orders: Sequence[Wanted], outbox: Outbox, schema_ids: SchemaIds) 
         topic = priority_topic(order.queue, order.options.priority)
         envelope = Envelope(order.job, topic, order.options.row_headers, order.options.traceparent)
         rows[order.id] = (_WAITING_ROOM if _later(order) else outbox).row(order.id, envelope, schema_id)
+        if _later(order):
+            _check_leaves(order, rows[order.id], outbox)
     keys = {order.id: _key(order) for order in orders}
     holders = yield from _claim([order for order in orders if keys[order.id]], keys)
     stored = [order for order in orders if holders.get(order.id, order.id) == order.id]
@@ -212,10 +216,11 @@ def store_jobs(orders: Sequence[Wanted], outbox: Outbox, schema_ids: SchemaIds) 
     return [holders.get(order.id, order.id) for order in orders]
 
 
-def replace_payload(job_id: UUID | str, order: Wanted, schema_ids: SchemaIds) -> Steps[None]:
+def replace_payload(job_id: UUID | str, order: Wanted, outbox: Outbox, schema_ids: SchemaIds) -> Steps[None]:
     """Give a job that has not left other arguments. Raises JobError where it left, or is of another type."""
     schema_id = yield from schema_ids.find(order.queue, type(order.job))
     row = _WAITING_ROOM.row(UUID(str(job_id)), Envelope(order.job, order.queue), schema_id)
+    _check_leaves(order, row, outbox)
     values = dict(zip(COLUMNS, row, strict=True))
     given = (values["payload"], values["aggregateid"], str(job_id), order.job.message_type.name)
     if not (yield Statement(_EDIT, [given], returns=True)):
@@ -226,6 +231,17 @@ def replace_payload(job_id: UUID | str, order: Wanted, schema_ids: SchemaIds) ->
 
 def _later(order: Wanted) -> bool:
     return bool(order.children or order.options.delay_s or order.options.run_at is not None)
+
+
+def _check_leaves(order: Wanted, row: Sequence[Any], outbox: Outbox) -> None:
+    """Refuse what could wait but not leave, and would keep all others from leaving: no jsonb holds U+0000."""
+    name = order.job.message_type.name
+    if outbox.payload != "json":
+        return
+    if order.job.message_type.format != "json":
+        raise ConfigError(f"{name}: {outbox.schema}.{outbox.table} holds JSON", remedy='declare it with format="json"')
+    if _NUL.search(row[COLUMNS.index("payload")]):
+        raise SchemaError(f"{name}: holds the character U+0000, which no jsonb can", remedy="leave it out")
 
 
 def _time(order: Wanted) -> tuple[str | None, float]:

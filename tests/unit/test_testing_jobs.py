@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipeline import Context, Job, Pipeline, Reject, RetryPolicy, jobs
+from pipeline import Context, Job, Outbox, Pipeline, Reject, RetryPolicy, jobs
 from pipeline.definition import Rate
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import ConfigError, JobError, SchemaError
 from pipeline.flow import Flow, batch, chain
 from pipeline.job import OnFailure, Unique
 from pipeline.schedule import Tick
@@ -303,3 +303,27 @@ def test_what_is_left_open_is_named(harness: Harness) -> None:
     harness.enqueue(Mail(address="a"), delay_s=7200)
     with pytest.raises(NotIdle, match="delayed"):
         harness.run_until_idle(limit_s=60)
+
+
+def test_what_could_wait_but_never_leave_for_a_json_outbox_is_refused_when_it_is_enqueued() -> None:
+    class Note(Job, queue="notes", format="json"):
+        text: str
+
+    class Coded(Job, queue="notes"):
+        text: str
+
+    app = Pipeline("shop", topic_prefix="", outbox=Outbox("public", "event_log", payload="json"))
+    handled: list[str] = []
+    app.job(Note)(lambda job, ctx: handled.append(job.text))
+    app.register(Coded)
+    harness = Harness(app)
+    for text in ("a\0b", "\\\0"):
+        with pytest.raises(SchemaError, match="U\\+0000"):
+            harness.enqueue(Note(text=text), delay_s=5)
+    with pytest.raises(ConfigError, match="holds JSON"):
+        harness.enqueue(Coded(text="a"), delay_s=5)
+    told = harness.enqueue(Note(text="says \\u0000"), delay_s=5)
+    with pytest.raises(SchemaError):
+        harness.run(app.edit(told, Note(text="\0")))
+    harness.run_until_idle()
+    assert handled == ["says \\u0000"]
