@@ -222,7 +222,7 @@ class PollingSource:
         """Begin behind what is stored. A target that was half read is read on: its rows, its order."""
         self._stored = stored
         self._taken = stored.taken
-        self._target, self._after = None, _BELOW
+        self._target, self._after, self._handed_out = None, _BELOW, 0
         if stored.target is not None:
             self._target = _Target(stored.target, -1, _BELOW, 0)
             self._after = _BELOW if stored.seq is None else stored.seq
