@@ -69,7 +69,8 @@ def deploy(
     confirm: tuple[str, ...],
     output: str,
 ) -> None:
-    """Bring connector files to Kafka Connect: check, plan, one PUT for each that differs, wait until all of it runs.
+    """Bring connector files to Kafka Connect, and wait until all run. Checks, plans, and makes one PUT for each that
+    differs.
 
     Secrets must be references that Connect resolves: ${env:NAME}, ${file:path:key}.
 
@@ -171,7 +172,7 @@ def _action(name: str, what: Command, text: str) -> click.Command:
 @click.option("--only-failed", is_flag=True, help="Only connector and tasks that have failed.")
 @_timeout
 def restart(names: tuple[str, ...], only_failed: bool, timeout_s: float) -> None:
-    """Start connectors and their tasks again, and wait until they run.
+    """Start connectors and their tasks again. Waits until they run.
 
     \b
     Example:
@@ -188,7 +189,7 @@ def restart(names: tuple[str, ...], only_failed: bool, timeout_s: float) -> None
 @click.option("--execute", is_flag=True, help="Do it. Without this nothing is done.")
 @_timeout
 def delete(names: tuple[str, ...], execute: bool, timeout_s: float) -> None:
-    """Delete connectors from Kafka Connect, and wait until they are gone. Their slots and offsets stay.
+    """Delete connectors, and wait until they are gone. Their slots and offsets stay.
 
     \b
     Example:
@@ -232,7 +233,8 @@ def get(name: str, output: str) -> None:
 @click.argument("file", type=click.File(encoding="utf-8"))
 @click.option("--execute", is_flag=True, help="Do it. Without this nothing is done.")
 def set_(name: str, file: Any, execute: bool) -> None:
-    """Replace offsets of a stopped connector by those of FILE (or -), as "offsets get" or Connect's own API has them.
+    """Replace offsets of a stopped connector by those of FILE (or -). FILE is as from "offsets get" or Connect's own
+    API.
 
     \b
     Example:
@@ -258,7 +260,7 @@ def set_(name: str, file: Any, execute: bool) -> None:
 @click.argument("name")
 @click.option("--execute", is_flag=True, help="Do it. Without this nothing is done.")
 def reset(name: str, execute: bool) -> None:
-    """Forget all offsets of a stopped connector: it begins as its snapshot.mode says.
+    """Forget all offsets of a stopped connector. It begins as its snapshot.mode says.
 
     \b
     Example:
@@ -278,7 +280,7 @@ def reset(name: str, execute: bool) -> None:
     "--secret", default="", metavar="NAMESPACE/NAME", help="Strimzi: the Secret that holds what ${env:…} names."
 )
 def render(paths: tuple[str, ...], output: str, cluster: str, secret: str) -> None:
-    """Print connector files as Strimzi's KafkaConnector manifests, or as JSON for a managed Connect.
+    """Print connector files for Kubernetes or a managed Connect. As Strimzi's KafkaConnector manifests, or as JSON.
 
     \b
     Example:
@@ -300,9 +302,9 @@ COMMANDS: tuple[click.Command, ...] = (
     deploy,
     list_,
     status,
-    _action("pause", "pause", "Let connectors do nothing, and wait until they do: tasks and slot stay."),
-    _action("resume", "resume", "Let paused or stopped connectors go on, and wait until they run."),
-    _action("stop", "stop", "End the tasks of connectors, and wait until they have ended: offsets and slot stay."),
+    _action("pause", "pause", "Let connectors do nothing, and wait until they do. Tasks and slot stay."),
+    _action("resume", "resume", "Let paused or stopped connectors go on. Waits until they run."),
+    _action("stop", "stop", "End the tasks of connectors, and wait until they have ended. Offsets and slot stay."),
     restart,
     delete,
     offsets,

@@ -22,7 +22,7 @@ _FILE = click.Path(path_type=Path)
 
 @click.group()
 def connector() -> None:
-    """Capture: run a connector file with the native relay, or deploy it to Kafka Connect."""
+    """Connector files: run by the native relay, or on Kafka Connect."""
 
 
 for _command in (*COMMANDS, reconcile):
@@ -36,7 +36,7 @@ for _command in (*COMMANDS, reconcile):
 @click.option("-X", "options", multiple=True, metavar="KEY=VALUE", help="Pass a setting to librdkafka.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 def run(file: Path, metrics_port: int | None, ignore_unknown: bool, options: tuple[str, ...], log_level: str) -> None:
-    """Publish the outbox to Kafka until SIGTERM or SIGINT, which drain; a second one ends at once.
+    """Publish the outbox to Kafka, natively, until SIGTERM. SIGTERM and SIGINT drain, a second one ends at once.
 
     Example: pipeline connector run connectors/outbox.json --metrics-port 9101
 
@@ -62,7 +62,7 @@ def run(file: Path, metrics_port: int | None, ignore_unknown: bool, options: tup
 @click.option("--connect", "by_connect", is_flag=True, help="Let Kafka Connect check them, as its plugins see them.")
 @click.pass_context
 def validate(context: click.Context, paths: tuple[str, ...], ignore_unknown: bool, by_connect: bool) -> None:
-    """Check connector files for the native relay, without any server: every key, every value, every reference.
+    """Check connector files for the native relay, without any server. Every key, every value, every reference.
 
     All files are looked at, also where one is wrong.
 

@@ -54,7 +54,7 @@ def run(
     log_level: str,
     member: tuple[int, int] | None,
 ) -> None:
-    """Handle events and jobs until SIGTERM or SIGINT, which drain; a second one ends at once.
+    """Handle events and jobs until SIGTERM. SIGTERM and SIGINT drain, a second one ends at once.
 
     --processes runs as many workers under one supervisor, each with --concurrency. One that crashes is started again;
     when it does so ten times in succession all end, with 1.
@@ -107,7 +107,8 @@ def run(
 @click.option("--group", "groups", multiple=True, help="Only this group (full name, or short with MODULE:APP).")
 @output_option
 def lag(app: str | None, groups: tuple[str, ...], output: str) -> None:
-    """Show committed and end offset and the lag, in records and seconds, of every partition, retry topics among them.
+    """Show how far groups are, in records and seconds. Lists committed and end offset of every partition, retry topics
+    among them.
 
     Without MODULE:APP: of all groups that the broker knows. Seconds are the age of the oldest record that is not
     committed. Exits with 0 however large the lag is.

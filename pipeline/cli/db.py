@@ -19,7 +19,7 @@ def db() -> None:
 @db.command()
 @click.option("--sql", is_flag=True, help="Print the SQL (with roles and grants) instead of running it.")
 def migrate(sql: bool) -> None:
-    """Bring the schema "pipeline" to the newest version, in one transaction.
+    """Bring the schema "pipeline" to the newest version. All of it happens in one transaction.
 
     \b
     Example:

@@ -26,7 +26,7 @@ __all__ = ["demo"]
 @output_option
 @click.pass_context
 def demo(context: click.Context, orders: int, keep: bool, data: Path | None, output: str) -> None:
-    """Place orders in transactions, break things, and show that nothing is lost.
+    """Place orders, break things, and show that nothing is lost.
 
     Starts PostgreSQL, Kafka and the schema registry on this machine, then relay and worker as processes of their own.
     Leaves nothing running unless --keep. Exits with 1 when an event was lost or a rolled-back one appeared.

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.local import terminal_progress
+from pipeline.cli.main import cli
 from pipeline.cli.output import say
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
@@ -31,9 +32,10 @@ _WIDTH = max(map(len, _COLOURS))
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="The relay's connector file.  [default: connectors/outbox.json]",
 )
+@click.option("--setup", is_flag=True, hidden=True, help="Only apply migrations, schemas and topics, and end.")
 @click.pass_context
-def dev(context: click.Context, app: str, reload: bool, keep: bool, connector: Path | None) -> None:
-    """Run an application with all that it needs, in one terminal, until Ctrl-C.
+def dev(context: click.Context, app: str, reload: bool, keep: bool, connector: Path | None, setup: bool) -> None:
+    """Run an application with all that it needs, until Ctrl-C.
 
     Starts PostgreSQL, Kafka and the schema registry on this machine where none are set, applies migrations, generates
     and pushes schemas, creates topics, and runs relay, scheduler and all groups and queues. At the end handlers finish
@@ -45,6 +47,8 @@ def dev(context: click.Context, app: str, reload: bool, keep: bool, connector: P
 
     Exit codes: 0 stopped by you, 1 a part could not go on, and why.
     """
+    if setup:
+        context.exit(_set_up(app))
     changes = _python_files() if reload else None
     until, at_once = threading.Event(), threading.Event()
 
@@ -57,6 +61,14 @@ def dev(context: click.Context, app: str, reload: bool, keep: bool, connector: P
             signal.signal(number, on_signal)
         well = run_dev(app, connector=connector, show=_show, until=until, at_once=at_once, changes=changes)
     context.exit(0 if well else 1)
+
+
+def _set_up(app: str) -> int:
+    """Do what needs the application's newest code, in this process alone: it is imported once. Return the exit code."""
+    for words in (["db", "migrate"], ["schema", "generate", app], ["schema", "push", app], ["topics", "apply", app]):
+        if code := cli.main(words, standalone_mode=False):
+            return int(code)
+    return 0
 
 
 def _show(name: str, line: str) -> None:

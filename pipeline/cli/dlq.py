@@ -157,7 +157,7 @@ def redrive(
     output: str,
     **choice: Any,
 ) -> None:
-    """Send dead letters back to their group alone, by its topic <group>.retry.0s, at their first attempt.
+    """Send dead letters back to their group alone. They go to its topic <group>.retry.0s, at their first attempt.
 
     What the capture side could not publish (<connector>.dlq) goes to its own topic: no group has read it yet.
 
@@ -205,7 +205,7 @@ def discard(
     output: str,
     **choice: Any,
 ) -> None:
-    """Mark dead letters as discarded: they are no longer listed as open, nor redriven. Their records stay.
+    """Mark dead letters as discarded. They are no longer listed as open, nor redriven; their records stay.
 
     Prints the plan; --execute does it.
 

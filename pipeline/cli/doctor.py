@@ -22,7 +22,8 @@ __all__ = ["doctor"]
 @output_option
 @click.pass_context
 def doctor(context: click.Context, file: Path, provider: str | None, app: str | None, output: str) -> None:
-    """Look at PostgreSQL, Kafka, the registry and Kafka Connect as a connector FILE needs them. Changes nothing.
+    """Look at the servers that a connector FILE needs. PostgreSQL, Kafka, the registry and Kafka Connect; nothing is
+    changed.
 
     Each finding comes with the SQL or command that mends it. Exits with 2 where there is a problem; warnings are no
     problem yet.

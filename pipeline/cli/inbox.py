@@ -14,7 +14,7 @@ __all__ = ["inbox"]
 
 @click.group()
 def inbox() -> None:
-    """The inbox: what handlers with inbox=True have done, so that a second delivery does nothing."""
+    """The inbox: what handlers with inbox=True have done."""
 
 
 @inbox.command()

@@ -125,7 +125,7 @@ def enqueue(
     expires: float | None,
     unique_key: str | None,
 ) -> None:
-    """Enqueue a job by its name, with arguments that its model checks. Prints its id.
+    """Enqueue a job by its name. Its model checks the arguments. Prints its id.
 
     \b
     Example:
@@ -144,7 +144,7 @@ def enqueue(
 @_execute
 @output_option
 def cancel(ids: tuple[str, ...], execute: bool, output: str, **which: Unpack[asked.Which]) -> None:
-    """Ask for the end of jobs: at once where they have not left yet, else by a worker within two seconds.
+    """Ask for the end of jobs. It comes at once where they have not left yet, else by a worker within two seconds.
 
     By ids, at once; or by filters: these show the plan, --execute does it.
 
@@ -174,7 +174,8 @@ def cancel(ids: tuple[str, ...], execute: bool, output: str, **which: Unpack[ask
 def retry(
     context: click.Context, ids: tuple[str, ...], execute: bool, output: str, **which: Unpack[asked.Which]
 ) -> None:
-    """Send dead or cancelled jobs to their queues again, from their first attempt, while their outbox rows are there.
+    """Send dead or cancelled jobs to their queues again. They begin at their first attempt; their outbox rows must be
+    there.
 
     By ids, at once; or by filters, of the dead ones where no state is given: these show the plan, --execute does it.
     Exits with 2 where some could not be sent.
@@ -226,7 +227,7 @@ def reschedule(job_id: str, delay: float | None, run_at: datetime | None) -> Non
 @click.argument("job_id", metavar="ID")
 @click.argument("arguments", metavar="JSON")
 def edit(app: str, job_id: str, arguments: str) -> None:
-    """Give a delayed job other arguments, all of them, which its model checks.
+    """Give a delayed job other arguments. All of them are given, and its model checks them.
 
     \b
     Example:
@@ -240,7 +241,7 @@ def edit(app: str, job_id: str, arguments: str) -> None:
 @_queue
 @_schedule
 def pause(queue: str | None, schedule: str | None) -> None:
-    """Let no job of a queue (its full name) begin; what runs goes on. Workers obey within two seconds.
+    """Let no job of a queue (its full name) begin. What runs goes on. Workers obey within two seconds.
 
     With --schedule: make no more ticks of it.
 
@@ -261,7 +262,7 @@ def pause(queue: str | None, schedule: str | None) -> None:
 @_queue
 @_schedule
 def resume(queue: str | None, schedule: str | None) -> None:
-    """Let jobs of a queue begin again; or make ticks of a schedule, from now on.
+    """Let jobs of a queue begin again, or ticks of a schedule.
 
     \b
     Example:
@@ -277,7 +278,7 @@ def resume(queue: str | None, schedule: str | None) -> None:
 @click.argument("app", metavar="MODULE:APP")
 @click.argument("name")
 def tick(app: str, name: str) -> None:
-    """Make a tick of a schedule now, beside those that its expression makes. Prints its job's id.
+    """Make a tick of a schedule now. It comes beside those that its expression makes. Prints its job's id.
 
     \b
     Example:
@@ -318,7 +319,7 @@ def policy() -> None:
 @click.argument("name")
 @output_option
 def explain(app: str, name: str, output: str) -> None:
-    """Print a job type's attempts: when, by which topic, and how long that topic keeps them.
+    """Print a job type's attempts. Tells when each comes, by which topic, and how long that topic keeps it.
 
     \b
     Example:

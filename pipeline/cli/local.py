@@ -38,7 +38,7 @@ data_option = click.option(
 @data_option
 @output_option
 def up(connect: bool, data: Path | None, output: str) -> None:
-    """Start PostgreSQL, Kafka and a schema registry on this machine, without Docker.
+    """Start PostgreSQL, Kafka and a schema registry, without Docker.
 
     They listen on loopback only, and run on after this command. What already runs is left alone. The first time
     215 MB are downloaded.

@@ -64,7 +64,7 @@ def status(context: click.Context, output: str) -> None:
 @click.option("--reveal", is_flag=True, help="Show personal data too.")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="Lines, or JSON lines.")
 def tail(app: str | None, last: int, follow: bool, reveal: bool, output: str) -> None:
-    """Show the newest rows, oldest first: id, time (UTC), topic, key, type, payload.
+    """Show the newest rows, oldest first. Columns are id, time (UTC), topic, key, type and payload.
 
     Personal fields are masked unless --reveal. A JSON payload needs MODULE:APP to know which these are; without it all
     of its values are masked.
@@ -98,7 +98,7 @@ def tail(app: str | None, last: int, follow: bool, reveal: bool, output: str) ->
 @click.option("--execute", is_flag=True, help="Delete. Without it, only say how many rows would go.")
 @output_option
 def prune(older_than: float, batch: int, wait: float, execute: bool, output: str) -> None:
-    """Delete rows that are past their retention and proven to be published.
+    """Delete rows that are proven to be published. Only those that are past their retention.
 
     A row goes once every relay's stored position is past a point that was taken after the row's transaction had ended.
     Each run takes such a point; run it from cron, and what is ripe goes at the next run at the latest. While the

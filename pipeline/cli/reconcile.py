@@ -37,7 +37,7 @@ def reconcile(
     execute: bool,
     output: str,
 ) -> None:
-    """Compare the rows that are retained with what is on their topics, by event id, and publish what is missing.
+    """Find retained rows that are not on their topics. They are compared by event id, and published with --execute.
 
     While the relay (or Debezium) runs: what it has not passed yet is waited for, not called missing. A row on the
     connector's DLQ is not missing. What is published is stamped now, its own time is in __pipeline.origin.timestamp.ms.

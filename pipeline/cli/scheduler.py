@@ -15,7 +15,7 @@ __all__ = ["scheduler"]
 
 @click.group()
 def scheduler() -> None:
-    """Delayed jobs and schedules: what is enqueued when its time comes."""
+    """Delayed jobs and schedules: what is enqueued in its time."""
 
 
 @scheduler.command()
@@ -24,7 +24,7 @@ def scheduler() -> None:
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz; 0: free port.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 def run(app: str | None, keep_days: int, metrics_port: int | None, log_level: str) -> None:
-    """Move jobs to the outbox when they are due, and make the ticks of the application's schedules, until SIGTERM.
+    """Move jobs to the outbox when they are due, and make schedules' ticks. Ends at SIGTERM.
 
     Run as many as you like: there is no leader, and no tick is made twice. Without MODULE:APP only delayed jobs are
     moved. Finished jobs, and their results, are deleted after --keep-days.

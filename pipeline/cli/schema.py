@@ -38,7 +38,7 @@ _mode = click.option(
 
 @click.group()
 def schema() -> None:
-    """Avro schemas: generated from the models, reviewed as files, pushed to the registry."""
+    """Avro schemas: generated, reviewed as files, pushed."""
 
 
 @schema.command()
@@ -47,7 +47,7 @@ def schema() -> None:
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; exit with 2 when a file differs.")
 @click.pass_context
 def generate(context: click.Context, app: str, folder: Path, only_check: bool) -> None:
-    """Write schemas/<subject>.avsc for each message of the application.
+    """Write schemas/<subject>.avsc for each message of an application.
 
     The subject stands without the topic prefix: all environments share the file. Files that no model stands for are
     named and left alone.

@@ -16,7 +16,7 @@ __all__ = ["topics"]
 
 @click.group()
 def topics() -> None:
-    """Topics of events, queues, retries and dead letters, as the application declares them."""
+    """Topics of events, queues, retries and dead letters."""
 
 
 @topics.command()

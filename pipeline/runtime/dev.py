@@ -79,7 +79,7 @@ def run_dev(
         threading.Thread(target=_watch, args=(changes, changed, until), name="files", daemon=True).start()
     failed_at: dict[str, float] = {}
     try:
-        if not (children.run("setup", ("db", "migrate"), until) and _set_up(app, children, until)) and changes is None:
+        if not _set_up(app, children, until) and changes is None:
             return until.is_set()
         while not until.wait(_LOOK_S):
             if changed.is_set():
@@ -113,9 +113,8 @@ def _roles(app: str, connector: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _set_up(app: str, children: Children, until: threading.Event) -> bool:
-    """Bring schemas and topics to where the code is; False where one of the steps failed, and said why."""
-    steps = (("schema", "generate", app), ("schema", "push", app), ("topics", "apply", app))
-    return all(not until.is_set() and children.run("setup", words, until) for words in steps)
+    """Bring database, schemas and topics to where the code is; False where that failed, and said why."""
+    return children.run("setup", ("dev", app, "--setup"), until)
 
 
 def _watch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,21 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
         assert inner is not None
         found = inner
     assert re.search(r"Example:\s+pipeline ", found.help or "")
+
+
+def test_every_summary_is_whole_in_eighty_columns() -> None:
+    def cut(group: click.Group, path: str) -> Iterator[str]:
+        context = click.Context(group)
+        within = {name: group.get_command(context, name) for name in group.list_commands(context)}
+        room = 80 - 2 - 6 - max(map(len, within))  # as click counts it
+        for name, command in within.items():
+            assert command is not None
+            if command.get_short_help_str(room).endswith("..."):
+                yield f"{path} {name}: {room} characters"
+            if isinstance(command, click.Group):
+                yield from cut(command, f"{path} {name}")
+
+    assert list(cut(cli, "pipeline")) == []
 
 
 def readme_example() -> dict[str, Any]:
