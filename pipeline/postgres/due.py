@@ -93,6 +93,8 @@ class DueStore:
                 )
             yield self._conn
         except psycopg.Error as error:
+            if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._conn is not None:
+                self._conn.close()  # a standby by now: the next one asks who is the primary
             raise translated(error) from error
 
 

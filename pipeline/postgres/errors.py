@@ -18,6 +18,8 @@ _REMEDIES: dict[type[psycopg.Error], str] = {
     errors.InvalidCatalogName: "create the database, or correct its name in PIPELINE_POSTGRES__DSN",
     errors.InFailedSqlTransaction: "an earlier statement of this transaction failed: roll it back first",
     errors.ReadOnlySqlTransaction: "write on the primary, in a transaction that is not READ ONLY",
+    errors.LockNotAvailable: "a row or table is locked by somebody else for longer than lock_timeout",
+    errors.QueryCanceled: "it was cancelled, or took longer than the role's statement_timeout",
     errors.UniqueViolation: "an event with this id is there already",
     errors.TooManyConnections: "raise max_connections or use a pool",
 }
@@ -29,6 +31,11 @@ _RETRYABLE = (
     errors.SerializationFailure,
     errors.DeadlockDetected,
     errors.DiskFull,
+    errors.OutOfMemory,
+    errors.LockNotAvailable,  # lock_timeout, statement_timeout and the like, as roles and databases have them
+    errors.QueryCanceled,
+    errors.IdleInTransactionSessionTimeout,
+    errors.ReadOnlySqlTransaction,  # the primary of before a failover
 )
 
 

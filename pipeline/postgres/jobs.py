@@ -77,6 +77,8 @@ class JobRows:
                     )
                 yield self._conn
             except psycopg.Error as error:
+                if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._conn is not None:
+                    self._conn.close()  # a standby by now: the next one asks who is the primary
                 raise translated(error) from error
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,16 +19,19 @@ from typing import Any
 import psycopg
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from psycopg.conninfo import make_conninfo
 from relays import RelayProcess, connector_file, insert
 from servers import Database
 from waiting import wait_until
 
 from pipeline import Context, Job, Outbox, Pipeline, jobs
+from pipeline.errors import SourceError
 from pipeline.metrics import PrometheusMeter, SilentMeter
 from pipeline.postgres.due import DueStore
 from pipeline.postgres.jobs import JobRows
 from pipeline.postgres.statistics import SlotWatch
 from pipeline.probes import Readiness
+from pipeline.report import Entry
 from pipeline.runtime.slots import SlotMetrics
 from pipeline.scheduler import Moved, Scheduler
 
@@ -291,6 +294,36 @@ def test_connections_that_are_kept_find_out_that_their_server_is_gone(database: 
         assert (told["tcp_user_timeout"], told["keepalives_idle"]) == ("30000", "15")
     store.close()
     rows.close()
+
+
+def test_what_passes_by_itself_is_waited_for_a_primary_that_became_a_standby_and_time_limits_of_the_role(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    with conn.transaction():
+        job = plain_app().enqueue(conn, Mail(to="a"))
+    read_only = f'ALTER DATABASE "{database.name}" SET default_transaction_read_only'
+    conn.execute(f"{read_only} = on".encode())
+    rows, store = JobRows(database.dsn, lambda *asked: asked), DueStore(database.dsn, Outbox(), Moved)
+    report = Entry(str(job), 1, 0.0, False, list).report("done")
+
+    def refused(call: Callable[[], Any]) -> str:
+        with pytest.raises(SourceError) as raised:
+            call()
+        assert raised.value.retryable
+        return raised.value.what
+
+    assert "read-only" in refused(lambda: rows.settle([report]))
+    assert "read-only" in refused(lambda: store.move(1))
+    conn.execute(f'ALTER DATABASE "{database.name}" RESET default_transaction_read_only'.encode())
+    rows.settle([report])  # by a new connection
+    store.move(1)
+    assert one(conn, "SELECT state FROM pipeline.job") == "done"
+    limited = JobRows(make_conninfo(database.dsn, options="-c lock_timeout=50"), lambda *asked: asked)
+    with conn.transaction():
+        conn.execute("LOCK TABLE pipeline.job")
+        assert "lock timeout" in refused(lambda: limited.settle([report]))
+    for each in (rows, store, limited):
+        each.close()
 
 
 def test_tidying_up_is_one_transaction_as_a_pooler_may_give_the_next_one_another_session(
