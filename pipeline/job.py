@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, JobError, SchemaError
 from pipeline.event import Job
 from pipeline.outbox import Envelope, Outbox, SchemaIds, Statement, Steps
 from pipeline.retry import RetryPolicy
-from pipeline.row import COLUMNS, placeholders
+from pipeline.row import COLUMNS, placeholders, storable
 from pipeline.terms import HEADER, Terms
 from pipeline.topics import PRIORITIES, Priority, priority_topic
 
@@ -138,8 +138,8 @@ class Options:
                 raise ConfigError(
                     f"run_at={self.run_at.isoformat()} has no time zone", remedy="datetime(…, tzinfo=UTC) or ZoneInfo"
                 )
-        if isinstance(self.tags, str) or len(self.tags) > _TAGS or any(not 0 < len(t) <= _TAG_CHARS for t in self.tags):
-            raise ConfigError(f"tags={self.tags!r}", remedy="a list of at most 32, of 1 to 100 characters each")
+        if isinstance(self.tags, str) or len(self.tags) > _TAGS or not all(map(_is_tag, self.tags)):
+            raise ConfigError(f"tags={self.tags!r}", remedy="a list of at most 32 texts, of 1 to 100 characters each")
         if self.priority not in PRIORITIES:
             raise ConfigError(f"priority={self.priority!r}", remedy=f"one of: {', '.join(PRIORITIES)}")
         if self.unique is not None and self.track is False:
@@ -231,6 +231,10 @@ def replace_payload(job_id: UUID | str, order: Wanted, outbox: Outbox, schema_id
 
 def _later(order: Wanted) -> bool:
     return bool(order.children or order.options.delay_s or order.options.run_at is not None)
+
+
+def _is_tag(tag: object) -> bool:
+    return isinstance(tag, str) and 0 < len(tag) <= _TAG_CHARS and storable(tag)
 
 
 def _check_leaves(order: Wanted, row: Sequence[Any], outbox: Outbox) -> None:

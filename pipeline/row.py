@@ -13,7 +13,7 @@ from uuid import UUID
 
 from pipeline.errors import ConfigError, SchemaError
 
-__all__ = ["COLUMNS", "copy_data", "headers_text", "key_text", "numbered", "placeholders", "quoted"]
+__all__ = ["COLUMNS", "copy_data", "headers_text", "key_text", "numbered", "placeholders", "quoted", "storable"]
 
 COLUMNS = ("id", "aggregatetype", "aggregateid", "type", "payload", "topic", "headers", "traceparent")
 
@@ -47,7 +47,7 @@ def key_text(value: object, name: str) -> str:
     text = str(value)
     if not text:
         raise SchemaError(f"{name}: its key field is empty", remedy="give it a value: order is kept per key")
-    if not _storable(text):
+    if not storable(text):
         raise SchemaError(
             f"{name}: its key holds a NUL or a lone surrogate, which PostgreSQL's text cannot", remedy="leave it out"
         )
@@ -59,7 +59,7 @@ def headers_text(headers: Mapping[str, str]) -> str:
     if not isinstance(headers, Mapping):
         raise ConfigError(f"headers: a {type(headers).__name__}", remedy='a dict: headers={"name": "text"}')
     for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str) or not _storable(name) or not _storable(value):
+        if not isinstance(name, str) or not isinstance(value, str) or not storable(name) or not storable(value):
             raise ConfigError(
                 f"header {name!r}: names and values are texts without NUL and lone surrogates",
                 remedy="str(value), or json.dumps(value)",
@@ -110,5 +110,6 @@ def quoted(identifier: str) -> str:
     return '"' + identifier.replace('"', '""').replace("%", "%%") + '"'
 
 
-def _storable(text: str) -> bool:
+def storable(text: str) -> bool:
+    """Tell whether PostgreSQL's text can hold it: no NUL, no half of a surrogate pair."""
     return "\0" not in text and (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text))

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from email.utils import formatdate, parseaddr
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -180,7 +181,7 @@ def _filled(name: str, values: dict[str, str], templates: Path | None) -> tuple[
         except FileNotFoundError:
             found.append(None)
             continue
-        given = values if suffix == ".txt" else {key: _escaped(value) for key, value in values.items()}
+        given = values if suffix == ".txt" else {key: escape(value) for key, value in values.items()}
         try:
             found.append(string.Template(raw).substitute(given))
         except (KeyError, ValueError) as error:
@@ -189,7 +190,3 @@ def _filled(name: str, values: dict[str, str], templates: Path | None) -> tuple[
     if text is None:
         raise Reject(f"template {name!r}: no file {name}.txt")
     return text, html
-
-
-def _escaped(value: str) -> str:
-    return value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")

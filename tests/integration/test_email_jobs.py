@@ -111,7 +111,7 @@ def desk(prefix: str, database: Database, bootstrap_servers: str, smtp: Smtp, tm
     folder = tmp_path / "templates"
     folder.mkdir()
     (folder / "receipt.txt").write_text("Dear $name, thank you for order $order.")
-    (folder / "receipt.html").write_text("<p>Dear $name</p>")
+    (folder / "receipt.html").write_text("<p title='$name'>Dear $name</p>")
     app = Pipeline(prefix, topic_prefix="", partitions=1)
     send_emails(app, smtp, templates=folder, retry=QUICK)
     desk = Desk(app, database, Broker(bootstrap_servers))
@@ -127,7 +127,7 @@ def test_a_mail_arrives_with_template_and_attachment_over_tls_and_signed_in(desk
     job_id = desk.put(
         mail(
             template="receipt",
-            values={"name": "Ünal <b>", "order": "7"},
+            values={"name": "Ünal <b>' x='", "order": "7"},
             attachments=[Attachment(name="r.pdf", content_type="application/pdf", content=b"%PDF-x")],
         )
     )
@@ -136,8 +136,9 @@ def test_a_mail_arrives_with_template_and_attachment_over_tls_and_signed_in(desk
         desk.until(job_id, "done")
     (got,) = mailbox.mails
     assert (got["to"], got["subject"], got["message-id"]) == ("a@example.org", "Hi", f"<{job_id}@example.org>")
-    assert got.get_body(("plain",)).get_content().strip() == "Dear Ünal <b>, thank you for order 7."
-    assert got.get_body(("html",)).get_content().strip() == "<p>Dear Ünal &lt;b&gt;</p>"
+    assert got.get_body(("plain",)).get_content().strip() == "Dear Ünal <b>' x=', thank you for order 7."
+    name = "Ünal &lt;b&gt;&#x27; x=&#x27;"  # nothing of it is markup
+    assert got.get_body(("html",)).get_content().strip() == f"<p title='{name}'>Dear {name}</p>"
     (file,) = got.iter_attachments()
     assert (file.get_filename(), file.get_content()) == ("r.pdf", b"%PDF-x")
 

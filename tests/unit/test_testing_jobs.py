@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -327,3 +328,9 @@ def test_what_could_wait_but_never_leave_for_a_json_outbox_is_refused_when_it_is
         harness.run(app.edit(told, Note(text="\0")))
     harness.run_until_idle()
     assert handled == ["says \\u0000"]
+
+
+@pytest.mark.parametrize("tag", ["a\0b", "half of a pair \ud800", "", "x" * 101, 7])
+def test_a_tag_that_no_row_can_hold_is_refused_before_anything_is_written(harness: Harness, tag: Any) -> None:
+    with pytest.raises(ConfigError, match="tags="):
+        harness.enqueue(Mail(address="a"), tags=[tag])
