@@ -3,6 +3,9 @@
 A record counts as acknowledged only when all in-sync replicas have it. Nothing expires: while the broker is away
 records wait in the client. After a failed delivery a client sends nothing more (``enable.gapless.guarantee``), so that
 no later record of a key can overtake the failed one; its owner closes it and resends with a new one.
+
+An acknowledgement without an offset is a failed delivery. It says that the broker has the record by its sequence number
+already; where a topic was made again under a running client, that number was another record's, and this one is nowhere.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ _FLUSH_S = 0.001  # long enough for the client's threads to wake and ignore ling
 _FLUSH_EVERY_S = 0.003  # full batches at high rates: lingering ends at most this often …
 _FATAL = (KafkaException, SystemError)
 """What calls into a client raise that has failed for good; SystemError where callbacks ran with that pending."""
+_PLACELESS = KafkaError(KafkaError.DUPLICATE_SEQUENCE_NUMBER, "acknowledged without an offset: it may be nowhere")
 _DROP_S = 1.0
 _REPORTS_S = 1.0
 _WINDOW_S = 0.05
@@ -191,11 +195,11 @@ class RecordProducer:
         _drop(self._producer)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is None:
+        if error is None and message.offset() is not None:
             self._counters[message.topic()][message.partition()].acknowledged += 1  # type: ignore[index]  # both are set on a delivered message
             self._trouble = ""
         else:
-            self._failed.append((error, message))
+            self._failed.append((error or _PLACELESS, message))
 
     def _serve(self, call: Callable[[], int]) -> None:
         """Call into the client. After a fatal error it gives back all records: wait a moment for the reports."""
@@ -349,6 +353,8 @@ class AckProducer:
         self._producer = _connect(self._options)
 
     def _delivered(self, token: object, error: KafkaError | None, message: Message) -> None:
+        if error is None and message.offset() is None:
+            error = _PLACELESS
         self._settled.append((token, None if error is None else translate(error, f"topic {message.topic()}")))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.capture import Routed, Unroutable
@@ -319,7 +319,6 @@ def test_java_producer_settings_become_librdkafkas(tmp_path: Path) -> None:
     }
 
 
-@settings(max_examples=300)
 @given(st.text(max_size=200) | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(json.dumps))
 def test_noise_raises_nothing_but_our_errors(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "noise.json"

@@ -8,6 +8,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.capture import Lost
+from pipeline.errors import BrokerError
 from pipeline.kafka import producer as module
 from pipeline.kafka.producer import AckProducer, RecordProducer
 
@@ -15,9 +16,10 @@ from pipeline.kafka.producer import AckProducer, RecordProducer
 class Delivered:
     """A delivery report."""
 
-    def __init__(self, topic: str, partition: int) -> None:
+    def __init__(self, topic: str, partition: int, offset: int | None = 0) -> None:
         self.topic = lambda: topic
         self.partition = lambda: partition
+        self.offset = lambda: offset
 
 
 def producer(counts: dict[str, int]) -> RecordProducer:
@@ -68,6 +70,29 @@ def test_a_topic_that_comes_back_with_fewer_partitions_is_written_to_those() -> 
     counts["orders"] = 2
     assert len(made._look_up("orders")) == 2
     acknowledge(made, 5)
+    made.close()
+
+
+def test_an_acknowledgement_without_an_offset_is_none_and_all_is_sent_again() -> None:
+    made = producer({"orders": 1})
+    send(made, 0)
+    mark = made.mark()
+    made._delivered(None, Delivered("orders", 0, None))  # type: ignore[arg-type]
+    assert not mark.acknowledged()
+    with pytest.raises(BrokerError, match="without an offset") as raised:
+        made.poll(0, hurry=False)
+    assert raised.value.retryable
+    made.close()
+
+
+def test_a_single_record_that_was_acknowledged_without_an_offset_has_failed_for_now() -> None:
+    made = AckProducer({"bootstrap.servers": "127.0.0.1:1", "log_level": 0})
+    made._delivered("token", None, Delivered("orders", 0, None))  # type: ignore[arg-type]
+    made._delivered("other", None, Delivered("orders", 0, 7))  # type: ignore[arg-type]
+    (token, error), other = made.poll()
+    assert (token, other) == ("token", ("other", None))
+    assert error is not None
+    assert error.retryable
     made.close()
 
 

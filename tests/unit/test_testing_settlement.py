@@ -254,10 +254,10 @@ def test_behind_a_key_that_fails_again_and_again_no_more_is_kept_than_its_bound(
 
     app.consumer(Entry, group="ledger", retry=RetryPolicy(attempts=3, first_s=1))(ahandle if awaits else handle)
     harness = Harness(app, limits=Limits(concurrency=4, records=10_000, backlog=20, drain_s=5))
-    for _ in range(1_500):
+    for _ in range(600):
         harness.publish(Entry(account="a"))
     harness.run_until_idle(limit_s=100_000)
-    assert len(harness.handled) == 1_500
+    assert len(harness.handled) == 600
     assert most <= 20 + 200  # one poll may bring more than there is room for
 
 
