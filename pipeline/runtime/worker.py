@@ -132,6 +132,8 @@ def run_worker(
     ]
     if metrics_port is not None:
         on_port(serve(Together(registry, REGISTRY), readiness.state, metrics_port))
+    for group in chosen:  # before anybody can ask: their threads say so only when they have begun
+        readiness.not_ready(group.name, "joining the group")
     readiness.ready()
     usage = Usage(meter, number)
 

@@ -23,7 +23,7 @@ from pipeline.headers import EVENT_ID
 from pipeline.report import Child, Entry, Report
 from pipeline.topics import PRIORITIES, Priority, priority_topic
 from pipeline.worker.delivery import Delivery, Engine, Outcome, Route
-from pipeline.worker.gate import Gate
+from pipeline.worker.gate import Begin, Gate
 from pipeline.worker.ports import Health
 from pipeline.worker.settlement import Again, Cancelled, Dead, Move, Parked
 
@@ -95,7 +95,6 @@ class Journal:
         self._gate = Gate(window=2 * concurrency if queue.priorities else None, rated=queue.rate is not None)
         self._priority: dict[str, Priority] = {priority_topic(queue.name, p): p for p in PRIORITIES}
         self._lock = threading.Lock()
-        self._again: list[Delivery] = []
         self._outcomes: deque[Outcome] = deque()
         self._storing: list[Outcome] = []
         self._cancelled: frozenset[str] = frozenset()
@@ -135,9 +134,9 @@ class Journal:
         """Take an outcome: of a tracked job it is stored first."""
         with self._lock:
             self._gate.ended()
-            begin = [] if self._gate.open else self._gate.take()
-        if begin:
-            self._engine.submit(begin)
+            begin = None if self._gate.open else self._gate.take()
+        if begin is not None:
+            self._start(begin)
         self.tell(outcome)
 
     def tell(self, outcome: Outcome) -> None:
@@ -160,11 +159,10 @@ class Journal:
     def submit(self, deliveries: list[Delivery]) -> None:
         """Take new deliveries; they begin when they may."""
         with self._lock:
-            begin = deliveries if self._gate.open else self._admit(deliveries)
-        if begin:
-            self._engine.submit(begin)
+            begin = Begin([], deliveries) if self._gate.open else self._admit(deliveries)
+        self._start(begin)
 
-    def _admit(self, deliveries: list[Delivery]) -> list[Delivery]:
+    def _admit(self, deliveries: list[Delivery]) -> Begin:
         for delivery in deliveries:
             state = delivery.state
             topic = delivery.record.topic if state is None else state.origin.topic
@@ -172,13 +170,11 @@ class Journal:
         return self._gate.take()
 
     def again(self, delivery: Delivery) -> None:
-        """Take one again whose key is held back for it; not while the queue is paused."""
+        """Take one again whose key is held back for it; it begins when it may."""
         with self._lock:
-            self._gate.begin()  # without asking: its key waits for it
-            if self._gate.paused:
-                self._again.append(delivery)
-                return
-        self._engine.again(delivery)
+            self._gate.add_again(delivery)
+            begin = self._gate.take()
+        self._start(begin)
 
     def release(self, delivery: Delivery) -> None:
         """Let the next of its key go on."""
@@ -198,8 +194,7 @@ class Journal:
         """Hand back what waits here of partitions that are taken away."""
         with self._lock:
             gone = self._gate.closed()
-        if gone:
-            self._engine.submit(gone)
+        self._start(gone)
         self._engine.tend()
 
     def running(self) -> list[tuple[Delivery, float]]:
@@ -285,9 +280,7 @@ class Journal:
         self._cancelled = control.cancelled
         with self._lock:
             self._gate.paused = control.paused
-            again, self._again = ([], self._again) if control.paused else (self._again, [])
-        for delivery in again:
-            self._engine.again(delivery)
+        self._health.note(self._queue.name, "paused" if control.paused else "")
         for delivery, _ in self._engine.running():
             entry = delivery.entry
             if entry is not None and not entry.cancelled and entry.job_id in control.cancelled:
@@ -311,8 +304,13 @@ class Journal:
     def _begin(self) -> None:
         with self._lock:
             begin = self._gate.take()
-        if begin:
-            self._engine.submit(begin)
+        self._start(begin)
+
+    def _start(self, begin: Begin) -> None:
+        for delivery in begin.again:
+            self._engine.again(delivery)
+        if begin.new:
+            self._engine.submit(begin.new)
 
 
 def _told(decision: object) -> bool:

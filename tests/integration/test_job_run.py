@@ -13,9 +13,10 @@ from jobbing import Desk, steady
 from servers import Database
 from working import Broker, wait_until
 
-from pipeline import Context, Job, Pipeline, Reject, RetryLater, RetryPolicy
+from pipeline import Context, Job, Pipeline, Reject, RetryLater, RetryPolicy, jobs
 from pipeline.definition import Rate
 from pipeline.errors import ConfigError
+from pipeline.probes import Readiness
 
 
 class Work(Job, queue="work", format="json"):
@@ -227,7 +228,7 @@ def test_a_running_thread_is_told_and_ends_itself(app: Pipeline, open_desk: Call
         desk.until(job_id, "cancelled")
 
 
-def test_a_paused_queue_begins_nothing_once_its_worker_knows_and_goes_on_when_resumed(
+def test_a_paused_queue_begins_nothing_and_goes_on_when_it_is_resumed(
     app: Pipeline, open_desk: Callable[[], Desk], seen: list[int]
 ) -> None:
     @app.job(Work)
@@ -235,44 +236,36 @@ def test_a_paused_queue_begins_nothing_once_its_worker_knows_and_goes_on_when_re
         seen.append(job.n)
 
     desk = open_desk()
-    pause = "INSERT INTO pipeline.control (queue, paused) VALUES (%s, %s) ON CONFLICT (queue) DO UPDATE SET paused = %s"
     queue = app.topic_of(Work)
-    with desk.working():
+
+    def command(steps: Any) -> Any:
+        with desk.conn.transaction():
+            app.run(desk.conn, steps)
+        return desk.conn.execute("SELECT clock_timestamp() AS now").fetchone()["now"]  # type: ignore[index]
+
+    def paused(health: Readiness) -> bool:
+        return health.state()["notes"] == {queue: "paused"}
+
+    with desk.working() as health:
         first = desk.put(Work(n=1))
         desk.carry()
         desk.until(first, "done")
-        desk.conn.execute(pause.encode(), (queue, True, True))
-        wait_until(lambda: desk.journals[0].paused)
+        command(jobs.pause(queue))
+        wait_until(lambda: paused(health))
         ids = [desk.put(Work(n=n)) for n in range(2, 30)]
         desk.carry()
-        assert steady(lambda: list(seen), 1.5) == [1]
-        desk.conn.execute(pause.encode(), (queue, False, False))
-        wait_until(lambda: len(seen) == 29)
-        desk.until(ids[-1], "done")
-    desk.conn.execute(pause.encode(), (queue, True, True))
+        resumed = command(jobs.resume(queue))
+        assert all(desk.until(job_id, "done")["started_at"] >= resumed for job_id in ids)
+        command(jobs.pause(queue))
+        wait_until(lambda: paused(health))
     last = desk.put(Work(n=99))
     desk.carry()
-    with desk.working():  # a worker that starts while it is paused begins nothing either
-        assert steady(lambda: 99 in seen, 1.5) is False
-    assert desk.job(last)["state"] == "waiting"
-
-
-def test_a_rate_is_kept_by_two_workers_together(app: Pipeline, open_desk: Callable[[], Desk]) -> None:
-    app.queue("work", rate=Rate(20))
-    times: list[float] = []
-
-    @app.job(Work)
-    def work(job: Work, ctx: Context) -> None:
-        times.append(time.monotonic())
-
-    desk = open_desk()
-    for n in range(80):
-        desk.put(Work(n=n))
-    desk.carry()
-    with desk.working(), desk.working():
-        wait_until(lambda: len(times) == 80)
-    times.sort()
-    assert times[-1] - times[0] > 2.5  # 20 at once, then 20 a second; each with a rate of its own takes one
+    with desk.working() as health:  # a worker that starts while it is paused begins nothing either
+        wait_until(lambda: paused(health))
+        assert desk.job(last)["state"] == "waiting"
+        resumed = command(jobs.resume(queue))
+        assert desk.until(last, "done")["started_at"] >= resumed
+    assert sorted(seen) == [*range(1, 30), 99]
 
 
 def test_high_priority_overtakes_and_low_is_not_starved(

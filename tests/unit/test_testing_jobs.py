@@ -34,6 +34,10 @@ class Limited(Job, queue="limited"):
     n: int
 
 
+class InPlace(Job, queue="limited"):
+    n: int
+
+
 class Ranked(Job, queue="ranked"):
     n: int
 
@@ -70,6 +74,12 @@ def book(job: Book, ctx: Context) -> None:
 
 @app.job(Limited)
 def limited(job: Limited, ctx: Context) -> None: ...
+
+
+@app.job(InPlace, order="key", retry=RetryPolicy(attempts=5, first_s=0.01, factor=1, jitter=0))
+def in_place(job: InPlace, ctx: Context) -> None:
+    if ctx.attempt < 5:
+        raise TimeoutError
 
 
 @app.job(Ranked)
@@ -227,6 +237,16 @@ def test_a_rate_spreads_attempts_over_time(harness: Harness) -> None:
     assert len(times) == 50
     assert sum(at < 0.9 for at in times) <= 20
     assert 3.9 <= times[-1] < 6
+
+
+def test_attempts_in_place_pay_for_a_rate_too(harness: Harness) -> None:
+    for n in range(10):
+        harness.enqueue(InPlace(n=n))
+    begun = harness.clock.now
+    harness.run_until_idle()
+    assert len(harness.handled) == 10
+    # 50 attempts at 10 a second; the first ten may come at once
+    assert timedelta(seconds=3.9) <= harness.clock.now - begun
 
 
 def test_high_priority_comes_first_and_low_does_not_starve(harness: Harness) -> None:
