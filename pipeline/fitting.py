@@ -26,6 +26,7 @@ from pipeline.errors import PoisonError, SchemaError
 
 __all__ = ["Fitting"]
 
+_MOST_DIGITS = 2_000  # more than any decimal's precision
 _LOWEST = {"int": -(2**31), "long": -(2**63)}
 
 
@@ -176,14 +177,21 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _exact(value: int | Decimal) -> int | Decimal:
+    """Return a number that has digits to be written out: ``1e999999999`` would fill the memory with them."""
+    if isinstance(value, Decimal) and not (value.is_finite() and abs(value.adjusted()) <= _MOST_DIGITS):
+        raise ValueError
+    return value
+
+
 def _whole(value: Any) -> int:
-    if (number := int(_number(value))) != value:
+    if (number := int(_exact(_number(value)))) != value:
         raise ValueError
     return number
 
 
 def _decimal(value: Any) -> Decimal:
-    return Decimal(value) if isinstance(value, str) else Decimal(_number(value))
+    return Decimal(_exact(Decimal(value) if isinstance(value, str) else _number(value)))
 
 
 def _instant(value: Any) -> Any:

@@ -82,6 +82,16 @@ def test_what_does_not_fit_is_told_by_its_place_and_never_its_value(changes: dic
     assert "secret" not in raised.value.what
 
 
+@pytest.mark.parametrize("number", ["1e999999999999999999", "-1e5000", "1e-999999999999999999", "NaN"])
+@pytest.mark.parametrize("field", ["n", "price"])
+def test_a_number_whose_digits_would_fill_the_memory_does_not_fit(field: str, number: str) -> None:
+    others = {"id": ORDER, "n": 1}
+    others.pop(field, None)
+    text = json.dumps(others).removesuffix("}") + f', "{field}": {number}}}'
+    with pytest.raises(PoisonError, match=f"payload.{field}: "):
+        FITTING.body(text.encode())
+
+
 @given(st.binary(max_size=40) | st.recursive(st.none() | st.text() | st.integers() | st.floats(), lambda inner: (
     st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "n", "price", "item", "items", "sku"]), inner)
 )).map(lambda value: json.dumps(value).encode()))  # fmt: skip
