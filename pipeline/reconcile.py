@@ -77,12 +77,12 @@ class TopicCount:
 
 
 class Comparison:
-    """One run. ``dlq`` is the connector's dead-letter topic: what is there is not missing. Close it."""
+    """One run. ``dlqs`` are the dead-letter topics of its connectors: what is there is not missing. Close it."""
 
-    def __init__(self, rows: Rows, archive: Archive, dlq: str, *, step: Callable[[str], None]) -> None:
+    def __init__(self, rows: Rows, archive: Archive, dlqs: frozenset[str], *, step: Callable[[str], None]) -> None:
         self._rows = rows
         self._archive = archive
-        self._dlq = dlq
+        self._dlqs = dlqs
         self._step = step
         self._ids = _Ids()
         self._ends: dict[tuple[str, int], int] = {}
@@ -102,14 +102,14 @@ class Comparison:
         if not despite_retention:
             for topic, at_ms in oldest.items():
                 _refuse_deleted(topic, at_ms, *self._archive.gone(topic))
-        if retained and self._dlq in there:
-            oldest[self._dlq] = min(at for _, at in retained.values())
+        for dlq in self._dlqs & there if retained else ():
+            oldest[dlq] = min(at for _, at in retained.values())
         for topic, at_ms in oldest.items():
             self._look(topic, max(0, at_ms - _SKEW_MS))
         if left := self._ids.count():
             self._step(f"{left} of them are not there: waiting until capture has passed them")
             self._rows.await_passed(wait_s)
-            for topic in self._archive.topics() & {*retained, self._dlq}:
+            for topic in self._archive.topics() & {*retained, *self._dlqs}:
                 self._look(topic, max(0, oldest.get(topic, 0) - _SKEW_MS))
         missing = self._ids.missing()
         return [TopicCount(topic, rows, *missing.get(topic, (0, None, None))) for topic, (rows, _) in retained.items()]

@@ -31,11 +31,19 @@ for _command in (*COMMANDS, reconcile):
 
 @connector.command()
 @click.argument("file", type=_FILE)
+@click.option("--shard", type=click.IntRange(0), help="Which one, of a file with pipeline.shards.")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz; 0: free port.")
 @click.option("--ignore-unknown", is_flag=True, help="Warn about unknown keys of the file instead of refusing it.")
 @click.option("-X", "options", multiple=True, metavar="KEY=VALUE", help="Pass a setting to librdkafka.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
-def run(file: Path, metrics_port: int | None, ignore_unknown: bool, options: tuple[str, ...], log_level: str) -> None:
+def run(
+    file: Path,
+    shard: int | None,
+    metrics_port: int | None,
+    ignore_unknown: bool,
+    options: tuple[str, ...],
+    log_level: str,
+) -> None:
     """Publish the outbox to Kafka, natively, until SIGTERM. SIGTERM and SIGINT drain, a second one ends at once.
 
     Example: pipeline connector run connectors/outbox.json --metrics-port 9101
@@ -49,6 +57,7 @@ def run(file: Path, metrics_port: int | None, ignore_unknown: bool, options: tup
             Settings.load(),
             until=until,
             at_once=at_once,
+            shard=shard,
             ignore_unknown=ignore_unknown,
             metrics_port=metrics_port,
             options=_pairs(options),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from pipeline.cli.output import output_option, print_rows, say
 from pipeline.config import Settings
 from pipeline.runtime import database
+from pipeline.runtime import shards as stage
 
 __all__ = ["db"]
 
@@ -48,3 +51,25 @@ def status(context: click.Context, output: str) -> None:
     rows = database.migrations_of(Settings.load())
     print_rows(rows, output)
     context.exit(0 if all(row["state"] == "applied" for row in rows) else 2)
+
+
+@db.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--execute", is_flag=True, help="Run the SQL. Without it, only print it.")
+def shards(file: Path, execute: bool) -> None:
+    """Print the publications and slots that the shards of a connector FILE lack, as SQL, or make them.
+
+    Each publication takes the keys of one part of their hashes. The user has to own the table, and to have REPLICATION.
+
+    \b
+    Example:
+      pipeline db shards connectors/outbox-sharded.json | psql
+      pipeline db shards connectors/outbox-sharded.json --execute
+    """
+    made = stage.make_shards(file, Settings.load(), execute=execute)
+    for statement in made:
+        click.echo(f"{statement};")
+    if not made:
+        say("nothing to do: publications and slots are there")
+    elif execute:
+        say("done: run a relay for each shard, as the slots keep WAL from now on")

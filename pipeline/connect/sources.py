@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.connect.file import load, parse
+from pipeline.connect.shards import expanded
 from pipeline.connector import Connector
 from pipeline.errors import ConfigError
 
@@ -14,9 +15,12 @@ __all__ = ["connectors"]
 
 
 def connectors(paths: Iterable[str], stdin: TextIO) -> list[Connector]:
-    """Read connectors from files, the ``*.json`` of folders, and ``-``. Raises ConfigError naming file and key."""
+    """Read connectors from files, the ``*.json`` of folders, and ``-``, shard by shard where they have some.
+
+    Raises ConfigError naming file and key.
+    """
     found: dict[str, Connector] = {}
-    for connector in _all(paths, stdin):
+    for connector in (shard for one in _all(paths, stdin) for shard in expanded(one)):
         if connector.name in found:
             raise ConfigError(
                 f"connector {connector.name}: stands in {found[connector.name].source} and in {connector.source}",

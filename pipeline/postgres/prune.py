@@ -2,7 +2,8 @@
 
 A row goes only when every relay's stored position is at or past a point of the WAL that was read after a snapshot in
 which the row's transaction had ended, or, of one that polls, is a snapshot in which it had; never while it is in doubt
-whether a position belongs to its slot.
+whether a position belongs to its slot. Of slots for which none was stored, as of a shard whose relay never ran, and
+Debezium's, what their readers have confirmed has to be past it too.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ def plan(conn: psycopg.Connection[Any]) -> Plan:
         with conn.cursor(row_factory=dict_row) as cursor:
             slots = cursor.execute(_SLOTS).fetchall()
             problems = [f"slot {slot['slot']}: {slot['doubt']}" for slot in slots if slot["doubt"]]
-            if not slots or problems:
+            if not any(slot["stored"] for slot in slots) or problems:
                 raise SourceError(
                     f"nothing may be pruned: {'; '.join(problems) or 'no relay has stored a position'}",
-                    remedy="start the relay, or delete the row of a relay that is gone for good from "
+                    remedy="start the relay; of one that is gone for good drop the slot, and delete the row of "
                     "pipeline.relay_position or pipeline.poll_position",
                 )
             streams = [slot for slot in slots if slot["lsn"]]
@@ -115,7 +116,7 @@ def _forget(conn: psycopg.Connection[Any], used: Plan) -> None:
 
 # A position is a relay's own: the slot is there and of this server's line, and nobody moved it past the position.
 _SLOTS = """
-SELECT p.slot, p.lsn::text AS lsn, p.lsn - '0/0'::pg_lsn AS bytes, NULL AS horizon, CASE
+SELECT p.slot, true AS stored, p.lsn::text AS lsn, p.lsn - '0/0'::pg_lsn AS bytes, NULL AS horizon, CASE
     WHEN s.slot_name IS NULL THEN 'it does not exist in this database'
     WHEN s.wal_status = 'lost' THEN 'it was invalidated'
     WHEN p.system_id <> (SELECT system_identifier::text FROM pg_control_system())
@@ -128,7 +129,15 @@ FROM pipeline.relay_position p
 LEFT JOIN pg_replication_slots s
     ON s.slot_name = p.slot AND s.database = current_database() AND s.slot_type = 'logical'
 UNION ALL
-SELECT slot, NULL, NULL, pg_snapshot_xmin(taken)::text, CASE
+SELECT slot_name, false, coalesce(confirmed_flush_lsn, '0/0')::text,
+       coalesce(confirmed_flush_lsn, '0/0') - '0/0'::pg_lsn, NULL,
+       CASE WHEN wal_status = 'lost' THEN 'it was invalidated' END
+FROM pg_replication_slots s
+WHERE database = current_database() AND plugin = 'pgoutput' AND NOT temporary
+AND NOT EXISTS (SELECT FROM pipeline.relay_position p WHERE p.slot = slot_name)
+AND NOT EXISTS (SELECT FROM pipeline.poll_position p WHERE p.slot = slot_name)
+UNION ALL
+SELECT slot, true, NULL, NULL, pg_snapshot_xmin(taken)::text, CASE
     WHEN system_id <> (SELECT system_identifier::text FROM pg_control_system())
         THEN 'its position is of another server'
     WHEN timeline > ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int

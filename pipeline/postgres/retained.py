@@ -53,10 +53,10 @@ class Range:
 
 
 class Retained:
-    """The rows of ``sources`` within ``range_``, behind the slot ``slot``. Raises SourceError. Close it."""
+    """The rows of ``sources`` within ``range_``, behind all of ``slots``. Raises SourceError. Close it."""
 
-    def __init__(self, dsn: str, slot: str, sources: Sequence[Source], range_: Range) -> None:
-        self._slot = slot
+    def __init__(self, dsn: str, slots: Sequence[str], sources: Sequence[Source], range_: Range) -> None:
+        self._slots = slots
         self._sources = sources
         self._range = range_
         self._lsn = self._snapshot = ""
@@ -95,29 +95,31 @@ class Retained:
     def await_passed(self, wait_s: float) -> None:
         """Wait until capture has passed what ``ids`` gave. Raises SourceError where it has not, and nobody knows."""
         deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                values = {"lsn": self._lsn, "snapshot": self._snapshot, "slot": self._slot}
-                row = self._conn.execute(_PASSED, values).fetchone()
-            except psycopg.Error as error:
-                raise translated(error) from error
-            passed, active = row or (False, False)
-            if passed:
-                return
-            if row is None or not active:
-                raise SourceError(
-                    f"slot {self._slot} {'does not exist' if row is None else 'is read by nobody'}: what is not "
-                    "published yet cannot be told from what is lost",
-                    remedy="start the relay, or Debezium, on this slot, and compare while it runs",
-                )
+        while waited_for := [slot for slot in self._slots if not self._passed(slot)]:
             if time.monotonic() > deadline:
                 raise SourceError(
-                    f"slot {self._slot}: {self._lsn} was not confirmed within {wait_s:.0f} s: what is not published "
+                    f"slot {waited_for[0]}: {self._lsn} was not confirmed within {wait_s:.0f} s: what is not published "
                     "yet cannot be told from what is lost",
                     remedy="let the relay catch up (pipeline outbox status), or give it longer with --wait",
                     retryable=True,
                 )
             time.sleep(_LOOK_S)
+
+    def _passed(self, slot: str) -> bool:
+        """Tell whether a slot is past what ``ids`` gave. Raises SourceError where nobody reads it."""
+        try:
+            values = {"lsn": self._lsn, "snapshot": self._snapshot, "slot": slot}
+            row = self._conn.execute(_PASSED, values).fetchone()
+        except psycopg.Error as error:
+            raise translated(error) from error
+        passed, active = row or (False, False)
+        if not passed and not active:
+            raise SourceError(
+                f"slot {slot} {'does not exist' if row is None else 'is read by nobody'}: what is not "
+                "published yet cannot be told from what is lost",
+                remedy="start the relay, or Debezium, on this slot, and compare while it runs",
+            )
+        return bool(passed)
 
     def fetch(self, ids: Sequence[str]) -> dict[str, Routed | Unroutable]:
         """Return the records of rows that are still there, by their ids."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from psycopg.conninfo import make_conninfo
@@ -18,6 +19,7 @@ from pipeline.connect.java import java_regex, java_replacement
 from pipeline.connect.options import ROUTER
 from pipeline.connect.references import resolve
 from pipeline.connect.rest import Connect
+from pipeline.connect.shards import expanded
 from pipeline.connector import Connector
 from pipeline.endpoints import connect_url, kafka_options, libpq_environment, postgres_dsn, registry_address
 from pipeline.errors import ConfigError, PipelineError
@@ -54,24 +56,47 @@ def diagnose(
 
     A server that is away is a finding. Raises ConfigError.
     """
-    name, texts = load(file)
-    asked = _Asked(settings, file, texts)
-    yield from postgres.examine(asked.dsn, asked.capture, provider=provider, now=now)
-    yield from _asked("kafka", "broker", lambda: _kafka(settings, name, asked, now))
-    if app is not None:
+    shards = expanded(Connector(*load(file), str(file)))
+    told: set[tuple[str, str]] = set()
+    for one in shards:
+        found = [
+            replace(finding, fix=finding.fix.replace(" FILE", f" {file}"))
+            for finding in _of(settings, one, shards, provider, app, now)
+            if (finding.area, finding.check) not in told  # with an earlier shard
+        ]
+        told |= {(finding.area, finding.check) for finding in found}
+        yield from found
+
+
+def _of(
+    settings: Settings,
+    connector: Connector,
+    shards: Sequence[Connector],
+    provider: str,
+    app: Pipeline | None,
+    now: Callable[[], float],
+) -> Iterator[Finding]:
+    name = connector.name
+    publications = [one.config["publication.name"] for one in shards] if len(shards) > 1 else []
+    asked = _Asked(settings, Path(connector.source), connector.config, publications)
+    first = connector == shards[0]
+    yield from postgres.examine(asked.dsn, asked.capture, provider=provider, known=not first, now=now)
+    yield from _asked("kafka", "broker", lambda: _kafka(settings, name, asked if first else None, now))
+    if app is not None and first:
         yield from _asked("kafka", "topics", lambda: _declared(app, settings))
-    yield from _asked("registry", "registry", lambda: _registry(settings))
+    if first:
+        yield from _asked("registry", "registry", lambda: _registry(settings))
     url = connect_url(settings)
     if url and asked.capture.polls:
         yield from _asked("connect", "Kafka Connect", lambda: _not_on_connect(url, name))
     elif url:
-        yield from _asked("connect", "Kafka Connect", lambda: _connect(url, Connector(name, texts, str(file))))
+        yield from _asked("connect", "Kafka Connect", lambda: _connect(url, connector))
 
 
 class _Asked:
     """What a connector file asks of the servers; of its references only those that are needed are resolved."""
 
-    def __init__(self, settings: Settings, file: Path, texts: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, file: Path, texts: Mapping[str, str], shards: Sequence[str] = ()) -> None:
         try:
             known = libpq_environment(postgres_dsn(settings))
         except ConfigError:
@@ -99,6 +124,8 @@ class _Asked:
             polls=self.key("pipeline.capture", "wal") == "polling",
             seq=self.key("pipeline.polling.seq", "seq"),
             xid=self.key("pipeline.polling.xid", "xid"),
+            shards=tuple(shards),
+            key=self.option("table.field.event.key"),
         )
 
     def key(self, key: str, default: str = "") -> str:
@@ -140,10 +167,11 @@ def _asked(area: str, check: str, ask: Callable[[], list[Finding]]) -> list[Find
         return [Finding(area, check, "problem", error.what, error.remedy)]
 
 
-def _kafka(settings: Settings, name: str, asked: _Asked, now: Callable[[], float]) -> list[Finding]:
+def _kafka(settings: Settings, name: str, asked: _Asked | None, now: Callable[[], float]) -> list[Finding]:
+    """Look at the broker, and at the topics of rows that are there, unless that was done for another shard (None)."""
     dead, found = dead_letters(name), []
     try:
-        published = asked.published(dead)
+        published = asked.published(dead) if asked else kafka.Published(dead)
     except PipelineError as error:
         published = kafka.Published(dead)
         if isinstance(error, ConfigError):  # else the database is away, which other findings say

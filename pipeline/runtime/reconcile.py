@@ -15,9 +15,11 @@ from psycopg.conninfo import make_conninfo
 from pipeline import reconcile
 from pipeline.config import Settings
 from pipeline.connect.converters import AS_TEXT
-from pipeline.connect.file import ConnectorFile
+from pipeline.connect.file import ConnectorFile, load
 from pipeline.connect.router import Router
 from pipeline.connect.routing import RouterOptions
+from pipeline.connect.shards import expanded
+from pipeline.connector import Connector
 from pipeline.endpoints import kafka_options, registry_address
 from pipeline.errors import ConfigError
 from pipeline.kafka.archive import TopicArchive
@@ -82,12 +84,16 @@ def open_reconciliation(
     path: Path, settings: Settings, range_: Range, *, step: Callable[[str], None]
 ) -> Iterator[Reconciliation]:
     """Give what compares the tables of a connector file with its topics. ``step`` hears what is done."""
-    file = read_connector(path, settings)
+    shards = expanded(Connector(*load(path), str(path)))
+    files = [read_connector(path, settings, shard=number) for number in range(len(shards))] if len(shards) > 1 else []
+    file = files[0] if files else read_connector(path, settings)
     dsn = make_conninfo("", **file.database)
     kafka = {key: text for key, text in {**kafka_options(settings), **file.producer}.items() if _connects(key)}
-    rows = Retained(dsn, file.slot, _sources(file, dsn, range_), range_)
+    names = [one.slot for one in files or [file]]
+    rows = Retained(dsn, names, _sources(file, dsn, range_), range_)
     with closing(rows), closing(TopicArchive(kafka)) as archive:
-        comparison = reconcile.Comparison(rows, archive, dead_letters(file.name), step=step)
+        letters = frozenset(dead_letters(one.name) for one in files or [file])
+        comparison = reconcile.Comparison(rows, archive, letters, step=step)
         with closing(comparison):
             yield Reconciliation(file, settings, dsn, comparison)
 

@@ -16,9 +16,11 @@ from psycopg.conninfo import make_conninfo
 from pipeline import probes
 from pipeline.capture import Routed
 from pipeline.config import Settings
-from pipeline.connect.file import ConnectorFile, checked, read
+from pipeline.connect.file import ConnectorFile, checked, load
 from pipeline.connect.heartbeats import heartbeats
+from pipeline.connect.shards import chosen
 from pipeline.connect.sources import connectors
+from pipeline.connector import Connector
 from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn, registry_address
 from pipeline.errors import BrokerError, ConfigError
 from pipeline.kafka.admin import Topics
@@ -43,13 +45,20 @@ _ASIDE_S = 2.0  # how long what runs beside the relay may take to end
 
 
 def read_connector(
-    path: Path, settings: Settings, *, ignore_unknown: bool = False, env: Mapping[str, str] | None = None
+    path: Path,
+    settings: Settings,
+    *,
+    shard: int | None = None,
+    ignore_unknown: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> ConnectorFile:
-    """Read a connector file. ``${env:PG…}`` that is not set is taken from the DSN that is configured.
+    """Read a connector file, or a shard of it. ``${env:PG…}`` that is not set is taken from the DSN that is configured.
 
     ``env`` is the process's environment when None: the file names the variables, so they cannot be settings.
     """
-    return read(path, _environment(settings, os.environ if env is None else env), ignore_unknown=ignore_unknown)
+    one = chosen(Connector(*load(path), str(path)), shard)
+    known = _environment(settings, os.environ if env is None else env)
+    return checked(one.name, one.config, path, known, ignore_unknown=ignore_unknown)
 
 
 def check_connectors(
@@ -73,6 +82,7 @@ def run_relay(
     *,
     until: threading.Event,
     at_once: threading.Event | None = None,
+    shard: int | None = None,
     ignore_unknown: bool = False,
     metrics_port: int | None = None,
     options: Mapping[str, str] | None = None,
@@ -80,10 +90,11 @@ def run_relay(
 ) -> None:
     """Run the relay of a connector file until ``until`` is set, then drain, unless ``at_once`` is set too.
 
-    ``metrics_port`` serves metrics and probes (0: any free port, told to ``on_port``); ``options`` are librdkafka
-    settings over all others. Raises PipelineError where the relay cannot go on.
+    ``shard`` is which one, of a file that has some. ``metrics_port`` serves metrics and probes (0: any free port, told
+    to ``on_port``); ``options`` are librdkafka settings over all others. Raises PipelineError where the relay cannot
+    go on.
     """
-    file = read_connector(path, settings, ignore_unknown=ignore_unknown)
+    file = read_connector(path, settings, shard=shard, ignore_unknown=ignore_unknown)
     for notice in file.notices:
         log.info(notice, extra={"action": "connector.notice", "connector": file.name})
     registry = CollectorRegistry()

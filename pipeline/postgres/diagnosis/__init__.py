@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 
 from pipeline.finding import Finding
-from pipeline.postgres.diagnosis import failover, polling, rights, server, slots, tables
+from pipeline.postgres.diagnosis import failover, polling, rights, server, shards, slots, tables
 from pipeline.postgres.diagnosis.look import Capture, Look
 from pipeline.postgres.diagnosis.providers import PROVIDERS
 from pipeline.postgres.diagnosis.sample import Retained, retained
@@ -21,17 +21,20 @@ __all__ = ["PROVIDERS", "Capture", "Retained", "examine", "retained"]
 
 
 def examine(
-    dsn: str, capture: Capture, *, provider: str = "", now: Callable[[], float] = time.time
+    dsn: str, capture: Capture, *, provider: str = "", known: bool = False, now: Callable[[], float] = time.time
 ) -> Iterator[Finding]:
     """Yield what was found, first the connection. ``now`` is this machine's clock, in Unix time.
 
-    ``provider`` is one of PROVIDERS; empty: told by the host's name.
+    ``provider`` is one of PROVIDERS; empty: told by the host's name. ``known`` is a server that was looked at with an
+    earlier shard: what is this one's own is looked at.
     """
     try:
         with psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name="pipeline-doctor") as conn:
             look = Look(conn, capture, provider)
-            yield from server.examine(look, now)
-            yield from rights.examine(look)
+            if not known:
+                yield from server.examine(look, now)
+                yield from rights.examine(look)
+                yield from shards.examine(look)
             yield from tables.examine(look)
             if capture.polls:
                 yield from polling.examine(look)

@@ -19,6 +19,7 @@ class Capture:
     """What a connector reads. ``tables`` are ``schema.table``; ``creates`` where it makes its publication itself.
 
     ``columns`` are those of the tables that it names; ``failover`` is its ``slot.failover``, ``snapshot`` its mode.
+    ``shards`` has the publications of all shards where it is one of them, by the column ``key``.
     ``polls``: by queries, with the columns ``seq`` and ``xid``, and needs neither slot nor publication.
     """
 
@@ -32,6 +33,8 @@ class Capture:
     polls: bool = False
     seq: str = "seq"
     xid: str = "xid"
+    shards: tuple[str, ...] = ()
+    key: str = ""
 
 
 class Look:

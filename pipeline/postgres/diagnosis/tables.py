@@ -76,6 +76,8 @@ def _publication(look: Look, tables: list[tuple[str, dict[str, Any]]]) -> Iterat
         level: Level = "ok" if look.capture.creates else "problem"
         listed = ", ".join(look.capture.tables)
         fix = f"CREATE PUBLICATION {name} FOR TABLE {listed} WITH (publish = 'insert');"
+        if look.capture.shards:
+            fix = "pipeline db shards FILE --execute"
         yield judged(check, level, "is not there", fix)
         return
     yield judged(
@@ -112,7 +114,7 @@ def _filtered(look: Look, publication: dict[str, Any], table: str, check: str) -
     if lost:
         fix = f"ALTER PUBLICATION {publication['quoted']} SET TABLE {table};"
         yield judged(check, "problem", f"its column list leaves out {', '.join(lost)}", fix)
-    if found["filter"]:
+    if found["filter"] and not look.capture.shards:
         yield judged(check, "note", f"only rows with {found['filter']}: others need a connector of their own")
 
 

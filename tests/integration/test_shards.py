@@ -1,0 +1,140 @@
+"""One outbox read by four relays, each from a slot of its own: every key in exactly one of them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+from commands import CommandLine, runner
+from relays import RelayProcess, ids, insert, read_topic, until
+from servers import Database, Topics
+
+SHARDED = Path(__file__).parents[2] / "connectors" / "outbox-sharded.json"
+Conn = psycopg.Connection[tuple[object, ...]]
+KEYS = 40
+
+
+@pytest.fixture
+def pipeline(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cli_environment: dict[str, str]
+) -> CommandLine:
+    return runner(capsys, monkeypatch, cli_environment)
+
+
+@pytest.fixture
+def conn(database: Database) -> Iterator[Conn]:
+    with psycopg.connect(database.dsn, autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def file(tmp_path: Path, prefix: str, database: Database) -> Path:
+    """Ours, for this test's database and names."""
+    loaded = json.loads(SHARDED.read_text())
+    loaded["name"] = prefix
+    loaded["config"] |= {"slot.name": prefix, "publication.name": prefix, "database.dbname": database.name}
+    (tmp_path / f"{prefix}.json").write_text(json.dumps(loaded))
+    return tmp_path / f"{prefix}.json"
+
+
+def test_four_relays_publish_each_row_once_in_the_order_of_its_key_and_pruning_waits_for_all(
+    file: Path, prefix: str, topics: Topics, cli_environment: Mapping[str, str], conn: Conn, bootstrap_servers: str,
+    pipeline: CommandLine,
+) -> None:  # fmt: skip
+    topic = f"{prefix}.events"
+    topics.create(topic, partitions=3)
+    written = defaultdict(list)
+
+    def write(rounds: int) -> None:
+        for _ in range(rounds):
+            for number in range(KEYS):
+                written[f"k{number}"].append(insert(conn, topic, f"k{number}"))
+
+    def published() -> set[str]:
+        return set(ids(read_topic(bootstrap_servers, topic)))
+
+    def all_written() -> set[str]:
+        return {event for events in written.values() for event in events}
+
+    def left() -> int:
+        assert pipeline("outbox", "prune", "--older-than", "0s", "--wait", "0", "--execute").code == 0
+        return int(str((conn.execute("SELECT count(*) FROM pipeline.outbox").fetchone() or (0,))[0]))
+
+    made = pipeline("db", "shards", str(file), "--execute")
+    assert (made.code, len(made.stdout.splitlines())) == (0, 8), made
+    with ExitStack() as stack:
+        run = lambda shard: stack.enter_context(RelayProcess(file, cli_environment, "--shard", str(shard)))  # noqa: E731
+        relays = [run(shard) for shard in range(3)]
+        for relay in relays:
+            relay.reading()
+        write(3)
+        of_three = until(lambda: len(found := published()) > 50 and found, "rows of three shards")
+        assert left() == 3 * KEYS
+        write(1)
+        until(lambda: len(published()) >= len(of_three), "they go on")
+        assert left() == 4 * KEYS  # nobody has read those of the fourth
+        refused = pipeline("connector", "reconcile", str(file), "--wait", "0")
+        assert f"slot {prefix}_3 is read by nobody" in refused.stderr
+
+        relays.append(run(3).reading())
+        until(lambda: published() == all_written(), "every row")
+        same = pipeline("connector", "reconcile", str(file), "--wait", "0")
+        assert (same.code, f"{4 * KEYS}" in same.stdout) == (0, True), same
+        write(1)  # so that all of them pass the point that pruning took
+        until(lambda: published() == all_written(), "the last ones")
+        until(lambda: left() <= KEYS, "what all have passed goes", 60)
+        assert [relay.stop() for relay in relays] == [0] * 4
+    found = defaultdict(list)
+    for message in read_topic(bootstrap_servers, topic):
+        found[(message.key() or b"").decode()] += ids([message])
+    assert found == written
+
+
+def test_the_doctor_finds_a_shard_that_is_missing_and_keys_that_are_in_two(
+    file: Path, prefix: str, conn: Conn, pipeline: CommandLine
+) -> None:
+    def told() -> dict[str, tuple[str, str, str]]:
+        found = json.loads(pipeline("doctor", str(file), "-o", "json").stdout)
+        return {one["check"]: (one["level"], one["found"], one["fix"]) for one in found}
+
+    shards = "shards of pipeline.outbox"
+    for statement in pipeline("db", "shards", str(file)).stdout.splitlines():
+        conn.execute(statement.encode())
+    assert "nothing to do" in pipeline("db", "shards", str(file), "--execute").stderr
+    found = told()
+    assert found[shards] == ("ok", "each key is in exactly one", "")
+    assert all(found[f"publication {prefix}_{shard}"][0] == "ok" for shard in range(4))
+
+    conn.execute(f"DROP PUBLICATION {prefix}_2".encode())
+    found = told()
+    assert found[f"publication {prefix}_2"] == ("problem", "is not there", f"pipeline db shards {file} --execute")
+    assert "keys are in none" in found[shards][1]
+    assert len(pipeline("db", "shards", str(file), "--execute").stdout.splitlines()) == 1
+    conn.execute(f"ALTER PUBLICATION {prefix}_3 SET TABLE pipeline.outbox".encode())
+    assert "keys are in more than one, and published twice" in told()[shards][1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "error"),
+    [
+        ({}, ("connector", "run"), "it has 4 shards, each for a process of its own"),
+        ({}, ("connector", "run", "--shard", "4"), "--shard 4: there is no such shard"),
+        ({"pipeline.shards": "3"}, ("connector", "validate"), "pipeline.shards: '3' is no number of shards"),
+        ({"pipeline.capture": "polling"}, ("connector", "validate"), "does not go with pipeline.capture=polling"),
+        ({"table.include.list": "pipeline.*"}, ("db", "shards"), "shards read one table"),
+        ({"transforms.outbox.table.field.event.key": "seen"}, ("db", "shards"), "has no column seen of type text"),
+    ],
+)
+def test_what_cannot_be_sharded_is_said(
+    file: Path, pipeline: CommandLine, changes: dict[str, str], words: tuple[str, ...], error: str
+) -> None:
+    loaded = json.loads(file.read_text())
+    loaded["config"] |= changes
+    file.write_text(json.dumps(loaded))
+    failed = pipeline(*words, str(file))
+    assert (failed.code, error in failed.stderr) == (1, True), failed
