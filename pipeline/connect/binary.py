@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from datetime import date, timedelta
-from decimal import Decimal
+from decimal import ROUND_DOWN, Context, Decimal
 
 from pipeline.connect.expansion import quoted
 from pipeline.connect.java import double_text, float_text
@@ -21,6 +21,7 @@ _LATEST, _EARLIEST = 2**63 - 1, -(2**63)
 _INFINITE_DAYS = {2**31 - 1: 2_146_033_979, -(2**31): -2_147_472_691}  # as Debezium writes infinity
 _INFINITE_MS = {_LATEST: 9_223_372_036_825_200_000, _EARLIEST: -9_223_372_036_832_400_000}
 _INFINITE_TEXT = {_LATEST: "+292278994-08-16T23:00:00Z", _EARLIEST: "-292275055-05-16T23:00:00Z"}
+_EXACT = Context(prec=200_000)  # digits, more than any numeric has: Python's own context rounds to 28
 _SPECIAL = {0xC000: "NaN", 0xD000: "Infinity", 0xF000: "-Infinity"}
 _PLAIN = {"NaN": "NAN", "Infinity": "POSITIVE_INFINITY", "-Infinity": "NEGATIVE_INFINITY"}  # as Debezium names them
 
@@ -47,14 +48,13 @@ def _double(data: bytes) -> str:
 
 
 def _decimal(data: bytes) -> Decimal:
-    count, weight, sign, scale = struct.unpack_from(">hhHH", data)
+    count, weight, sign, scale = struct.unpack_from(">HhHH", data)
     if sign in _SPECIAL:
         return Decimal(_SPECIAL[sign])
-    digits = struct.unpack_from(f">{count}H", data, 8)
-    whole = int("".join(f"{digit:04}" for digit in digits) or "0")
-    exponent = (weight + 1 - count) * 4 + scale
-    unscaled = whole * 10**exponent if exponent >= 0 else whole // 10**-exponent
-    return Decimal((int(sign == 0x4000), tuple(map(int, str(unscaled))), -scale))
+    groups = struct.unpack_from(f">{count}H", data, 8)
+    digits = tuple(map(int, "".join(f"{group:04}" for group in groups))) or (0,)
+    whole = Decimal((int(sign == 0x4000), digits, (weight + 1 - count) * 4))
+    return whole.quantize(Decimal((0, (1,), -scale)), ROUND_DOWN, _EXACT)
 
 
 def _plain(value: Decimal) -> str:
@@ -63,8 +63,7 @@ def _plain(value: Decimal) -> str:
 
 def _unscaled(value: Decimal) -> bytes:
     """Return Java's BigInteger, as bytes."""
-    sign, digits, _ = value.as_tuple()
-    number = int("".join(map(str, digits))) * (-1 if sign else 1)
+    number = int(value.scaleb(-int(value.as_tuple().exponent), _EXACT))
     return number.to_bytes((number if number >= 0 else ~number).bit_length() // 8 + 1, "big", signed=True)
 
 
@@ -80,13 +79,13 @@ def _exact_json(data: bytes) -> bytes:
 def _scaled(data: bytes) -> bytes:
     """Return JSON of a number that has its own scale: without zeros at the end."""
     value = _decimal(data)
-    sign, digits, exponent = value.normalize().as_tuple() if value else (0, (0,), 0)
-    if not isinstance(exponent, int):
+    if not value.is_finite():
         return b"null"
-    if exponent > 0:
-        digits, exponent = (*digits, *[0] * exponent), 0
-    text = base64.b64encode(_unscaled(Decimal((sign, digits, exponent)))).decode()
-    return f'{{"scale":{-exponent},"value":"{text}"}}'.encode()
+    value = value.normalize(_EXACT)
+    if int(value.as_tuple().exponent) > 0:
+        value = value.quantize(Decimal(1), context=_EXACT)
+    text = base64.b64encode(_unscaled(value)).decode()
+    return f'{{"scale":{-int(value.as_tuple().exponent)},"value":"{text}"}}'.encode()
 
 
 def _signed(data: bytes) -> int:
