@@ -21,7 +21,7 @@ from pipeline.event import Event, Job, Message
 from pipeline.flow import Flow
 from pipeline.job import EnqueueOptions, Options, Wanted, replace_payload, store_jobs
 from pipeline.jobs import tick as make_tick
-from pipeline.outbox import Envelope, Outbox, SchemaIds, Steps, adrive, drive, uuid7
+from pipeline.outbox import Envelope, Outbox, SchemaIds, Steps, adrive, drive, uuid7, uuids7
 from pipeline.trace import current_traceparent
 from pipeline.writers import AsyncConnection, Connection, async_executor, executor
 
@@ -189,7 +189,7 @@ class Pipeline(Declarations):
     def _store(
         self, messages: Iterable[Message], kind: type[Message], headers: Headers | None, traceparent: str | None
     ) -> Steps[list[UUID]]:
-        trace = traceparent or current_traceparent()
+        trace, headers = traceparent or current_traceparent(), headers or {}
         envelopes = []
         topics: dict[type[Message], str] = {}
         for message in _several(messages, "publish"):
@@ -197,8 +197,8 @@ class Pipeline(Declarations):
             if model not in topics:
                 check_kind(model, kind, "publish" if kind is Event else "enqueue")
                 topics[model] = self.topic_of(model)
-            envelopes.append(Envelope(message, topics[model], headers or {}, trace))
-        return self.outbox.store(envelopes, self._schema_ids, uuid7)
+            envelopes.append(Envelope(message, topics[model], headers, trace))
+        return self.outbox.store(envelopes, self._schema_ids, uuids7)
 
 
 def _options(given: EnqueueOptions) -> Options:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -48,7 +49,7 @@ def subject_of(topic: str, name: str) -> str:
 
 def frame(schema_id: int, body: bytes) -> bytes:
     """Put the wire format's head before an Avro body."""
-    return _MAGIC + schema_id.to_bytes(4, "big") + body
+    return _MAGIC + _four_bytes(schema_id) + body
 
 
 def unframe(value: bytes) -> tuple[int, memoryview]:
@@ -69,11 +70,11 @@ def encode(message: Message, schema_id: int | None) -> bytes:
         return _json(message)
     if schema_id is None:
         raise SchemaError(f"{kind.name}: an Avro value needs a schema id")
-    model = type(message)
+    write, schema, convert = _encoder(type(message))
     buffer = io.BytesIO()
-    buffer.write(frame(schema_id, b""))
+    buffer.write(_MAGIC + _four_bytes(schema_id))
     try:
-        _write(model)(buffer, _parsed(model), schema_of(model).convert(message))
+        write(buffer, schema, convert(message))
     except _WRONG as error:
         raise SchemaError(
             f"{kind.name}: a value does not fit its schema{_field_at_fault(message)} ({type(error).__name__})",
@@ -181,6 +182,15 @@ def _field_at_fault(message: Message) -> str:
             found = type(message.__dict__.get(name)).__name__
             return f" in field {name!r}: a {found}, the schema has {wanted[:_TYPE_CHARS]}"
     return ""
+
+
+@cache
+def _encoder(model: type[Message]) -> tuple[Any, Any, Any]:
+    """Return fastavro's writer, its schema, and how the model becomes what it writes."""
+    return _write(model), _parsed(model), schema_of(model).convert
+
+
+_four_bytes = struct.Struct(">I").pack
 
 
 @cache

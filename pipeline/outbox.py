@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from os import urandom
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
-from uuid import UUID
+from uuid import UUID, SafeUUID
 
 from pipeline.avro import schema_of
 from pipeline.codec import encode, subject_of
@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, SchemaError
 from pipeline.event import Message
 from pipeline.row import COLUMNS, copy_data, headers_text, key_text, placeholders, quoted
 
-__all__ = ["Envelope", "Outbox", "SchemaIds", "Statement", "Steps", "adrive", "drive", "uuid7"]
+__all__ = ["Envelope", "Outbox", "SchemaIds", "Statement", "Steps", "adrive", "drive", "uuid7", "uuids7"]
 
 T = TypeVar("T")
 _NO_REGISTRYS = 1 << 31  # and above; 0 is none either
@@ -164,13 +164,13 @@ class Outbox:
         object.__setattr__(self, "_insert", (f"INSERT INTO {target} VALUES {values}", values, copy))  # noqa: S608 — quoted
 
     def store(
-        self, envelopes: Sequence[Envelope], schema_ids: SchemaIds, new_id: Callable[[], UUID]
+        self, envelopes: Sequence[Envelope], schema_ids: SchemaIds, new_ids: Callable[[int], list[UUID]]
     ) -> Steps[list[UUID]]:
-        """Encode and insert. Returns the event ids, in order.
+        """Encode and insert. Returns the event ids, in order; ``new_ids`` makes as many as it is asked for.
 
         Raises SchemaError where a schema was never pushed or a payload does not fit it; nothing is written then.
         """
-        ids = [new_id() for _ in envelopes]
+        ids = new_ids(len(envelopes))
         rows = []
         found: dict[tuple[str, type[Message]], int | None] = {}
         for event_id, envelope in zip(ids, envelopes, strict=True):
@@ -226,6 +226,21 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}").
 
 def uuid7() -> UUID:
     """Return a time-ordered UUID (RFC 9562, version 7): 48 bits of milliseconds, 74 random bits."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(urandom(10), "big")
-    value = value & ~(0xF << 76) | 0x7 << 76
-    return UUID(int=value & ~(0x3 << 62) | 0x2 << 62)
+    return uuids7(1)[0]
+
+
+def uuids7(count: int) -> list[UUID]:
+    """Return many of them, of one moment: in half the time of ``UUID(int=…)``, which checks what is known here."""
+    moment, noise = (time.time_ns() // 1_000_000) << 80, urandom(10 * count)
+    new, put, number = object.__new__, object.__setattr__, int.from_bytes
+    ids = []
+    for start in range(0, len(noise), 10):
+        made = new(UUID)
+        put(made, "int", (moment | number(noise[start : start + 10], "big")) & _FREE | _VERSION_7)
+        put(made, "is_safe", SafeUUID.unknown)
+        ids.append(made)
+    return ids
+
+
+_FREE = ~(0xF << 76 | 0x3 << 62)
+_VERSION_7 = 0x7 << 76 | 0x2 << 62

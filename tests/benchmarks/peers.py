@@ -125,6 +125,7 @@ config = KafkaConfig()
 config.BOOTSTRAP_SERVERS = [BOOTSTRAP]
 config.CONSUMER_GROUP = TOPIC + "-pyrallel"
 config.parallel_consumer.worker_pool_size = 16
+config.parallel_consumer.poll_batch_size = 200
 
 async def work(item):
     handled(item.payload)

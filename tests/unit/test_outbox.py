@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -17,7 +18,7 @@ from pipeline import Event, Job, Outbox
 from pipeline.avro import schema_of
 from pipeline.codec import unframe
 from pipeline.errors import ConfigError, SchemaError
-from pipeline.outbox import Envelope, SchemaIds, Statement, drive, uuid7
+from pipeline.outbox import Envelope, SchemaIds, Statement, drive, uuid7, uuids7
 from pipeline.row import copy_data, key_text, numbered
 
 
@@ -55,8 +56,7 @@ class Database:
 def store(
     database: Database, envelopes: Sequence[Envelope], outbox: Outbox | None = None, ids: SchemaIds | None = None
 ) -> list[UUID]:
-    new = iter(IDS)
-    return drive((outbox or Outbox()).store(envelopes, ids or SchemaIds(), lambda: next(new)), database)
+    return drive((outbox or Outbox()).store(envelopes, ids or SchemaIds(), lambda count: IDS[:count]), database)
 
 
 def noted(key: str = "1") -> Envelope:
@@ -192,7 +192,8 @@ def test_extra_columns_and_json_payloads() -> None:
 
 
 def test_ids_are_version_7_and_ordered_by_time() -> None:
-    ids = [uuid7() for _ in range(1000)]
+    ids = [*uuids7(900), *(uuid7() for _ in range(100))]
     assert all(found.version == 7 and found.variant == UUID(int=0x8 << 60).variant for found in ids)
     assert len(set(ids)) == 1000
+    assert pickle.loads(pickle.dumps(ids[0])) == UUID(str(ids[0])) == ids[0]
     assert [found.int >> 80 for found in ids] == sorted(found.int >> 80 for found in ids)
