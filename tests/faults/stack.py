@@ -38,6 +38,12 @@ group.consumer.heartbeat.interval.ms=1000
 log.segment.bytes=33554432
 """
 
+_LOG = """\
+logger.group.name = org.apache.kafka.coordinator.group
+logger.group.level = info
+"""
+"""Who joined a group, and who did not come back: without it nobody can tell why a rebalance took long."""
+
 
 class _Kafka(Kafka):
     """The local broker with a listener more for each link, on ports that are chosen as it starts."""
@@ -59,6 +65,8 @@ class _Kafka(Kafka):
                 .replace("\nadvertised.listeners=", f"\nadvertised.listeners={name}://{LOOPBACK}:{shown},")
                 .replace("\nlistener.security.protocol.map=", f"\nlistener.security.protocol.map={name}:PLAINTEXT,")
             )
+        with (self.folder / "log4j2.properties").open("a") as log:
+            log.write(_LOG)
         path.write_text(f"{text}inter.broker.listener.name=PLAINTEXT\n{_BROKER}")
         return path
 
