@@ -328,6 +328,51 @@ def test_a_key_that_was_held_back_is_free_when_its_partition_comes_back(benches:
     wait_until(lambda: begun == [0, 0])
 
 
+@pytest.mark.parametrize("taken", ["lost", "revoked"])
+def test_what_fails_after_its_partition_was_taken_away_is_not_dead_here(
+    benches: Callable[..., Bench], taken: str
+) -> None:
+    begun: list[int] = []
+    gate = threading.Event()
+
+    def bill(event: Placed, ctx: Context) -> None:
+        begun.append(event.n)
+        gate.wait(60)
+        raise ValueError
+
+    bench = benches(bill, drain_s=0.05)
+    bench.put(0)
+    wait_until(lambda: begun == [0])
+    source = bench.source
+    source.do(lambda: getattr(source.listener, taken)([(TOPIC, 0)]))
+    gate.set()
+    bench.put(5, partition=1)
+    wait_until(lambda: source.committed(1) == 6)
+    assert len(bench.producer.sent) == 1  # whoever has the other one's partition handles it
+
+
+def test_what_fails_while_its_partition_is_given_back_is_not_tried_again_here(benches: Callable[..., Bench]) -> None:
+    begun: list[int] = []
+    gate = threading.Event()
+
+    def bill(event: Placed, ctx: Context) -> None:
+        begun.append(event.n)
+        if event.n == 0:
+            gate.wait(60)
+        if event.n == 0 or ctx.attempt < 3:
+            raise ValueError
+
+    bench = benches(bill, retry=RetryPolicy(attempts=9, first_s=0.02, factor=1))
+    bench.put(0)
+    wait_until(lambda: begun == [0])
+    source = bench.source
+    threading.Timer(0.2, gate.set).start()
+    source.do(lambda: source.listener.revoked([(TOPIC, 0)]))
+    bench.put(9, partition=1, key="b")
+    wait_until(lambda: source.committed(1) == 10)  # after two waits of the same length
+    assert begun == [0, 9, 9, 9]
+
+
 def test_records_of_a_partition_that_is_not_ours_are_dropped(benches: Callable[..., Bench]) -> None:
     gate = Gate()
     gate.open.set()
