@@ -21,6 +21,7 @@ Declared = Callable[[], Mapping[str, tuple[bool, str | None]]]
 """Returns, of each of a table's columns, whether it can be NULL, and its DEFAULT as PostgreSQL writes it."""
 
 PLACEMENT = "table.fields.additional.placement"
+_VARIABLE = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\bv\b""")
 _WANTED = {
     "string": "a text column",
     "payload": "bytea, text, json or jsonb",
@@ -130,8 +131,8 @@ class Row:
 
 
 def of_variable(text: str, name: str) -> str:
-    """Return a ColumnType's expression with ``name`` in the place of its ``v``."""
-    return re.sub(r"\bv\b", name, text)
+    """Return a ColumnType's expression with ``name`` in the place of its ``v``; what stands in quotes stays."""
+    return _VARIABLE.sub(lambda found: found[0] if found[0] != "v" else name, text)
 
 
 def _encoded(text: str) -> str:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.capture import Routed, Unroutable
-from pipeline.connect.converters import AS_BYTES
+from pipeline.connect.converters import AS_BYTES, Converter
 from pipeline.connect.file import ConnectorFile, Polling, read
 from pipeline.connect.router import Router
 from pipeline.connect.routing import Placement, RouterOptions
@@ -351,6 +351,18 @@ Y2K_MS = 946_684_800_000
 def route(options: RouterOptions, columns: list[C] | None = None, **changes: bytes | None) -> Routed:
     names, function = Router(options, clock=lambda: 5.0).bind("s.t", columns or OUTBOX)
     return function(*[{**ROW, **changes}[name] for name in names])
+
+
+@pytest.mark.parametrize("default", ["v", "a v b", "it's v", 'v "v" \\ v', "\\'v"])
+def test_a_columns_default_stands_in_its_schema_as_it_is_whatever_it_says(default: str) -> None:
+    declared = {"payload": (True, "'" + default.replace("'", "''") + "'::text")}
+    options = RouterOptions(value=Converter("json", schemas=True))
+    columns = [C("payload", 25) if column.name == "payload" else column for column in OUTBOX]
+    names, function = Router(options, clock=lambda: 5.0).bind("s.t", columns, lambda: declared)
+    for payload in (b"p", None):
+        value = function(*[{**ROW, "payload": payload}[name] for name in names])[2]
+        assert value is not None
+        assert json.loads(value)["schema"]["default"] == default
 
 
 def test_the_defaults_are_debeziums() -> None:
