@@ -265,7 +265,7 @@ class _Config:
             if "poll.interval.ms" in self._values:
                 self._notices.append("poll.interval.ms has no meaning in the native relay: the WAL is not polled")
             return False
-        if (mode := self._get("snapshot.mode")) not in {"no_data", "never"}:
+        if (mode := self._get("snapshot.mode")) != "no_data":
             raise ConfigError(
                 f"{self._path}: snapshot.mode: {mode!r} does not go with pipeline.capture=polling",
                 remedy="use no_data; rows of before are published by pipeline connector reconcile",
@@ -275,8 +275,8 @@ class _Config:
                 f"{self._path}: transforms: pipeline.capture=polling reads one table, by one Event Router",
                 remedy=f"keep one of {', '.join(router.prefix.rstrip('.') for router in routers)}",
             )
-        for key in ("slot.failover", "publication.autocreate.mode", "heartbeat.interval.ms"):
-            if key in self._values and self._get(key) not in {"false", "disabled", "0"}:
+        for key in ("slot.failover", "publication.autocreate.mode"):
+            if key in self._values and self._get(key) not in {"false", "disabled"}:
                 self._notices.append(f"{key} has no meaning with pipeline.capture=polling")
         return True
 

@@ -281,6 +281,9 @@ def test_polling_is_asked_for_by_keys_of_ours_and_takes_no_snapshot(tmp_path: Pa
     found = load(tmp_path, polled)
     assert (found.polls, found.polling) == (True, Polling("n", "xid", 0.05))
     assert not any("poll.interval.ms" in notice for notice in found.notices)
+    beating = load(tmp_path, {**polled, "heartbeat.interval.ms": "1000", "slot.failover": "true"})
+    assert beating.heartbeat_every_s == 1
+    assert [told.split()[0] for told in beating.notices if "no meaning with" in told] == ["slot.failover"]
     assert not load(tmp_path).polls
     assert any("poll.interval.ms" in notice for notice in load(tmp_path).notices)
     with pytest.raises(ConfigError, match=r"snapshot\.mode: 'initial' does not go with pipeline\.capture=polling"):
