@@ -57,9 +57,10 @@ def status(context: click.Context, output: str) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--execute", is_flag=True, help="Run the SQL. Without it, only print it.")
 def shards(file: Path, execute: bool) -> None:
-    """Print the publications and slots that the shards of a connector FILE lack, as SQL, or make them.
+    """Print, or make, publications and slots of shards.
 
-    Each publication takes the keys of one part of their hashes. The user has to own the table, and to have REPLICATION.
+    Those that a connector FILE with pipeline.shards lacks, as SQL. Each publication takes the keys of one part of their
+    hashes. The user has to own the table, and to have REPLICATION.
 
     \b
     Example:

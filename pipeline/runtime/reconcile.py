@@ -87,6 +87,11 @@ def open_reconciliation(
     shards = expanded(Connector(*load(path), str(path)))
     files = [read_connector(path, settings, shard=number) for number in range(len(shards))] if len(shards) > 1 else []
     file = files[0] if files else read_connector(path, settings)
+    if file.messages is not None and file.tables_text == ".*":
+        raise ConfigError(
+            f"{path}: logical messages stand in no table: there is nothing to compare topics with",
+            remedy="compare with what the writers know, or keep events in a table",
+        )
     dsn = make_conninfo("", **file.database)
     kafka = {key: text for key, text in {**kafka_options(settings), **file.producer}.items() if _connects(key)}
     names = [one.slot for one in files or [file]]
@@ -125,12 +130,13 @@ def _sources(file: ConnectorFile, dsn: str, range_: Range) -> list[Source]:
             expansion=None, tombstone_on_empty=False,
         )  # fmt: skip
         ordered = "seq" if any(column.name == "seq" for column in relation.columns) else router.timestamp
+        columns = [column for column in relation.columns if file.sees(table, column.name)]
         described = partial(declared, dsn, relation.schema, relation.table)
         made.append(
             Source(
                 relation,
-                Router(names_only, clock=lambda: 0.0).bind(table, relation.columns),
-                Router(router).bind(table, relation.columns, described),
+                Router(names_only, clock=lambda: 0.0).bind(table, columns),
+                Router(router).bind(table, columns, described),
                 router.event_id,
                 router.timestamp,
                 ordered,

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from commands import CommandLine, runner
 from confluent_kafka import Message
-from relays import headers, insert, read_topic, until
+from relays import RelayProcess, headers, insert, read_topic, until
 from servers import Database, Topics
 
 FOLDER = Path(__file__).parents[2] / "connectors"
@@ -43,7 +43,7 @@ def folder(tmp_path: Path, prefix: str, database: Database, pipeline: CommandLin
             config["publication.name"] = slot
         if "heartbeat.interval.ms" in config:
             config["heartbeat.interval.ms"] = "300"
-        if stem == "outbox-json":
+        if stem in {"outbox-json", "outbox-messages"}:
             config["transforms.outbox.route.topic.replacement"] = prefix + ".${routedByValue}"
         if stem == "table-avro":  # its converter is not a part of Connect, nor of Debezium: see the last test
             config = {key: value for key, value in config.items() if ".converter" not in key}
@@ -65,8 +65,9 @@ def test_every_file_runs_and_publishes(
     folder: Path, prefix: str, pipeline: CommandLine, database: Database, topics: Topics, bootstrap_servers: str
 ) -> None:
     events, routed, table = f"{prefix}.events", f"{prefix}.order", f"{prefix}-table-avro.public.customer"
+    emitted = f"{prefix}.message"
     beats = f"__debezium-heartbeat.{prefix}-outbox-heartbeat"
-    topics.create(events, routed, table, beats)
+    topics.create(events, routed, table, beats, emitted)
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         conn.execute(
             "CREATE TABLE public.outbox (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregatetype text NOT NULL, "
@@ -84,6 +85,7 @@ def test_every_file_runs_and_publishes(
             "INSERT INTO public.outbox (aggregatetype, aggregateid, type, payload) "
             """VALUES ('order', 'k', 'OrderPlaced', '{"total": 7, "lines": [{"sku": "a"}]}')"""
         )
+        emit(conn)
         conn.execute("UPDATE public.customer SET name = 'Grace'")
         wal = conn.execute("SELECT pg_current_wal_lsn()::text").fetchone() or ("",)
 
@@ -92,6 +94,7 @@ def test_every_file_runs_and_publishes(
         (row,) = until(lambda: read_topic(bootstrap_servers, routed), "the row of the JSON outbox")
         assert (row.key(), json.loads(row.value() or b"")) == (b"k", {"total": 7, "lines": [{"sku": "a"}]})
         assert headers(row)["type"] == b"OrderPlaced"
+        assert_emitted(until(lambda: read_topic(bootstrap_servers, emitted), "the logical message"))
         changes = until(lambda: two(bootstrap_servers, table), "what was there, and its change")
         told = [json.loads(change.value() or b"") for change in changes]
         assert [(one["op"], one["after"]["name"]) for one in told] == [("r", "Ada"), ("u", "Grace")]
@@ -101,6 +104,35 @@ def test_every_file_runs_and_publishes(
         slot = f"{prefix}-outbox-heartbeat".replace("-", "_")
         until(lambda: conn.execute(past, (slot, *wal)).fetchone() is not None, "the quiet slot goes on")
     topics.delete([beats])
+
+
+def emit(conn: psycopg.Connection[tuple[object, ...]]) -> None:
+    """An event as docs/relay.md has it."""
+    document = {"id": "m", "aggregatetype": "message", "aggregateid": "42", "type": "Told", "payload": {"total": 7}}
+    conn.execute("SELECT pg_logical_emit_message(true, 'outbox', %s)", (json.dumps(document),))
+
+
+def assert_emitted(found: list[Message]) -> None:
+    (record,) = found
+    assert (record.key(), json.loads(record.value() or b"")) == (b"42", {"total": 7})
+    assert (headers(record)["id"], headers(record)["type"]) == (b"m", b"Told")
+
+
+def test_the_file_for_logical_messages_runs_natively_too(
+    folder: Path, prefix: str, pipeline: CommandLine, cli_environment: dict[str, str], database: Database,
+    topics: Topics, bootstrap_servers: str,
+) -> None:  # fmt: skip
+    topics.create(f"{prefix}.message")
+    with (
+        RelayProcess(folder / f"{prefix}-outbox-messages.json", cli_environment) as relay,
+        psycopg.connect(database.dsn, autocommit=True) as conn,
+    ):
+        relay.reading()
+        emit(conn)
+        assert_emitted(until(lambda: read_topic(bootstrap_servers, f"{prefix}.message"), "the logical message"))
+        assert relay.stop() == 0
+    told = pipeline("connector", "reconcile", str(folder / f"{prefix}-outbox-messages.json")).stderr
+    assert "logical messages stand in no table" in told
 
 
 @pytest.mark.parametrize("stem", ALL)

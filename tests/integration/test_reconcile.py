@@ -167,7 +167,7 @@ def test_a_table_of_your_own_by_its_file_and_rows_on_the_dlq_are_not_missing(
 ) -> None:  # fmt: skip
     conn.execute(
         "CREATE TABLE public.message (number bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY, place text,"
-        " subject text, body jsonb)"
+        " subject text, body jsonb, secret text DEFAULT 'no')"
     )
     topics.create(topic := f"{prefix}.things")
     router = "transforms.outbox."
@@ -178,7 +178,9 @@ def test_a_table_of_your_own_by_its_file_and_rows_on_the_dlq_are_not_missing(
             "publication.autocreate.mode": "filtered",
             router + "table.field.event.id": "number", router + "table.field.event.key": "subject",
             router + "table.field.event.payload": "body", router + "route.by.field": "place",
-            router + "table.field.event.timestamp": None, router + "table.fields.additional.placement": None,
+            router + "table.field.event.timestamp": None,
+            router + "table.fields.additional.placement": "subject:header:subject,secret:header:secret",
+            router + "table.field.additional.missing": "ignore", "column.exclude.list": "public.message.secret",
         },
     )  # fmt: skip
 
@@ -201,3 +203,38 @@ def test_a_table_of_your_own_by_its_file_and_rows_on_the_dlq_are_not_missing(
     found = {headers(one)["id"].decode(): one for one in read_topic(bootstrap_servers, topic)}
     assert set(lost) <= set(found)
     assert (found[lost[0]].key(), found[lost[0]].value()) == (b"s", b'{"a": 1}')
+    assert {
+        tuple(sorted(headers(one))) for one in found.values() if "__pipeline.origin.timestamp.ms" in headers(one)
+    } == {("__pipeline.origin.timestamp.ms", "id", "subject")}
+
+
+def test_behind_debezium_its_records_are_found_and_what_it_never_had_is_published(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prefix: str, topic: str,
+    cli_environment: dict[str, str], connect_url: str, database: Database, conn: Conn, bootstrap_servers: str,
+) -> None:  # fmt: skip
+    pipeline = runner(capsys, monkeypatch, {**cli_environment, "PIPELINE_CONNECT__URL": connect_url})
+    file = connector_file(tmp_path, prefix, **{"database.dbname": database.name, "topic.prefix": prefix})
+    lost = [insert(conn, topic, f"k{n}", f"v{n}".encode()) for n in range(5)]  # before there was a slot
+    try:
+        assert pipeline("connector", "deploy", str(file)).code == 0
+        read = "SELECT FROM pg_replication_slots WHERE slot_name = %s AND active"
+        until(lambda: conn.execute(read, (prefix,)).fetchone() is not None, "its slot")
+        with busy(database, lambda own: insert(own, topic, "later")):
+            until(lambda: len(read_topic(bootstrap_servers, topic)) > 20, "rows by Debezium")
+            plan = pipeline("connector", "reconcile", str(file), "-o", "json")
+            assert (plan.code, json.loads(plan.stdout)["missing"]) == (2, len(lost)), plan
+            done = pipeline("connector", "reconcile", str(file), "--execute")
+            assert (done.code, f"published: {len(lost)}" in done.stderr) == (0, True), done
+            assert pipeline("connector", "reconcile", str(file)).code == 0
+            assert pipeline("connector", "stop", prefix).code == 0
+            stopped = pipeline("connector", "reconcile", str(file))
+            assert f"slot {prefix} is read by nobody" in stopped.stderr
+    finally:
+        pipeline("connector", "delete", prefix, "--execute")
+    records = read_topic(bootstrap_servers, topic)
+    assert len(set(ids(records))) == len(records)
+    ours = {headers(one)["id"].decode(): one for one in records if "__pipeline.origin.timestamp.ms" in headers(one)}
+    assert [ours[event].value() for event in lost] == [f"v{n}".encode() for n in range(5)]
+    assert set(ours) == set(lost)
+    of_debezium = next(one for one in records if headers(one)["id"].decode() not in ours)
+    assert headers(of_debezium).keys() == headers(ours[lost[0]]).keys() - {"__pipeline.origin.timestamp.ms"}
