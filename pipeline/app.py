@@ -136,6 +136,10 @@ class Pipeline(Declarations):
         Options are those of ``enqueue``, for all its jobs, without delay and unique; those of a ``Flow`` hold for its
         job. Raises ConfigError for a cycle.
         """
+        if not isinstance(flow, Flow):
+            raise ConfigError(
+                f"enqueue_flow: {type(flow).__name__} is not a Flow", remedy="Flow(…), chain(…), batch(…)"
+            )
         return self.run(conn, self._store_flow(flow, options))
 
     def edit(self, job_id: UUID | str, job: Job) -> Steps[None]:
@@ -202,6 +206,11 @@ class Pipeline(Declarations):
 
 
 def _options(given: EnqueueOptions) -> Options:
+    unknown = [name for name in given if name not in EnqueueOptions.__annotations__]
+    if unknown:
+        raise ConfigError(
+            f"enqueue: no option {unknown[0]!r}", remedy=f"options are: {', '.join(EnqueueOptions.__annotations__)}"
+        )
     options = Options(**given)
     return options if options.traceparent is not None else replace(options, traceparent=current_traceparent())
 

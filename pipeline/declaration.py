@@ -5,6 +5,7 @@ A definition that cannot work is refused where it is made, with ConfigError: not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
@@ -18,6 +19,7 @@ from pipeline.foreign import Decode, EventId, Foreign, foreign
 from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
 from pipeline.schedule import Missed, Overlap, Schedule, tick_handler, tick_model
 from pipeline.surroundings import Lifespan, Middleware, check_generator
+from pipeline.terms import is_number
 from pipeline.topics import Names, TopicSpec, check_name
 
 __all__ = ["Declarations", "check_kind"]
@@ -135,6 +137,8 @@ class Declarations:
         full = self.names.jobs(name)
         if full in self._queues:
             raise ConfigError(f"queue {name}: declared twice", remedy="one app.queue(…) for each")
+        if rate is not None and not isinstance(rate, Rate):
+            raise ConfigError(f"queue {name}: rate={rate!r}", remedy="Rate(10): ten a second")
         self._queues[full] = Queue(full, rate, priorities)
 
     def schedule(
@@ -184,9 +188,11 @@ class Declarations:
         process: bool = False,
         breaker: Breaker | None = DEFAULT_BREAKER,
     ) -> Callable[[F], F]:
+        if not isinstance(retry, RetryPolicy):
+            raise ConfigError(f"{model.__name__}: retry={retry!r}", remedy="RetryPolicy(attempts=3, first_s=10)")
         breaker = breaker_for(breaker, retry, model.__name__)
-        if timeout_s is not None and timeout_s <= 0:
-            raise ConfigError(f"{model.__name__}: timeout_s={timeout_s}", remedy="more than 0, or None for no limit")
+        if timeout_s is not None and not (is_number(timeout_s) and 0 < timeout_s < math.inf):
+            raise ConfigError(f"{model.__name__}: timeout_s={timeout_s!r}", remedy="more than 0, or None for no limit")
         if process and inbox:
             raise ConfigError(
                 f"{model.__name__}: inbox=True and process=True: a transaction cannot be had by two processes",

@@ -14,6 +14,7 @@ from pipeline.event import Message
 from pipeline.foreign import Foreign
 from pipeline.retry import RetryPolicy
 from pipeline.surroundings import Lifespan, Middleware, is_async
+from pipeline.terms import is_number
 from pipeline.topics import DAY_MS, PRIORITIES, TopicSpec, dead_letters, priority_topic, retry_tier
 
 __all__ = ["DEFAULT_PARTITIONS", "Group", "Handler", "Order", "Queue", "Rate", "Start"]
@@ -72,10 +73,11 @@ class Rate:
     per_s: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.count <= 1_000_000 or not 0.001 <= self.per_s <= 86_400:
+        whole = isinstance(self.count, int) and not isinstance(self.count, bool) and 1 <= self.count <= 1_000_000
+        if not whole or not is_number(self.per_s) or not 0.001 <= self.per_s <= 86_400:
             raise ConfigError(
-                f"Rate(count={self.count}, per_s={self.per_s})",
-                remedy="count from 1 to 1,000,000, per_s from 0.001 to 86,400; no rate at all: leave it out",
+                f"Rate(count={self.count!r}, per_s={self.per_s!r})",
+                remedy="a whole count from 1 to 1,000,000, per_s from 0.001 to 86,400; no rate at all: leave it out",
             )
 
     @property

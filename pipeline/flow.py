@@ -62,6 +62,8 @@ class Flow:
 
     def _first(self, make: Callable[[Job, EnqueueOptions], Wanted]) -> Wanted:
         """Return this flow's own job. Raises ConfigError for options that do not fit."""
+        if not isinstance(self.job, Job):
+            raise ConfigError(f"flow: {type(self.job).__name__} is not a Job", remedy="jobs, and flows of their own")
         name = self.job.message_type.name
         if self.on_failure not in {"fail", "ignore", "continue"}:
             raise ConfigError(f"flow of {name}: on_failure={self.on_failure!r}", remedy="fail, ignore or continue")

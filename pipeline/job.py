@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from pipeline.event import Job
 from pipeline.outbox import Envelope, Outbox, SchemaIds, Statement, Steps
 from pipeline.retry import RetryPolicy
 from pipeline.row import COLUMNS, placeholders, storable
-from pipeline.terms import HEADER, Terms
+from pipeline.terms import HEADER, Terms, is_number
 from pipeline.topics import PRIORITIES, Priority, priority_topic
 
 __all__ = [
@@ -63,13 +62,15 @@ class Unique:
     on_conflict: Literal["keep", "replace", "reject"] = "keep"
 
     def __post_init__(self) -> None:
-        if self.key is not None and (self.by or not 0 < len(self.key) <= _KEY_CHARS):
+        if not isinstance(self.by, tuple | list):
+            raise ConfigError(f"Unique: by={self.by!r}: no tuple", remedy=f"by=({self.by!r},)")
+        if self.key is not None and (not isinstance(self.key, str) or self.by or not 0 < len(self.key) <= _KEY_CHARS):
             raise ConfigError(
                 "Unique: key must have 1 to 500 characters, and goes without by=", remedy='Unique(key="order-7")'
             )
-        if self.period_s is not None and not 0 < self.period_s <= _LONGEST_S:
+        if self.period_s is not None and not (is_number(self.period_s) and 0 < self.period_s <= _LONGEST_S):
             raise ConfigError(
-                f"Unique: period_s={self.period_s}", remedy="seconds, more than 0; None: while unfinished"
+                f"Unique: period_s={self.period_s!r}", remedy="seconds, more than 0; None: while unfinished"
             )
         if self.on_conflict not in {"keep", "replace", "reject"}:
             raise ConfigError(f"Unique: on_conflict={self.on_conflict!r}", remedy="keep, replace or reject")
@@ -129,19 +130,25 @@ class Options:
         object.__setattr__(self, "terms", Terms(self.timeout_s, self.retry, self.expires_s))
         if HEADER in (self.headers or ()):
             raise ConfigError(f"header {HEADER} is ours", remedy="timeout_s=, retry= and expires_s= write it")
-        if isinstance(self.delay_s, bool) or not 0 <= self.delay_s <= _LONGEST_S or math.isnan(self.delay_s):
-            raise ConfigError(f"delay_s={self.delay_s}", remedy="seconds, from 0 to 100 years")
+        if not is_number(self.delay_s) or not 0 <= self.delay_s <= _LONGEST_S:
+            raise ConfigError(f"delay_s={self.delay_s!r}", remedy="a number of seconds, from 0 to 100 years")
         if self.run_at is not None:
             if self.delay_s:
                 raise ConfigError("delay_s and run_at together", remedy="one of them")
+            if not isinstance(self.run_at, datetime):
+                raise ConfigError(f"run_at={self.run_at!r} is not a datetime", remedy="datetime(…, tzinfo=UTC)")
             if self.run_at.utcoffset() is None:
                 raise ConfigError(
                     f"run_at={self.run_at.isoformat()} has no time zone", remedy="datetime(…, tzinfo=UTC) or ZoneInfo"
                 )
-        if isinstance(self.tags, str) or len(self.tags) > _TAGS or not all(map(_is_tag, self.tags)):
+        if not isinstance(self.tags, list | tuple) or len(self.tags) > _TAGS or not all(map(_is_tag, self.tags)):
             raise ConfigError(f"tags={self.tags!r}", remedy="a list of at most 32 texts, of 1 to 100 characters each")
         if self.priority not in PRIORITIES:
             raise ConfigError(f"priority={self.priority!r}", remedy=f"one of: {', '.join(PRIORITIES)}")
+        if self.unique is not None and not isinstance(self.unique, Unique):
+            raise ConfigError(
+                f"unique={self.unique!r}", remedy='unique=Unique(key="order-7"), or Unique(by=("order_id",))'
+            )
         if self.unique is not None and self.track is False:
             raise ConfigError("unique jobs are tracked", remedy="leave track=False out")
 

@@ -64,6 +64,11 @@ class Schedule:
                 f"schedule {self.name}: missed={self.missed!r}, overlap={self.overlap!r}",
                 remedy='missed is "skip", "once" or "all"; overlap is "allow" or "skip"',
             )
+        if not isinstance(self.cron, str) or not isinstance(self.timezone, str):
+            raise ConfigError(
+                f"schedule {self.name}: cron={self.cron!r}, timezone={self.timezone!r}",
+                remedy='two texts, such as "0 3 * * *" and timezone="Europe/Berlin"',
+            )
         try:
             ZoneInfo(self.timezone)
         except (ZoneInfoNotFoundError, ValueError, OSError):

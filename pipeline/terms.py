@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from pipeline.errors import ConfigError, PoisonError
 from pipeline.headers import NewerFormat
 from pipeline.retry import RetryPolicy
 
-__all__ = ["HEADER", "Terms"]
+__all__ = ["HEADER", "Terms", "is_number"]
 
 HEADER = "pipeline.terms"
 FORMAT_VERSION = 1
@@ -40,11 +40,11 @@ class Terms:
 
     def __post_init__(self) -> None:
         for name, value in (("timeout_s", self.timeout_s), ("expires_s", self.expires_s)):
-            if value is not None and not (_is_number(value) and 0 < value <= _LONGEST_S):
+            if value is not None and not (is_number(value) and 0 < value <= _LONGEST_S):
                 raise ConfigError(f"{name}={value!r}", remedy="seconds, more than 0")
         if self.retry is None:
             return
-        if not isinstance(self.retry, RetryPolicy) or not all(_is_number(getattr(self.retry, n)) for n in _NUMBERS):
+        if not isinstance(self.retry, RetryPolicy) or not all(is_number(getattr(self.retry, n)) for n in _NUMBERS):
             raise ConfigError(f"retry={self.retry!r}", remedy="RetryPolicy(attempts=3, first_s=10), of numbers")
         if self.retry.fatal or self.retry.uncounted:
             raise ConfigError(
@@ -97,5 +97,6 @@ class Terms:
 _NONE = Terms()
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Tell whether it is a number: True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
