@@ -12,11 +12,12 @@ from base64 import b64decode, b64encode
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from operator import itemgetter
 from typing import NamedTuple
 from zlib import crc32
 
-__all__ = ["MOST_BYTES", "Mark", "Progress"]
+__all__ = ["MOST_BYTES", "Mark", "Progress", "Suspicion"]
 
 MOST_BYTES = 4096
 """Kafka's ``offset.metadata.max.bytes`` by default."""
@@ -25,6 +26,7 @@ _FORMAT = "p1:"
 _MOST_RAW = (MOST_BYTES - len(_FORMAT)) // 4 * 3 - 4
 _ROOM = 30  # for the numbers that follow
 _IN_HAND = 1
+_MOST_OF_ONE = 15
 _LARGEST = 1 << 63
 
 
@@ -35,13 +37,25 @@ class Mark(NamedTuple):
     metadata: str = ""
 
 
+class Suspicion(NamedTuple):
+    """What is known of a record that was in hand when a worker ended uncleanly.
+
+    ``ends`` counts the unclean ends while nothing ran beside it, ``spared`` the workers in which others began beside
+    it, as it had been waited for or had run for so long. Both stop at 15.
+    """
+
+    ends: int = 0
+    spared: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """What is known of a partition. Offsets all; what is below ``offset`` is settled.
 
     ``open`` has what was delivered below ``end`` and is not settled: runs, first and last, ascending. ``in_hand`` says
     that a worker has the partition: whoever else reads that knows that it ended uncleanly. Below ``watched_until``
-    records are begun only after ``begun`` names them; ``suspects`` counts the unclean ends of those that were begun so.
+    records are begun only after ``begun`` names them; ``suspects`` were begun so when a worker ended uncleanly. Beside
+    the one at ``alone`` nothing runs in its worker's process.
     """
 
     offset: int
@@ -50,23 +64,38 @@ class Progress:
     in_hand: bool = False
     watched_until: int = 0
     begun: frozenset[int] = frozenset()
-    suspects: Mapping[int, int] = field(default_factory=dict)
+    suspects: Mapping[int, Suspicion] = field(default_factory=dict)
+    alone: int | None = None
+
+    def suspects_now(self) -> dict[int, Suspicion]:
+        """Return the suspects as whoever reads this has them: it may tell of one more unclean end.
+
+        Where one ran alone that is the one, and others are not concerned.
+        """
+        suspects = dict(self.suspects)
+        if self.in_hand and self.alone is not None:
+            before = suspects.get(self.alone, Suspicion())
+            suspects[self.alone] = before._replace(ends=before.ends + 1)
+        elif self.in_hand:
+            suspects.update({offset: Suspicion() for offset in self.begun if offset not in suspects})
+        return suspects
 
     def mark(self) -> Mark:
         """Return what to commit. Where not all fits, the highest settled ones are left out."""
         if not (self.in_hand or self.open or self.suspects or self.watched_until > self.offset):
             return Mark(self.offset)
         raw = bytearray()
-        suspects = sorted((offset, ends) for offset, ends in self.suspects.items() if offset >= self.offset)
+        suspects = sorted((offset, what) for offset, what in self.suspects.items() if offset >= self.offset)
         begun = sorted(offset for offset in self.begun if offset >= self.offset)
         _put(raw, self.offset)
         _put(raw, _IN_HAND if self.in_hand else 0)
         _put(raw, max(self.watched_until - self.offset, 0))
         _put(raw, len(suspects))
         _put_steps(raw, self.offset, (offset for offset, _ in suspects))
-        raw.extend(min(ends, 255) for _, ends in suspects)
+        raw.extend(min(what.spared, _MOST_OF_ONE) << 4 | min(what.ends, _MOST_OF_ONE) for _, what in suspects)
         _put(raw, len(begun))
         _put_steps(raw, self.offset, begun)
+        _put(raw, 0 if self.alone is None or self.alone < self.offset else self.alone - self.offset + 1)
         if len(raw) > _MOST_RAW // 2:  # more suspects than a worker can have: say no more than who has it
             return Progress(self.offset, self.offset, in_hand=self.in_hand, watched_until=self.watched_until).mark()
         steps = bytearray()
@@ -101,7 +130,7 @@ class Progress:
         except (binascii.Error, ValueError):
             return nothing
         raw, sum_ = framed[:-4], framed[-4:]
-        if crc32(raw).to_bytes(4, "big") != sum_:
+        if crc32(raw).to_bytes(4, "big") != sum_ or b64encode(framed).decode() != mark.metadata[len(_FORMAT) :]:
             return nothing
         try:
             numbers = iter(raw)
@@ -109,15 +138,18 @@ class Progress:
             if offset != mark.offset:  # somebody has moved the group and left the text
                 return nothing
             suspicious = _take_steps(numbers, offset, count)
-            suspects = dict(zip(suspicious, [next(numbers) for _ in suspicious], strict=True))
+            marks = [Suspicion(byte & 15, byte >> 4) for byte in islice(numbers, count)]
+            suspects = dict(zip(suspicious, marks, strict=True))
             begun = frozenset(_take_steps(numbers, offset, _take(numbers)))
+            single = _take(numbers)
             end = offset + _take(numbers)
             bounds = _take_steps(numbers, offset, 2 * _take(numbers))
             open_ = tuple(zip(bounds[::2], bounds[1::2], strict=True))
-        except (StopIteration, OverflowError):
+        except (StopIteration, OverflowError, ValueError):
             return nothing
         watched_until = offset + watched if watched else 0
-        return cls(offset, end, open_, bool(flags & _IN_HAND), watched_until, begun, suspects)
+        alone = offset + single - 1 if single else None
+        return cls(offset, end, open_, bool(flags & _IN_HAND), watched_until, begun, suspects, alone)
 
 
 def _put(raw: bytearray, number: int) -> None:

@@ -215,9 +215,12 @@ class GroupConsumer:
 
     def _partitions(self) -> dict[str, list[int]]:
         try:
-            found = self._consumer.list_topics(timeout=_TIMEOUT_S).topics
+            return self._listed()
         except KafkaException as raised:
             raise translate(raised.args[0], "list topics") from raised
+
+    def _listed(self) -> dict[str, list[int]]:
+        found = self._consumer.list_topics(timeout=_TIMEOUT_S).topics
         return {name: sorted(topic.partitions) for name, topic in found.items() if name in self._starts}
 
     def _begin(self, partitions: Mapping[str, Sequence[int]]) -> None:
@@ -284,9 +287,10 @@ class GroupConsumer:
         starts = {(p.topic, p.partition): Mark(p.offset, p.metadata or "") for p in stored if p.offset >= 0}
         if without:
             topics = {p.topic for p in without}
+            known_now = _patiently(self._listed, f"topics of group {self._group}")
             siblings = [
                 TopicPartition(topic, number)
-                for topic, numbers in self._partitions().items()
+                for topic, numbers in known_now.items()
                 for number in numbers
                 if topic in topics
             ]

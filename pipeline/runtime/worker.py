@@ -36,6 +36,7 @@ from pipeline.runtime.usage import Usage
 from pipeline.surroundings import State, enter
 from pipeline.worker import Limits, Worker
 from pipeline.worker.journal import Control, Journal
+from pipeline.worker.solitude import Solitude
 
 __all__ = ["Place", "counts_elsewhere", "lag_of", "reset", "run_worker", "selected_groups"]
 
@@ -126,8 +127,9 @@ def run_worker(
     inbox = _inbox(chosen, settings, meter)
     surroundings = ExitStack()
     state = State(**enter(chosen[0].lifespans, surroundings))
+    solitude = Solitude()
     runs = [
-        _Run(_worker(group, kafka, decoder, meter, readiness, limits, journal, inbox, state))
+        _Run(_worker(group, kafka, decoder, meter, readiness, limits, journal, inbox, state, solitude))
         for group, journal in ((one, _journal(app, one, rows, readiness, limits)) for one in chosen)
     ]
     if metrics_port is not None:
@@ -183,6 +185,7 @@ def _worker(
     journal: Journal | None,
     inbox: Inbox | None,
     state: State,
+    solitude: Solitude,
 ) -> Worker:
     consumer = GroupConsumer({name: value for name, value in kafka.items() if name not in _PRODUCER_ONLY}, group.name)
     producer = AckProducer({name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY})
@@ -202,6 +205,7 @@ def _worker(
         journal=journal,
         call_of=call_of,
         state=state,
+        solitude=solitude,
     )
 
 

@@ -72,6 +72,10 @@ class InlineEngine:
     def tend(self) -> None:
         """Nothing is left lying here."""
 
+    def idle(self) -> bool:
+        """Whether nothing is in a handler or about to be."""
+        return not self._queues.ready and not self._late
+
     def running(self) -> list[tuple[Delivery, float]]:
         """What has not ended yet. Asked while partitions are handed over: some may end meanwhile."""
         self._end_late()

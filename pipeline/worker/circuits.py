@@ -164,15 +164,11 @@ class Circuits:
 
     def _go_on(self, records: deque[Delivery], count: int) -> list[Delivery]:
         gone = [records.popleft() for _ in range(min(count, len(records)))]
-        fresh = []
         for delivery in gone:
             self._left(delivery)
-            if delivery.key is None and not delivery.assigned.careful:
-                fresh.append(delivery)  # nothing waits behind it: pause and rate of its queue hold for it
-            else:
+            if delivery.key is not None:
                 self._holding.take_up(delivery)
-        if fresh:
-            self._engine.submit(fresh)
+        self._holding.take_up_anew([delivery for delivery in gone if delivery.key is None])
         return gone
 
     def _left(self, delivery: Delivery) -> None:

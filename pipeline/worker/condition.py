@@ -85,7 +85,7 @@ class Condition:
 
     def report_unclean(self, unclean: Sequence[Assigned]) -> None:
         """Say that a worker before did not give partitions back, and what it may have died of."""
-        suspects = {f"{a.topic}[{a.partition}]@{offset}": ends for a in unclean for offset, ends in a.suspects.items()}
+        suspects = {f"{a.topic}[{a.partition}]@{n}": what.ends for a in unclean for n, what in a.suspects.items()}
         log.warning(
             "the worker before ended uncleanly: what it may have died of is begun with care",
             extra={

@@ -50,11 +50,13 @@ class Assigned:
     ``closed`` is set when it is being taken away: what was not begun is dropped then. ``lost`` is set when it is gone:
     what ends later counts for nothing. ``whole`` is the key of order="partition". ``named`` says that the group's
     commit tells that this worker has it; ``careful`` that its records pass by the watch: until that is committed, below
-    ``watched_until``, where a worker before may have died of one, and while such wait.
+    ``watched_until``, where a worker before may have died of one, and while such wait. ``begun`` has the offsets of
+    those that were begun with care, ``alone`` that of one beside which nothing runs.
     """
 
     __slots__ = (
         "_before",
+        "alone",
         "begun",
         "careful",
         "closed",
@@ -85,11 +87,11 @@ class Assigned:
         self.named = False
         self.careful = True
         self.begun: set[int] = set()
-        self.suspects = dict(before.suspects)
+        self.alone: int | None = None
+        self.suspects = before.suspects_now()
         self.watched_until = before.watched_until
         self._before = before
         if before.in_hand:
-            self.suspects.update({offset: self.suspects.get(offset, 1) + 1 for offset in before.begun})
             self.watched_until = max(before.watched_until, before.end + reach)
 
     @property
@@ -109,6 +111,7 @@ class Assigned:
             runs += tuple((max(first, mark.end), last) for first, last in before.open if last >= mark.end)
         end = max(before.end, mark.end)
         offset = runs[0][0] if runs else end
+        self.suspects = {suspect: what for suspect, what in self.suspects.items() if suspect >= offset}
         return Progress(
             offset,
             end,
@@ -116,7 +119,8 @@ class Assigned:
             in_hand,
             self.watched_until if self.watched_until > offset else 0,
             frozenset(self.begun) if in_hand else frozenset(),
-            {suspect: ends for suspect, ends in self.suspects.items() if suspect >= offset},
+            self.suspects,
+            self.alone if in_hand else None,
         )
 
 
@@ -190,6 +194,9 @@ class Engine(Protocol):
 
     def tend(self) -> None:
         """Called now and then by the poll thread."""
+
+    def idle(self) -> bool:
+        """Whether nothing is in a handler or about to be; may say no for a moment though it is so."""
 
     def running(self) -> list[tuple[Delivery, float]]:
         """What is in a handler now, and since when (the engine's clock)."""

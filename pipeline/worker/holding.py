@@ -96,10 +96,17 @@ class Holding:
 
     def take_up(self, delivery: Delivery) -> None:
         """Let a record that was kept have its next attempt."""
-        if delivery.assigned.careful:
+        if self._watch.concerns(delivery):
             self._watch.add([delivery], again=True)
         else:
-            self._engine.again(delivery)
+            self._watch.begin([delivery], lambda: self._engine.again(delivery), again=True)
+
+    def take_up_anew(self, deliveries: list[Delivery]) -> None:
+        """Let records without order that were kept have their next attempt when their queue's pause and rate allow."""
+        plain = [delivery for delivery in deliveries if not self._watch.concerns(delivery)]
+        self._watch.add(delivery for delivery in deliveries if self._watch.concerns(delivery))
+        if plain:
+            self._watch.begin(plain, lambda: self._engine.submit(plain))
 
     def hold_behind(self, assigned: Assigned, key: Hashable) -> None:
         """Count one more behind a held-back key."""

@@ -105,9 +105,17 @@ class Journal:
     # ── the engine's side ──────────────────────────────────────────────────────────────────────────────────────
 
     def around(
-        self, engine: Engine, forward: Callable[[Outcome], None], fault: Callable[[BaseException], None]
+        self,
+        engine: Engine,
+        forward: Callable[[Outcome], None],
+        fault: Callable[[BaseException], None],
+        admit: Callable[[Callable[[], None]], bool],
     ) -> Engine:
-        """Stand around ``engine`` and begin. ``forward`` takes outcomes that are stored, ``fault`` what ends it all."""
+        """Stand around ``engine`` and begin. ``forward`` takes outcomes that are stored, ``fault`` what ends it all.
+
+        ``admit`` calls what begins something, but for times in which nothing may begin.
+        """
+        self._admit = admit
         self._engine = engine
         self._forward = forward
         self._fault = fault
@@ -134,9 +142,9 @@ class Journal:
         """Take an outcome: of a tracked job it is stored first."""
         with self._lock:
             self._gate.ended()
-            begin = None if self._gate.open else self._gate.take()
-        if begin is not None:
-            self._start(begin)
+            waiting = not self._gate.open
+        if waiting:
+            self._begin()
         self.tell(outcome)
 
     def tell(self, outcome: Outcome) -> None:
@@ -159,10 +167,10 @@ class Journal:
     def submit(self, deliveries: list[Delivery]) -> None:
         """Take new deliveries; they begin when they may."""
         with self._lock:
-            begin = Begin([], deliveries) if self._gate.open else self._admit(deliveries)
+            begin = Begin([], deliveries) if self._gate.open else self._pass(deliveries)
         self._start(begin)
 
-    def _admit(self, deliveries: list[Delivery]) -> Begin:
+    def _pass(self, deliveries: list[Delivery]) -> Begin:
         for delivery in deliveries:
             state = delivery.state
             topic = delivery.record.topic if state is None else state.origin.topic
@@ -196,6 +204,16 @@ class Journal:
             gone = self._gate.closed()
         self._start(gone)
         self._engine.tend()
+
+    def begin_at_once(self, begin: Begin) -> None:
+        """Take what has its turn now or never: priority and rate do not hold it up."""
+        with self._lock:
+            self._gate.begin(len(begin.again) + len(begin.new))
+        self._start(begin)
+
+    def idle(self) -> bool:
+        """Whether nothing is in a handler or about to be. What waits for pause, rate and priority is not."""
+        return self._engine.idle()
 
     def running(self) -> list[tuple[Delivery, float]]:
         """What is in a handler now, or ended and is not stored yet."""
@@ -302,6 +320,10 @@ class Journal:
             self._store.settle(reports)
 
     def _begin(self) -> None:
+        """Let begin what may; where nothing may now, the next step does."""
+        self._admit(self._begin_now)
+
+    def _begin_now(self) -> None:
         with self._lock:
             begin = self._gate.take()
         self._start(begin)

@@ -20,6 +20,7 @@ R = TypeVar("R")
 _HAND_BACK = HandBack()
 _BREATHE = 100
 _END_S = 1.0
+_ANSWER_S = 0.05
 
 
 class LoopThread:
@@ -107,6 +108,18 @@ class Tasks:
 
     def tend(self) -> None:
         """Nothing is left lying here."""
+
+    def idle(self) -> bool:
+        """Whether nothing is in a handler or about to be. False where a handler keeps the loop from answering."""
+        answers: list[bool] = []
+        asked = threading.Event()
+
+        def answer() -> None:
+            answers.append(not (self._coming or self._queues.ready or self._now))
+            asked.set()
+
+        self._loop.call_soon_threadsafe(answer)
+        return asked.wait(_ANSWER_S) and answers[0]
 
     def running(self) -> list[tuple[Delivery, float]]:
         """What is in a handler now, and since when."""

@@ -78,6 +78,11 @@ class Threads:
             self._collect()
             self._wake()
 
+    def idle(self) -> bool:
+        """Whether nothing is in a handler or about to be."""
+        with self._changed:
+            return not self._queues.ready and self._idle == len(self._lanes)
+
     def running(self) -> list[tuple[Delivery, float]]:
         """What is in a handler now, and since when."""
         found = [(lane.now, lane.since) for lane in self._lanes]

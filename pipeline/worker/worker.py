@@ -38,6 +38,7 @@ from pipeline.worker.partitions import Partitions
 from pipeline.worker.ports import Flow, Health, Partition, Producer, Source
 from pipeline.worker.processes import Processes
 from pipeline.worker.settling import Settling
+from pipeline.worker.solitude import Solitude
 from pipeline.worker.tiers import Tiers
 from pipeline.worker.watch import Watch
 
@@ -48,6 +49,7 @@ log = logging.getLogger("pipeline.worker")
 _BATCH = 200  # larger ones leave the caches: tried
 _IDLE_S = 0.1
 _BUSY_S = 0.02
+_ALONE_S = 0.002
 _FULL_S = 1.0
 _LAST_COMMIT_S = 10.0
 _LEAVE_S = 5.0
@@ -59,7 +61,7 @@ class Limits:
 
     ``concurrency`` counts attempts side by side; ``records`` and ``bytes`` bound what is in flight, ``backlog`` what
     waits behind one held-back key. ``drain_s`` is how long running handlers may take at a rebalance or at the end.
-    A record in whose handler ``unclean_ends`` workers ended uncleanly is dead.
+    A record is dead that ``unclean_ends`` workers did not survive while it ran and nothing else did.
     """
 
     concurrency: int = 16
@@ -76,7 +78,8 @@ class Worker:
     ``clock`` gives seconds that only grow, ``wall`` seconds since 1970, ``chance`` a number from 0 to 1. ``engine``
     makes another engine than threads or tasks, from what runs an attempt and what takes outcomes. ``journal`` is told
     of tracked jobs, and says when a queue's jobs may begin. ``call_of`` gives what is called for a handler, where that
-    is more than its function. ``state`` is what plain lifespans yielded; the async ones are entered here.
+    is more than its function. ``state`` is what plain lifespans yielded; the async ones are entered here. All
+    workers of a process share one ``solitude``.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Worker:
         journal: Journal | None = None,
         call_of: Callable[[Handler], Callable[..., Any]] = lambda handler: handler.function,
         state: State | None = None,
+        solitude: Solitude | None = None,
     ) -> None:
         name = group.name
         self._group = group
@@ -114,6 +118,7 @@ class Worker:
         self._lifespans = AsyncExitStack()
         self._state = State(**vars(state or State()))
         self._full_since: float | None = None
+        solitude = solitude or Solitude()
 
         outcomes: deque[Outcome] = deque()
         put, fault = outcomes.append, self._faults.append
@@ -130,12 +135,14 @@ class Worker:
                 group, routes, attempts, self._processes, engine_put, fault,
                 concurrency=limits.concurrency, clock=clock,
             )  # fmt: skip
-        self._engine = self._built.engine if journal is None else journal.around(self._built.engine, put, fault)
+        self._engine = (
+            self._built.engine if journal is None else journal.around(self._built.engine, put, fault, solitude.admit)
+        )
 
         self._in_flight = InFlight()
         self._partitions = Partitions(source, flow)
         self._tiers = Tiers(group.tiers_s, chance)
-        watch = Watch(limits.unclean_ends)
+        watch = Watch(limits.unclean_ends, solitude)
         gauges = Gauges(name, meter, list(routes.values()))
         outlet = Outlet(group, producer, health, clock, wall)
         self._holding = Holding(
@@ -151,7 +158,7 @@ class Worker:
             unclean_ends=limits.unclean_ends,
         )  # fmt: skip
         self._beginning = Beginning(
-            self._engine, self._partitions, watch, journal,
+            self._engine, self._partitions, watch, solitude, self._holding.keys, journal,
             unclean_ends=limits.unclean_ends, put=put, trouble=self.trouble, clock=clock, wall=wall,
         )  # fmt: skip
         self._dispatch = Dispatch(
@@ -214,6 +221,7 @@ class Worker:
     def close(self) -> None:
         """Leave the group, whatever still runs."""
         self._stop.set()
+        self._beginning.end()
         try:
             self._source.close()
         finally:
@@ -271,6 +279,8 @@ class Worker:
         return records, size
 
     def _wait_s(self) -> float:
+        if self._beginning.waits:
+            return _ALONE_S
         wait_s = _BUSY_S if self._in_flight.records else _IDLE_S
         due_s = self.due_in_s()
         return wait_s if due_s is None else min(wait_s, due_s)

@@ -29,7 +29,7 @@ from pipeline.headers import DeadLetter, NewerFormat, RetryState
 from pipeline.job import Options
 from pipeline.postgres.layout import insert_parser
 from pipeline.postgres.pgoutput import Column, Relation, parse
-from pipeline.progress import Mark, Progress
+from pipeline.progress import Mark, Progress, Suspicion
 from pipeline.record import Header, Record
 from pipeline.retry import RetryPolicy
 from pipeline.terms import HEADER, Terms
@@ -205,7 +205,9 @@ def _terms(chance: Random) -> dict[str, bytes | None]:
 # ── what stands beside a commit ────────────────────────────────────────────────────────────────────────────────────
 
 _MARKS = [
-    Progress(7, 999, ((7, 9), (40, 40), (90, 700)), True, 1000, frozenset({8, 9}), {9: 2}).mark().metadata.encode(),
+    Progress(7, 999, ((7, 9), (40, 40), (90, 700)), True, 1000, frozenset({8, 9}), {9: Suspicion(2, 1)}, 9)
+    .mark()
+    .metadata.encode(),
     Progress(7, 7, in_hand=True).mark().metadata.encode(),
 ]
 

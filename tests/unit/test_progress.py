@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.progress import MOST_BYTES, Mark, Progress
+from pipeline.progress import MOST_BYTES, Mark, Progress, Suspicion
 from pipeline.watermark import Watermark
 
 
@@ -29,7 +29,8 @@ def progresses(draw: st.DrawFn, most: int = 60, spread: int = 1 << 40) -> Progre
         draw(st.booleans()),
         draw(st.sampled_from([0, offset + 7, end + 10_000])),
         draw(st.frozensets(some, max_size=many)),
-        draw(st.dictionaries(some, st.integers(2, 255), max_size=many)),
+        draw(st.dictionaries(some, st.builds(Suspicion, st.integers(0, 15), st.integers(0, 15)), max_size=many)),
+        draw(st.none() | some) if open_ else None,
     )
 
 
@@ -63,7 +64,7 @@ def test_what_does_not_fit_is_repeated_and_never_skipped(step: int) -> None:
 
 
 def test_more_suspects_than_fit_leave_the_word_of_who_has_the_partition() -> None:
-    suspects = {n << 20: 2 for n in range(5000)}
+    suspects = {n << 20: Suspicion(2) for n in range(5000)}
     mark = Progress(0, 1 << 40, runs_of(list(suspects)), in_hand=True, watched_until=9, suspects=suspects).mark()
     assert len(mark.metadata) <= MOST_BYTES
     assert Progress.read(mark) == Progress(0, 0, in_hand=True, watched_until=9)
