@@ -99,7 +99,7 @@ def external_endpoints() -> Endpoints:
         registry=settings.registry.url or "",
         registry_username=settings.registry.username,
         registry_password=password.get_secret_value() if password else None,
-        connect=settings.connect.url,
+        connect=settings.connect.url.get_secret_value() if settings.connect.url else None,
     )
 
 

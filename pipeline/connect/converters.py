@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from pipeline.connect.columns import ColumnType
+from pipeline.connect.expansion import quoted
 from pipeline.connect.schema import Schema, schema_text
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Refuse",
     "converter",
     "expression",
+    "text_writer",
 ]
 
 Kind = Literal["string", "bytes", "binary", "json", "simple"]
@@ -35,6 +37,7 @@ _KINDS: dict[str, Kind] = {
     SIMPLE: "simple",
 }
 CLASSES = tuple(name for name, kind in _KINDS.items() if kind != "simple")
+_TEXT = Schema("string", optional=False)
 _DELEGATE = "delegate.converter.type"
 _OPTIONS: dict[Kind, dict[str, tuple[str, ...]]] = {
     "string": {"encoding": ("UTF-8", "UTF8", "utf-8", "utf8")},
@@ -80,6 +83,16 @@ def converter(key: str, config: Mapping[str, str], default: str, refuse: Refuse)
     if kind == "binary" and f"{key}.{_DELEGATE}" in config:
         delegate = converter(f"{key}.{_DELEGATE}", config, "", refuse)
     return Converter(kind, kind == "json" and config.get(f"{key}.schemas.enable", "true") == "true", delegate)
+
+
+def text_writer(made: Converter) -> Callable[[str], str | bytes] | None:
+    """Return what writes a text that is no column; None where a converter's task would end."""
+    if made.kind in {"string", "simple"}:
+        return lambda text: text
+    if made.kind == "json":
+        head, end = (f'{{"schema":{schema_text(_TEXT)},"payload":'.encode(), b"}") if made.schemas else (b"", b"")
+        return lambda text: head + quoted(text) + end
+    return text_writer(made.delegate) if made.delegate else None
 
 
 def expression(made: Converter, kind: ColumnType, schema: Schema) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,14 +129,19 @@ class _Config:
         self._ignore_unknown = ignore_unknown
         self._notices: list[str] = []
         self._transforms: list[Transform] = []
+        self._context: tuple[tuple[str, str], ...] = ()
 
     def checked(self, name: str) -> ConnectorFile:
         for key in _REQUIRED:
             if not self._values.get(key, "").strip():
                 raise ConfigError(f"{self._path}: {key}: is missing", remedy=f"add {key}{_example(key)}")
-        self._transforms = chain(self._path, self._values, (), self._refuse)
-        self._classify()
         topic_prefix = self._values.get("topic.prefix", name)
+        self._context = self._context_headers(topic_prefix)
+        messages, headers = f"{topic_prefix}.message", dict(self._context)
+        self._transforms = chain(
+            self._path, self._values, lambda topic: headers if topic != messages else (), self._refuse
+        )
+        self._classify()
         routers = tuple(self._router(one) for one in self._transforms if not one.decodes)
         producer = {key: text for key, text in self._values.items() if key.startswith("producer.override.")}
         return ConnectorFile(
@@ -148,7 +154,7 @@ class _Config:
             drops=self._get("slot.drop.on.stop") == "true",
             stream=self._stream(),
             snapshot=snapshot_options(str(self._path), self._get, lambda key: self._milliseconds(key, 0), self._values),
-            messages=self._messages(f"{topic_prefix}.message", routers),
+            messages=self._messages(messages, routers),
             failover=self._get("slot.failover") == "true",
             trust_slot=self._get("offset.mismatch.strategy") in {"trust_slot", "trust_greater_lsn"},
             status_every_s=self._milliseconds("status.update.interval.ms") / 1000,
@@ -242,7 +248,19 @@ class _Config:
             accepted, default = ROUTER[key]
             return _canonical(self._values.get(one.prefix + key, default), accepted)
 
-        return router_options(self._path, one.prefix, get, self._values, self._refuse, one.takes)
+        return router_options(
+            self._path, one.prefix, get, self._values, self._refuse, takes=one.takes, context=self._context
+        )
+
+    def _context_headers(self, topic_prefix: str) -> tuple[tuple[str, str], ...]:
+        """Return Debezium's headers of each record, with a run's id as each reading of the file is one."""
+        if self._get("extended.headers.enabled") == "false":
+            return ()
+        values = {
+            "connectorLogicalName": topic_prefix, "taskId": "0", "connectorName": "postgresql",
+            "runId": str(uuid.uuid4()),
+        }  # fmt: skip
+        return tuple((f"__debezium.context.{name}", value) for name, value in values.items())
 
     def _identifier(self, key: str) -> str:
         if not _NAME.fullmatch(name := self._get(key)):

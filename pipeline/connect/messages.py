@@ -48,7 +48,7 @@ class Messages:
     """Makes records of messages. ``clock`` returns Unix time in seconds: a message has no other."""
 
     def __init__(self, messages: MessageOptions, *, clock: Callable[[], float] = time.time) -> None:
-        router = messages.router
+        router = replace(messages.router, context=())  # Debezium has them on changes of tables only
         self._wanted = messages.wanted
         self._expansion = Expansion(keep_null=messages.keep_null)
         self._options = router

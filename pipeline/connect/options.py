@@ -74,7 +74,7 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
         "adaptive",
     ),
     "skipped.operations": ((), "t"),
-    "extended.headers.enabled": (("false",), "true"),
+    "extended.headers.enabled": (("true", "false"), "true"),
     "key.converter": (CLASSES, ""),
     "value.converter": (CLASSES, ""),
     "header.converter": ((*CLASSES, SIMPLE), SIMPLE),
@@ -115,6 +115,9 @@ ROUTER: dict[str, tuple[tuple[str, ...], str]] = {
     "route.topic.regex": ((), "(?<routedByValue>.*)"),
     "route.topic.replacement": ((), "outbox.event.${routedByValue}"),
     "route.tombstone.on.empty.payload": (("true", "false"), "false"),
+    "tracing.span.context.field": ((), "tracingspancontext"),
+    "tracing.operation.name": ((), "debezium-read"),
+    "tracing.with.context.field.only": (("true", "false"), "true"),  # to the router, where it is not given
     **_TRANSFORM,
 }
 

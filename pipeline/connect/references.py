@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 
-__all__ = ["resolve"]
+__all__ = ["properties", "resolve"]
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z]\w*):([^}]*)\}")
 _KEY = re.compile(r"((?:\\.|[^\\\s:=])*)\s*[:=]?\s*(.*)", re.DOTALL)
@@ -41,7 +41,7 @@ def _value(provider: str, rest: str, where: str, env: Mapping[str, str]) -> str:
         if Path(key).name != key:
             raise ConfigError(f"{where}: {key!r} is not the name of a file in {path}", remedy="name one file of it")
         return _text(Path(path, key), where)
-    for name, value in _properties(_text(Path(path), where)):
+    for name, value in properties(_text(Path(path), where)):
         if name == key:
             return value
     raise ConfigError(f"{where}: file {path} has no key {key!r}", remedy=f"add a line {key}=…")
@@ -55,7 +55,7 @@ def _text(path: Path, where: str) -> str:
         raise ConfigError(f"{where}: file {path}: {reason}", remedy="correct the path, or the file's rights") from error
 
 
-def _properties(text: str) -> Iterator[tuple[str, str]]:
+def properties(text: str) -> Iterator[tuple[str, str]]:
     """Read Java's properties: the newest of a key first."""
     pairs = []
     lines = iter(re.split(r"\r\n|\r|\n", text))

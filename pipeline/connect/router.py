@@ -10,10 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from pipeline.capture import Routed, Unroutable
+from pipeline.connect.converters import text_writer
 from pipeline.connect.java import java_regex, java_replacement
 from pipeline.connect.routing import RouterOptions
 from pipeline.connect.row import PLACEMENT, Declared, Layout, Row
+from pipeline.connect.tracing import traced as traced_headers
 from pipeline.connect.value import value_of
+from pipeline.errors import ConfigError
 from pipeline.topics import is_topic
 
 __all__ = ["Router"]
@@ -45,7 +48,7 @@ class Router:
         key = row.converted(options.key, options.event_key, "table.field.event.key")
         value = value_of(row, "by")
         event_id = row.converted(options.header, options.event_id, "table.field.event.id", text_too=True)
-        headers = [f"('id', {event_id})"]
+        headers = [*self._beside(row), f"('id', {event_id})"]
         for placed in row.placed("header"):
             what = row.converted(options.header, placed.column, PLACEMENT, text_too=True)
             headers.append(f"({placed.alias!r}, {what})")
@@ -74,6 +77,30 @@ class Router:
         exec(body, scope)  # noqa: S102 — only column numbers and repr() of what comes from outside are in the text
         function: Callable[..., Routed] = scope["route"]  # type: ignore[assignment]  # made by exec
         return row.names, function
+
+    def _beside(self, row: Row) -> list[str]:
+        """Return the headers before the event's own: those of the connector, and of the trace it was written in."""
+        options = self._options
+        tracing = options.tracing
+        traced = tracing.field in row or not tracing.required
+        if not options.context and not traced:
+            return []
+        write = text_writer(options.header)
+        if write is None:
+            raise ConfigError(
+                f"table {row.table}: header.converter does not write text, as the headers "
+                f"{'__debezium.context.…' if options.context else 'of a trace'} are",
+                remedy="set extended.headers.enabled=false"
+                if options.context
+                else f"take column {tracing.field!r} out by column.exclude.list, or use another header.converter",
+            )
+        made = [f"({name!r}, {write(value)!r})" for name, value in options.context]
+        if traced:
+            carried = traced_headers(tracing)
+            row.scope["traced"] = lambda text: [(name, write(value)) for name, value in carried(text)]
+            text = row.use(tracing.field, "string", "tracing.span.context.field") if tracing.field in row else "None"
+            made.append(f"*traced({text})")
+        return made
 
     def _odd(self, topics: dict[str | bytes | None, str], by: str | bytes | None, record: Routed) -> Routed:
         """Find out what is new or wrong about a row: a topic not seen before is remembered."""

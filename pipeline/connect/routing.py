@@ -12,6 +12,7 @@ from pipeline.connect.columns import Modes
 from pipeline.connect.converters import AS_BYTES, AS_TEXT, SIMPLE, Converter, Refuse, converter
 from pipeline.connect.expansion import Expansion
 from pipeline.connect.java import java_regex, java_replacement
+from pipeline.connect.tracing import Tracing
 from pipeline.errors import ConfigError
 
 __all__ = ["Placement", "RouterOptions", "placements", "router_options"]
@@ -41,7 +42,8 @@ class RouterOptions:
     """What the Event Router and the converters are told. ``prefix`` is how the router's keys begin, for messages.
 
     ``expansion`` is what is made of a JSON payload, None where it is not expanded; ``topic_prefix`` how the names of
-    schemas begin; ``takes`` tells of the topic of a table's changes whether they come here.
+    schemas begin; ``takes`` tells of the topic of a table's changes whether they come here; ``context`` are headers of
+    each record.
     """
 
     prefix: str = "transforms.outbox."
@@ -63,6 +65,8 @@ class RouterOptions:
     modes: Modes = Modes()  # noqa: RUF009 — frozen
     topic_prefix: str = ""
     on_update: str = "warn"
+    tracing: Tracing = Tracing()  # noqa: RUF009 — frozen
+    context: tuple[tuple[str, str], ...] = ()
     takes: Callable[[str], bool] = _any
 
     @property
@@ -72,7 +76,14 @@ class RouterOptions:
 
 
 def router_options(
-    path: Path, prefix: str, get: Get, config: Mapping[str, str], refuse: Refuse, takes: Callable[[str], bool] = _any
+    path: Path,
+    prefix: str,
+    get: Get,
+    config: Mapping[str, str],
+    refuse: Refuse,
+    *,
+    takes: Callable[[str], bool] = _any,
+    context: tuple[tuple[str, str], ...] = (),
 ) -> RouterOptions:
     """Read a router's part of the file at ``path``, with the converters. Raises ConfigError, also by ``refuse``."""
     regex, replacement = get("route.topic.regex"), get("route.topic.replacement")
@@ -117,6 +128,12 @@ def router_options(
         modes=Modes(get("binary.handling.mode"), get("time.precision.mode"), get("decimal.handling.mode")),
         topic_prefix=config.get("topic.prefix", ""),
         on_update="skip" if "u" in _skipped(get, refuse) else get("table.op.invalid.behavior"),
+        tracing=Tracing(
+            get("tracing.span.context.field"),
+            get("tracing.operation.name"),
+            get("tracing.with.context.field.only") == "true",
+        ),
+        context=context,
         takes=takes,
     )
 

@@ -23,6 +23,7 @@ _ROUTERS = ROUTER["type"][0]
 _NAMING, _NAMED = "topic.naming.strategy", "io.debezium.schema.SchemaTopicNamingStrategy"
 
 Takes = Callable[[str], bool]
+Names = Callable[[str], Collection[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ def names(config: Mapping[str, str], key: str) -> list[str]:
     return [name.strip() for name in config.get(key, "").split(",") if name.strip()]
 
 
-def chain(path: Path, config: Mapping[str, str], headers: Collection[str], refuse: Refuse) -> list[Transform]:
-    """Return the transforms in their order; ``headers`` are those of each change record.
+def chain(path: Path, config: Mapping[str, str], headers: Names, refuse: Refuse) -> list[Transform]:
+    """Return the transforms in their order; ``headers`` names those of a topic's change records.
 
     Raises ConfigError, also by ``refuse``, for what the native relay does not know, and where there is no router.
     """
@@ -77,7 +78,7 @@ def _condition(path: Path, config: Mapping[str, str], prefix: str, predicates: M
     return (lambda topic: not holds(topic)) if negated else holds
 
 
-def _predicate(path: Path, config: Mapping[str, str], name: str, headers: Collection[str], refuse: Refuse) -> Takes:
+def _predicate(path: Path, config: Mapping[str, str], name: str, headers: Names, refuse: Refuse) -> Takes:
     """Return what tells of a topic whether a predicate holds for its change records."""
     prefix = f"predicates.{name}."
     kind = config.get(f"{prefix}type")
@@ -102,5 +103,6 @@ def _predicate(path: Path, config: Mapping[str, str], name: str, headers: Collec
         except re.error as error:
             raise ConfigError(f"{path}: {prefix}pattern: {error}", remedy="correct the regular expression") from error
         return lambda topic: pattern.fullmatch(topic) is not None
-    there = needed == "name" and value in headers
-    return lambda _topic: there  # a change that is routed is no tombstone
+    if needed == "name":
+        return lambda topic: value in headers(topic)
+    return lambda _topic: False  # a change that is routed is no tombstone

@@ -1,7 +1,9 @@
-"""Pinned jars in, Kafka Connect with Debezium's PostgreSQL connector out.
+"""Pinned jars in, Kafka Connect with Debezium's PostgreSQL connector and Apicurio's Avro converter out.
 
 The reference for the native relay, and a way to try the production route. Connector files may use ``${env:…}``
-(the environment of ``pipeline up``, and libpq's ``PGHOST`` … for the local PostgreSQL) and ``${file:…}``.
+(the environment of ``pipeline up``, libpq's ``PGHOST`` … for the local PostgreSQL, ``REGISTRY_URL``,
+``REGISTRY_USERNAME`` and ``REGISTRY_PASSWORD`` for the local registry) and ``${file:…}``. OpenTelemetry is there, so
+that Debezium's router traces rows that carry a trace; its spans go nowhere.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from pipeline.local.home import Home
@@ -18,12 +23,19 @@ from pipeline.local.ports import LOOPBACK
 from pipeline.local.postgres import DATABASE, SUPERUSER
 from pipeline.local.process import Launch
 from pipeline.local.progress import Progress
+from pipeline.local.registry import NATIVE_API, USERNAME
 from pipeline.local.server import NotReady, Server, inherited_environment
 
 __all__ = ["Connect"]
 
 HEAP_BYTES = 1024 * 2**20
 PROBE_S = 5.0
+CONVERTER = "io.apicurio.registry.utils.converter.AvroConverter"
+CONVERTERS = "META-INF/services/org.apache.kafka.connect.storage.Converter"
+TRACING = [
+    "-Dotel.java.global-autoconfigure.enabled=true",
+    *(f"-Dotel.{signal}.exporter=none" for signal in ("traces", "metrics", "logs")),
+]
 SETTINGS = """\
 bootstrap.servers={kafka}
 group.id=pipeline-connect
@@ -70,12 +82,11 @@ class Connect(Server):
         return f"http://{LOOPBACK}:{self.home.port('connect')}"
 
     def prepare(self) -> Launch:
-        """Fill the plugin folder, and write the settings."""
-        plugin = self.folder / "plugins" / "debezium-postgres"
-        shutil.rmtree(plugin, ignore_errors=True)
-        plugin.mkdir(parents=True)
-        for jar in self._jars.jars("debezium"):
-            (plugin / jar.name).symlink_to(jar)
+        """Fill the plugin folders, and write the settings."""
+        self._plugin("debezium-postgres", self._jars.jars("debezium"))
+        converter = self._plugin("apicurio-avro", self._jars.jars("converter"))
+        with zipfile.ZipFile(converter / "services.jar", "w") as services:  # it does not name itself
+            services.writestr(CONVERTERS, f"{CONVERTER}\n")
         log4j = self.folder / "log4j2.properties"
         log4j.write_text(LOG4J)
         settings = self.folder / "connect.properties"
@@ -83,12 +94,13 @@ class Connect(Server):
             kafka=f"{LOOPBACK}:{self.home.port('kafka')}",
             host=LOOPBACK,
             port=self.home.port("connect"),
-            plugins=plugin.parent,
+            plugins=converter.parent,
         )
         settings.write_text(text)
         command = java_command(
             self.folder,
             [
+                *TRACING,
                 f"-Dlog4j2.configurationFile={log4j}",
                 "org.apache.kafka.connect.cli.ConnectDistributed",
                 str(settings),
@@ -102,8 +114,20 @@ class Connect(Server):
             "PGUSER": SUPERUSER,
             "PGPASSWORD": self.home.password("postgres"),
             "PGDATABASE": DATABASE,
+            "REGISTRY_URL": f"http://{LOOPBACK}:{self.home.port('registry')}{NATIVE_API}",
+            "REGISTRY_USERNAME": USERNAME,
+            "REGISTRY_PASSWORD": self.home.password("registry"),
         }
         return Launch(command, environment, self.folder)
+
+    def _plugin(self, name: str, jars: Sequence[Path]) -> Path:
+        """Fill a plugin's folder, which has a class loader of its own."""
+        folder = self.folder / "plugins" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for jar in jars:
+            (folder / jar.name).symlink_to(jar)
+        return folder
 
     def probe(self) -> None:
         """List the connectors."""

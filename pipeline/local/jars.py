@@ -37,7 +37,7 @@ ABANDONED_S = 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Jar:
-    """One file, pinned. ``use`` is who needs it: kafka (with Connect), debezium or registry."""
+    """One file, pinned. ``use`` is who needs it: kafka (with Connect), debezium, converter (of Avro) or registry."""
 
     use: str
     group: str

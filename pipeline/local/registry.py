@@ -23,11 +23,12 @@ from pipeline.local.process import Launch
 from pipeline.local.progress import Progress
 from pipeline.local.server import NotReady, Server, inherited_environment
 
-__all__ = ["USERNAME", "Registry"]
+__all__ = ["NATIVE_API", "USERNAME", "Registry"]
 
 HEAP_BYTES = 256 * 2**20
 PROBE_S = 3.0
 API = "/apis/ccompat/v7"
+NATIVE_API = "/apis/registry/v2"  # as Apicurio's own converter speaks it
 USERNAME = "pipeline"
 DATABASE = "registry"
 SETTINGS = """\

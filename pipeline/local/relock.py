@@ -18,6 +18,8 @@ KAFKA = "4.3.1"
 LOG4J = "2.25.3"
 DEBEZIUM = "3.7.0.Final"
 APICURIO = "3.3.3"
+OPENTELEMETRY = "1.49.0"
+AVRO_CONVERTER = "2.6.13.Final"
 
 BROKER = [
     f"org.apache.kafka:kafka_2.13:{KAFKA}",
@@ -25,7 +27,11 @@ BROKER = [
     f"org.apache.kafka:connect-runtime:{KAFKA}",  # the tools need it anyway
     f"org.apache.logging.log4j:log4j-slf4j-impl:{LOG4J}",
 ]
-CONNECTOR = [f"io.debezium:debezium-connector-postgres:{DEBEZIUM}"]
+CONNECTOR = [
+    f"io.debezium:debezium-connector-postgres:{DEBEZIUM}",
+    f"io.opentelemetry:opentelemetry-sdk-extension-autoconfigure:{OPENTELEMETRY}",  # for the tracing.* of its router
+]
+CONVERTER = [f"io.apicurio:apicurio-registry-utils-converter:{AVRO_CONVERTER}"]  # the last whose dependencies resolve
 # What Connect itself gives to a plugin must not be in the plugin's folder a second time.
 CONNECT_GIVES = {
     "kafka-clients",
@@ -35,6 +41,8 @@ CONNECT_GIVES = {
     "lz4-java",
     "snappy-java",
     "jakarta.ws.rs-api",
+    "javax.ws.rs-api",
+    "connect-json",
 }
 HEAD = "# use group:artifact:version:classifier:packaging bytes sha256; made by python -m pipeline.local.relock\n"
 
@@ -46,6 +54,7 @@ def main() -> None:
     context = MavenContext(timeout=60)
     broker = dict(_resolve(context, BROKER))
     plugin = {key: each for key, each in _resolve(context, CONNECTOR) if each.artifactId not in CONNECT_GIVES}
+    converter = {key: each for key, each in _resolve(context, CONVERTER) if each.artifactId not in CONNECT_GIVES}
     registry = context.project("io.apicurio", "apicurio-registry-app").at_version(APICURIO)
     archive = registry.artifact(classifier="all", packaging="tar.gz")
     lines = [
@@ -53,6 +62,7 @@ def main() -> None:
         for use, artifacts in (
             ("kafka", broker.values()),
             ("debezium", plugin.values()),
+            ("converter", converter.values()),
             ("registry", [archive]),
         )
         for artifact in artifacts

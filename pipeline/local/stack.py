@@ -186,7 +186,7 @@ class LocalStack:
         if self.kafka in stopped:
             uses.add("kafka")
         if self.connect in stopped:
-            uses |= {"kafka", "debezium"}
+            uses |= {"kafka", "debezium", "converter"}
         if self.registry in stopped and self.registry.needs_archive():
             uses.add("registry")
         self._jars.fetch(uses, self._progress, cancelled)

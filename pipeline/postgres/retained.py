@@ -170,7 +170,7 @@ def _routed(route: Route, row: tuple[Any, ...]) -> Routed | Unroutable:
 
 
 def _id(record: Routed) -> str:
-    found = record[3][0][1]
+    found = next(value for name, value in record[3] if name == "id")
     return found.decode(errors="replace") if isinstance(found, bytes) else found or ""
 
 

@@ -19,6 +19,7 @@ from pipeline.connect.file import ConnectorFile, load
 from pipeline.connect.router import Router
 from pipeline.connect.routing import RouterOptions
 from pipeline.connect.shards import expanded
+from pipeline.connect.tracing import Tracing
 from pipeline.connector import Connector
 from pipeline.endpoints import kafka_options, registry_address
 from pipeline.errors import ConfigError
@@ -127,7 +128,7 @@ def _sources(file: ConnectorFile, dsn: str, range_: Range) -> list[Source]:
         _check(file, router, range_)
         names_only = replace(
             router, placements=(), payload=router.route_by, event_key=router.route_by, key=AS_TEXT, value=AS_TEXT,
-            expansion=None, tombstone_on_empty=False,
+            expansion=None, tombstone_on_empty=False, tracing=Tracing(""), context=(),
         )  # fmt: skip
         ordered = "seq" if any(column.name == "seq" for column in relation.columns) else router.timestamp
         columns = [column for column in relation.columns if file.sees(table, column.name)]

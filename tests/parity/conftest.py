@@ -23,12 +23,16 @@ def start(
     tmp_path: Path, prefix: str, database: Database, connect_url: str, cli_environment: Mapping[str, str],
     topics: Topics, conn: Conn,
 ) -> Iterator[Start]:  # fmt: skip
-    """Start a file with these changes on both sides, and wait until both read their slots."""
+    """Start a file with these changes on both sides, and wait until both read their slots.
+
+    ``name``: of one more pair; ``more``: environment of the native relay.
+    """
     with ExitStack() as stack:
 
-        def begin(**changes: str | None) -> dict[str, Capture]:
+        def begin(name: str = "", more: Mapping[str, str] = {}, **changes: str | None) -> dict[str, Capture]:
+            environment = {**cli_environment, **more}
             made = {
-                side: Capture(side, prefix, tmp_path, connect_url, cli_environment, database.name, changes)
+                side: Capture(side, prefix + name, tmp_path, connect_url, environment, database.name, changes)
                 for side in SIDES
             }
             topics.create(*(one.topic for one in made.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cases import CASES, COLUMN_MODES, RESTART
 from durability import DURABILITY
 from outcomes import Differs, Fails, Outcome, Refused, Same
-from sources import LISTS, MESSAGES, MODES, PREDICATED, SNAPSHOTS, SOURCES, UPDATED
+from sources import LISTS, MESSAGES, MODES, PREDICATED, SNAPSHOTS, SOURCES, TRACED, UPDATED
 
 _ROUTER = "transforms.outbox."
 _ENVELOPE = Same("placements: the envelope, with aliases, of each type, NULL, a missing column ignored")
@@ -57,9 +57,9 @@ OPTIONS: dict[str, Outcome] = {
     "route.topic.regex": _ROUTED,
     "route.topic.replacement": _ROUTED,
     "route.tombstone.on.empty.payload": _EMPTY_TEXT,
-    "tracing.span.context.field": Refused(f"{_ROUTER}tracing.span.context.field", "context"),
-    "tracing.operation.name": Refused(f"{_ROUTER}tracing.operation.name", "read"),
-    "tracing.with.context.field.only": Refused(f"{_ROUTER}tracing.with.context.field.only", "true"),
+    "tracing.span.context.field": Same(TRACED),
+    "tracing.operation.name": Same(TRACED),
+    "tracing.with.context.field.only": Same(TRACED),
 }
 
 _FORMS = (
@@ -86,6 +86,7 @@ SOURCE: dict[str, Outcome] = {
         Same(LISTS),
     ),
     "skipped.operations": Same(UPDATED),
+    "extended.headers.enabled": Same(TRACED),
     "slot.drop.on.stop=true": Differs(
         "the position is forgotten with the slot, so `snapshot.mode=initial` takes a snapshot at the next start"
     ),
@@ -255,6 +256,9 @@ _DIFFERENCES = """
 - **Logical messages** are events here where `DecodeLogicalDecodingMessageContent` stands before the router. Without it
   Debezium publishes its own change event of each on `<topic.prefix>.message`, or its task ends where converters are
   for bytes; the native relay publishes nothing and says so once.
+- **Traces** are compared with OpenTelemetry on both sides: two spans a row, the first in the header `traceparent`.
+  Without it Debezium gives no such header; the native relay gives the row's own context on as it came. Its spans have
+  no attributes of the server.
 - **A restart** repeats rows in both; which ones is not compared, only the first copies.
 """
 

@@ -9,7 +9,8 @@ DURABLE = "a transaction open over a restart, one that the server spills, a tabl
 HEARTBEATS = "heartbeat records, also where nothing is written"
 PREDICATED = "several routers under predicates: TopicNameMatches, HasHeaderKey, RecordIsTombstone, negated"
 UPDATED = "updates: warn, error, fatal, and where skipped.operations has them"
-SOURCES = (SNAPSHOTS, LISTS, MESSAGES, DURABLE, HEARTBEATS, PREDICATED, UPDATED)
+TRACED = "headers of the connector's run, and of the trace that a row was written in"
+SOURCES = (SNAPSHOTS, LISTS, MESSAGES, DURABLE, HEARTBEATS, PREDICATED, UPDATED, TRACED)
 
 # mode → what else the file says, whether its slot is dropped while it is stopped, which rows come
 MODES: dict[str, tuple[dict[str, str | None], bool, str]] = {

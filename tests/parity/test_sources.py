@@ -6,7 +6,7 @@ import json
 
 import psycopg
 import pytest
-from pairs import SIDES, Conn, Start, content, go_on, published
+from pairs import SIDES, Conn, Start, content, go_on, normal, published
 from relays import ids, insert, until
 from servers import Database, Topics
 
@@ -89,6 +89,7 @@ def test_heartbeat_records(start: Start, bootstrap_servers: str, topics: Topics,
             "value.converter": "io.debezium.converters.BinaryDataConverter",
             "value.converter.delegate.converter.type": "org.apache.kafka.connect.json.JsonConverter",
             "key.converter": "org.apache.kafka.connect.json.JsonConverter",
+            "extended.headers.enabled": "true",
         }
     )  # fmt: skip
     until(lambda: all(len(one.records(bootstrap_servers, named[side])) > 3 for side, one in pair.items()), "beats", 60)
@@ -147,7 +148,10 @@ def test_logical_messages_that_are_decoded(
         else {"message.prefix.exclude.list": "not.*"}
     )
     nulls = {"transforms.decode.fields.null.include": "true"} if schemas == "true" else {}
-    pair = start(**{**DECODED, **prefixes, **nulls, "value.converter.schemas.enable": schemas})
+    pair = start(
+        **{**DECODED, **prefixes, **nulls, "value.converter.schemas.enable": schemas},
+        **{"extended.headers.enabled": schemas},
+    )
     documents = (*DOCUMENTS, *NULLS) if nulls else DOCUMENTS
     for text in documents:
         emit(conn, "outbox", text)
@@ -166,7 +170,7 @@ def test_logical_messages_that_are_decoded(
         other.rollback()
     emit(conn, "other", document("last", {"a": 1}))
     found = published(bootstrap_servers, pair, "last")
-    read = {side: [(one.key(), one.value(), one.headers()) for one in messages] for side, messages in found.items()}
+    read = {side: [(one.key(), one.value(), normal(side, one)) for one in messages] for side, messages in found.items()}
     assert read["native"] == read["debezium"]
     twice = [str(number) for number in range(1, len(documents) + 1) for _ in (0, 1)]
     assert ids(found["native"]) == [*twice, "at once", "inside", "not undone", "last"]

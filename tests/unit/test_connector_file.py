@@ -72,7 +72,7 @@ def test_our_file_is_honoured_whole() -> None:
         ({"snapshot.mode": "initial", "snapshot.include.collection.list": "("}, ["snapshot.include.collection.list"]),
         ({"snapshot.mode": "initial", SELECTS: "s.t"}, [SELECTS + ".s.t", "missing"]),
         ({"snapshot.mode": "initial", SELECTS + ".s.t": "SELECT 1"}, [SELECTS + ".s.t", "not in"]),
-        ({"extended.headers.enabled": None}, ["extended.headers.enabled", "true"]),
+        ({"extended.headers.enabled": "some"}, ["extended.headers.enabled", "'some'", "false"]),
         ({"publication.autocreate.mode": "some"}, ["publication.autocreate.mode", "'some'", "filtered"]),
         ({"heartbeat.interval.ms": "often"}, ["heartbeat.interval.ms", "'often'", "0–600000"]),
         ({"skipped.operations": "c,t"}, ["skipped.operations", "'c,t'", "u, d, t"]),
@@ -488,3 +488,49 @@ def test_of_several_servers_the_primary_is_asked_for(tmp_path: Path) -> None:
     assert found.database["target_session_attrs"] == "primary"
     assert any("Debezium takes one only" in notice for notice in found.notices)
     assert "target_session_attrs" not in load(tmp_path, {"database.hostname": "a"}).database
+
+
+def test_headers_of_the_connector_are_there_for_predicates_and_need_a_converter_of_text(tmp_path: Path) -> None:
+    marked = {
+        "predicates": "p", "predicates.p.type": MATCHES.replace("TopicNameMatches", "HasHeaderKey"),
+        "predicates.p.name": "__debezium.context.taskId", R + "predicate": "p",
+        R + "table.fields.additional.placement": None,
+    }  # fmt: skip
+    router = load(tmp_path, {**marked, "extended.headers.enabled": "true"}).router_of("s.t")
+    assert [name for name, _ in route(router)[3]][:5] == [
+        "__debezium.context.connectorLogicalName", "__debezium.context.taskId", "__debezium.context.connectorName",
+        "__debezium.context.runId", "id",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="no Event Router takes"):
+        load(tmp_path, marked).router_of("s.t")
+    with pytest.raises(ConfigError, match=r"table s\.t: header.converter does not write text"):
+        route(replace(router, header=AS_BYTES, event_id="payload"))
+
+
+TRACED = [*OUTBOX, C("tracingspancontext", 25)]
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("context", "carried"),
+    [
+        (None, []),
+        (b"", []),
+        (b"traceparent=nobody", []),
+        (f"traceparent=ff{PARENT[2:]}".encode(), []),
+        (f"traceparent={PARENT}".encode(), [("traceparent", PARENT)]),
+        (f"tracestate=a=b\ntraceparent: {PARENT}".encode(), [("traceparent", PARENT), ("tracestate", "a=b")]),
+        (f"traceparent={PARENT}\ntracestate=;;".encode(), [("traceparent", PARENT)]),
+        (b"\\u12", []),
+        (b"\xff\\", []),
+    ],
+)
+def test_without_opentelemetry_a_rows_trace_goes_on_as_it_came(
+    context: bytes | None, carried: list[tuple[str, str]]
+) -> None:
+    assert route(RouterOptions(), TRACED, tracingspancontext=context)[3] == [*carried, ("id", str(ID))]
+
+
+@given(st.text())
+def test_no_trace_makes_a_row_fail(text: str) -> None:
+    assert route(RouterOptions(), TRACED, tracingspancontext=text.encode(errors="replace"))[3][-1][0] == "id"

@@ -130,9 +130,11 @@ def test_the_lock_file_holds_the_versions_that_the_command_pins() -> None:
     assert found["debezium-connector-postgres"] == relock.DEBEZIUM
     assert found["apicurio-registry-app"] == relock.APICURIO
     assert found["log4j-slf4j-impl"] == relock.LOG4J
-    assert {jar.use for jar in locked()} == {"kafka", "debezium", "registry"}
+    assert found["opentelemetry-sdk"] == relock.OPENTELEMETRY
+    assert found["apicurio-registry-utils-converter"] == relock.AVRO_CONVERTER
+    assert {jar.use for jar in locked()} == {"kafka", "debezium", "converter", "registry"}
     assert all(len(jar.sha256) == 64 for jar in locked())
 
 
 def test_the_plugin_brings_nothing_that_connect_gives_it() -> None:
-    assert not {jar.artifact for jar in locked() if jar.use == "debezium"} & relock.CONNECT_GIVES
+    assert not {jar.artifact for jar in locked() if jar.use in {"debezium", "converter"}} & relock.CONNECT_GIVES
