@@ -144,6 +144,7 @@ tell(ready=True, reasons={}, notes={})
 pipe.recv(1)
 tell(ready=False, reasons={"drain": "stopping"}, notes={})
 pipe.recv(1)
+begun()
 sys.exit(2 if number == 1 else 0)
 """,
         tmp_path,
@@ -153,6 +154,7 @@ sys.exit(2 if number == 1 else 0)
     wait_until(lambda: "process 2 drain" in run.get("/readyz")[1])  # heard while they drain
     run.at_once.set()
     assert run.end() is False
+    assert run.begun(1) == run.begun(2) == 1  # neither was killed
 
 
 @pytest.mark.parametrize(
