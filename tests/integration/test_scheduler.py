@@ -29,6 +29,7 @@ from pipeline.errors import SourceError
 from pipeline.metrics import PrometheusMeter, SilentMeter
 from pipeline.postgres.due import DueStore
 from pipeline.postgres.jobs import JobRows
+from pipeline.postgres.position import PositionStore
 from pipeline.postgres.statistics import SlotWatch
 from pipeline.probes import Readiness
 from pipeline.report import Entry
@@ -284,16 +285,17 @@ def test_finished_jobs_are_deleted_after_their_retention_and_counts_agree(
 
 
 def test_connections_that_are_kept_find_out_that_their_server_is_gone(database: Database) -> None:
-    """Else a scheduler, or the journal of a queue, waits for an hour for an answer across a cut network."""
+    """Else a scheduler, the journal of a queue or a relay that begins waits for an hour across a cut network."""
     store, rows = DueStore(database.dsn, Outbox(), Moved), JobRows(database.dsn, lambda *asked: asked)
     store.tidy()
     rows.control("shop.jobs.email")
-    for conn in (store._conn, rows._conn):
+    positions = PositionStore(database.dsn, "slot")
+    for conn in (store._conn, rows._conn, positions._conn):
         assert conn is not None
         told = conn.info.get_parameters()
         assert (told["tcp_user_timeout"], told["keepalives_idle"]) == ("30000", "15")
-    store.close()
-    rows.close()
+    for each in (store, rows, positions):
+        each.close()
 
 
 def test_what_passes_by_itself_is_waited_for_a_primary_that_became_a_standby_and_time_limits_of_the_role(
