@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from confluent_kafka import Consumer
 
 from tests.benchmarks.relay import (
     Bench,
@@ -89,22 +88,20 @@ def debezium(bench: Bench) -> Iterator[None]:
 
 def drained(bench: Bench, rows: int) -> dict[str, float]:
     """Drain a backlog with Debezium, after it has warmed up."""
-    consumer = Consumer({"bootstrap.servers": bench.kafka, "group.id": bench.name})
     jvm = connect_process()
     with debezium(bench):
         bench.fill(WARM_UP)
-        while (before := bench.published(consumer)) < WARM_UP:
+        while (before := bench.published()) < WARM_UP:
             time.sleep(0.05)
         ask("PUT", f"/connectors/{bench.name}/stop")
         bench.fill(rows)
         ask("PUT", f"/connectors/{bench.name}/resume")
-        while not (first := bench.published(consumer) - before):
+        while not (first := bench.published() - before):
             time.sleep(0.005)
         began, cpu = time.perf_counter(), sum(jvm.cpu_times()[:2])
-        while (done := bench.published(consumer) - before) < rows:
+        while (done := bench.published() - before) < rows:
             time.sleep(0.02)
         took, cpu = time.perf_counter() - began, sum(jvm.cpu_times()[:2]) - cpu
-    consumer.close()
     return {"per_s": (done - first) / took, "cpu_us": cpu / (done - first) * 1e6, "peak_mb": peak_mb(jvm.pid)}
 
 

@@ -26,8 +26,8 @@ from typing import Self
 
 import psutil
 import psycopg
-from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -56,6 +56,13 @@ BEGIN
     COMMIT;
   END LOOP;
 END $fill$"""
+_COMING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._UNKNOWN_TOPIC,
+}
 CONNECTOR = Path(__file__).parents[2] / "connectors" / "outbox.json"
 
 
@@ -86,6 +93,7 @@ class Bench:
         new = [NewTopic(name, partitions, 1) for name, partitions in self.topics.items()]
         for done in self.admin.create_topics([*new, NewTopic(f"{self.name}.dlq", 1, 1)]).values():
             done.result(60)
+        self._wait_for_leaders()
         settings = Settings(postgres={"dsn": self.dsn}, kafka={"bootstrap_servers": self.kafka})
         self.connector = read_connector(self.file, settings, env=libpq_environment(self.dsn))
         return self
@@ -101,6 +109,18 @@ class Bench:
         ours = [name for name in self.admin.list_topics(timeout=10).topics if name.startswith(f"{self.name}.")]
         for done in self.admin.delete_topics(ours).values():
             done.result(30)
+
+    def _wait_for_leaders(self) -> None:
+        """Wait until the broker answers for all partitions: it lists them before it has made them."""
+        while True:
+            try:
+                self.published()
+            except KafkaException as error:
+                if not error.args[0].retriable() and error.args[0].code() not in _COMING:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
 
     def fill(self, rows: int) -> None:
         """Commit rows in transactions of 1,000, on the server: ours would take longer than the relay.
@@ -131,14 +151,14 @@ class Bench:
                 process.terminate()
                 process.wait(30)
 
-    def published(self, consumer: Consumer) -> int:
-        """Return how many records the topics have."""
-        ends = (
-            consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=5)
+    def published(self) -> int:
+        """Return how many records the topics have, by one request."""
+        latest = {
+            TopicPartition(topic, partition): OffsetSpec.latest()
             for topic, partitions in self.topics.items()
-            for p in range(partitions)
-        )
-        return sum(end for _, end in ends)
+            for partition in range(partitions)
+        }
+        return sum(found.result(15).offset for found in self.admin.list_offsets(latest).values())
 
 
 def receive_only(bench: Bench, rows: int) -> tuple[float, float]:
@@ -214,18 +234,16 @@ def make_slot(bench: Bench) -> None:
 
 def drain(bench: Bench, rows: int, *, at_most_s: float = 600) -> dict[str, float]:
     """Run the relay on a backlog until ``rows`` are there, or for so long: rate, CPU and peak memory of the process."""
-    consumer = Consumer({"bootstrap.servers": bench.kafka, "group.id": bench.name})
-    before = bench.published(consumer)
+    before = bench.published()
     with bench.relay() as process:
-        while not (first := bench.published(consumer) - before):
+        while not (first := bench.published() - before):
             time.sleep(0.005)
         began, cpu = time.perf_counter(), sum(process.cpu_times()[:2])
-        while (done := bench.published(consumer) - before) < rows and time.perf_counter() - began < at_most_s:
+        while (done := bench.published() - before) < rows and time.perf_counter() - began < at_most_s:
             time.sleep(0.02)
         took, cpu = time.perf_counter() - began, sum(process.cpu_times()[:2]) - cpu
         peak = peak_mb(process.pid)
         time.sleep(1)  # the position is stored
-    consumer.close()
     return {"per_s": (done - first) / took, "cpu_us": cpu / (done - first) * 1e6, "peak_mb": peak}
 
 
