@@ -30,6 +30,7 @@ __all__ = ["Pipeline"]
 R = TypeVar("R")
 M = TypeVar("M", bound=Message)
 Headers = Mapping[str, str]
+_CONNECT_S = 10  # seconds, to a database of our own choice
 
 
 class Pipeline(Declarations):
@@ -111,7 +112,7 @@ class Pipeline(Declarations):
         from pipeline.writers.dbapi import translated
 
         try:
-            with psycopg.connect(postgres_dsn(Settings.load()), connect_timeout=10) as own:
+            with psycopg.connect(postgres_dsn(Settings.load()), connect_timeout=_CONNECT_S) as own:
                 return self.enqueue_many(own, [cast(Job, conn)], **options)[0]
         except psycopg.Error as error:
             raise translated(error) from error
@@ -120,9 +121,27 @@ class Pipeline(Declarations):
         """Store many jobs in one go; their ids come back in the same order."""
         return drive(self._store_jobs(jobs, options), executor(conn))
 
-    async def aenqueue(self, conn: AsyncConnection, job: Job, **options: Unpack[EnqueueOptions]) -> UUID:
-        """Do what ``enqueue`` does, on an async connection."""
-        return (await self.aenqueue_many(conn, [job], **options))[0]
+    @overload
+    async def aenqueue(self, conn: AsyncConnection, job: Job, **options: Unpack[EnqueueOptions]) -> UUID: ...
+    @overload
+    async def aenqueue(self, conn: Job, **options: Unpack[EnqueueOptions]) -> UUID: ...
+    async def aenqueue(
+        self, conn: AsyncConnection | Job, job: Job | None = None, **options: Unpack[EnqueueOptions]
+    ) -> UUID:
+        """Do what ``enqueue`` does, on an async connection, or without one."""
+        if job is not None:
+            return (await self.aenqueue_many(cast(AsyncConnection, conn), [job], **options))[0]
+        check_kind(type(conn), Job, "aenqueue")
+        import psycopg
+
+        from pipeline.writers.dbapi import translated
+
+        try:
+            address = postgres_dsn(Settings.load())
+            async with await psycopg.AsyncConnection.connect(address, connect_timeout=_CONNECT_S) as own:
+                return (await self.aenqueue_many(own, [cast(Job, conn)], **options))[0]
+        except psycopg.Error as error:
+            raise translated(error) from error
 
     async def aenqueue_many(
         self, conn: AsyncConnection, jobs: Iterable[Job], **options: Unpack[EnqueueOptions]

@@ -101,7 +101,8 @@ WAYS = {"": BARE, "sqlalchemy": SQLALCHEMY, "django": DJANGO, "asyncpg": ASYNCPG
 PRINTED = {"": "refused\n[]\n", "otel": "00-" + "a".rjust(32, "0") + "-" + "b".rjust(16, "0") + "-01\n"}
 BRINGS = {
     "": set(), "sqlalchemy": {"sqlalchemy"}, "django": {"django"}, "asyncpg": {"asyncpg"}, "otel": set(),
-    "cli": CLI, "worker": WORKER, "local": WORKER | {"psutil"},
+    "cli": CLI, "worker": WORKER, "relay": WORKER, "local": WORKER | {"psutil"},
+    "dev-server": WORKER | {"psutil"},
 }  # fmt: skip
 
 IMPORTS = """
@@ -146,6 +147,8 @@ def test_an_extra_brings_what_its_modules_import_and_the_core_needs_none(
     for module, package in missing:
         need = next((need for name, need in MAY_NEED.items() if f"{module}.".startswith(f"{name}.")), set())
         assert package in need, f"{module} needs {package}"
+    # imported only where --reload is asked for
+    assert (run("python", "-c", "import watchfiles")[0] == 0) == (extra == "dev-server")
     if extra in WAYS:
         script = textwrap.dedent(HEAD) + textwrap.dedent(WAYS[extra])
         assert run("python", "-W", "error", "-c", script, database.dsn) == (0, PRINTED.get(extra, ""), "")

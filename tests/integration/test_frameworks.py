@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -46,6 +47,53 @@ def test_alembics_autogenerate_leaves_the_schema_alone(
     found = differences(database, **option)
     assert [(change[0], change[1].name) for change in found] == [("remove_table", "business")]
     assert len(differences(database)) > 5  # without it, ours would be dropped
+
+
+def test_alembics_commands_make_and_undo_the_applications_tables_and_leave_ours(
+    database: Database, tmp_path: Path
+) -> None:
+    def alembic(*words: str) -> str:
+        command = [sys.executable, "-m", "alembic", *words]
+        done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def tables() -> list[str]:
+        with psycopg.connect(database.dsn) as conn:
+            found = conn.execute("SELECT schemaname || '.' || tablename FROM pg_tables ORDER BY 1").fetchall()
+        return [name for (name,) in found if name.startswith(("public.", "pipeline."))]
+
+    alembic("init", "migrations")
+    (tmp_path / "shop.py").write_text(
+        "import sqlalchemy as sa\nmetadata = sa.MetaData()\n"
+        "sa.Table('business', metadata, sa.Column('id', sa.Integer, primary_key=True))\n"
+    )
+    address = engine(database).url.update_query_dict({"options": "-csearch_path=public"})
+    config, env = tmp_path / "alembic.ini", tmp_path / "migrations" / "env.py"
+    url = address.render_as_string(hide_password=False).replace("%", "%%")
+    config.write_text(re.sub("(?m)^sqlalchemy.url = .*$", lambda _: f"sqlalchemy.url = {url}", config.read_text()))
+    ours = "target_metadata=target_metadata, include_schemas=True, include_name=include_name"
+    env.write_text(
+        env.read_text()
+        .replace("target_metadata = None", "from shop import metadata as target_metadata")
+        .replace("target_metadata=target_metadata", ours)
+        .replace(
+            "from alembic import context", "from alembic import context\nfrom pipeline.alembic import include_name"
+        )
+    )
+    before = tables()
+    alembic("revision", "--autogenerate", "-m", "business")
+    [revision] = (tmp_path / "migrations" / "versions").glob("*.py")
+    assert re.findall(r"op\.\w+\('(\w+)'", revision.read_text()) == ["business", "business"]
+    alembic("upgrade", "head")
+    assert tables() == sorted([*before, "public.alembic_version", "public.business"])
+    assert "No new upgrade operations" in alembic("check")
+    alembic("downgrade", "base")
+    assert tables() == sorted([*before, "public.alembic_version"])
+    alembic("upgrade", "head")
+    env.write_text(env.read_text().replace(", include_name=include_name", ""))  # without it, ours would be dropped
+    alembic("revision", "--autogenerate", "-m", "all")
+    assert any("op.drop_table('outbox'" in file.read_text() for file in revision.parent.glob("*.py"))
 
 
 def test_django_neither_sees_nor_changes_the_schema(database: Database, tmp_path: Path) -> None:

@@ -675,17 +675,28 @@ def test_the_current_span_becomes_the_traceparent(pushed: Database) -> None:
     assert stored == {"1": f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}", "2": TRACE}
 
 
-def test_enqueue_without_a_connection_commits_by_itself(pushed: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def _enqueue_by_itself(shop: Pipeline, job: Job) -> UUID:
+    return shop.enqueue(job)
+
+
+def _enqueue_by_itself_async(shop: Pipeline, job: Job) -> UUID:
+    return asyncio.run(shop.aenqueue(job))
+
+
+@pytest.mark.parametrize("enqueue", [_enqueue_by_itself, _enqueue_by_itself_async])
+def test_enqueue_without_a_connection_commits_by_itself(
+    pushed: Database, monkeypatch: pytest.MonkeyPatch, enqueue: Callable[[Pipeline, Any], UUID]
+) -> None:
     monkeypatch.setenv("PIPELINE_POSTGRES__DSN", pushed.dsn)
-    job_id = Pipeline("shop").enqueue(Mail(to="x"))
+    job_id = enqueue(Pipeline("shop"), Mail(to="x"))
     assert [(row["id"], row["aggregateid"], row["topic"]) for row in rows(pushed)] == [
         (job_id, str(job_id), "shop.jobs.email")
     ]
     monkeypatch.setenv("PIPELINE_POSTGRES__DSN", "postgresql://u:p@127.0.0.1:1/x")
     with pytest.raises(SourceError, match="is the server up"):
-        Pipeline("shop").enqueue(Mail(to="x"))
+        enqueue(Pipeline("shop"), Mail(to="x"))
     with pytest.raises(ConfigError, match="is not a Job"):
-        Pipeline("shop").enqueue(Placed(order_id="1"))  # type: ignore[call-overload]
+        enqueue(Pipeline("shop"), Placed(order_id="1"))
 
 
 def test_nobody_may_write_who_was_not_granted_it(pushed: Database) -> None:

@@ -48,6 +48,7 @@ async def accepted_when_awaited(
         await app.apublish(each, event)
         await app.aenqueue(each, job)
     await app.apublish_many(conn, [event])
+    await app.aenqueue(job)
 
 
 async def accepted_too_when_awaited(
@@ -70,6 +71,7 @@ def refused(conn: psycopg.Connection, later: psycopg.AsyncConnection, session: A
 
 async def refused_when_awaited(conn: psycopg.Connection, event: Placed) -> None:
     await app.apublish(conn, event)  # type: ignore[arg-type]
+    await app.aenqueue(event)  # type: ignore[call-overload]
 
 
 def test_pyright_accepts_and_refuses_the_same(tmp_path: Path) -> None:
