@@ -23,6 +23,8 @@ from pipeline.connect.producer import translate
 from pipeline.connect.references import resolve
 from pipeline.connect.routing import RouterOptions, router_options
 from pipeline.connect.snapshots import OVERRIDES, SnapshotOptions, snapshot_options
+from pipeline.connect.topic_creation import PREFIX as TOPIC_CREATION
+from pipeline.connect.topic_creation import TopicGroup, topic_groups
 from pipeline.connect.transforms import Transform, chain, names
 from pipeline.errors import ConfigError
 
@@ -69,6 +71,7 @@ class ConnectorFile:
     heartbeat_every_s: float  # 0: never
     heartbeat_query: str
     heartbeat_topic: str
+    topic_groups: tuple[TopicGroup, ...]  # as which missing topics are created; none: they are not
     encodes: bool  # JSON payloads, to Avro
     polls: bool  # else by the WAL
     polling: Polling
@@ -161,6 +164,7 @@ class _Config:
             heartbeat_every_s=self._heartbeat(),
             heartbeat_query=self._get("heartbeat.action.query"),
             heartbeat_topic=f"{self._get('topic.heartbeat.prefix')}.{topic_prefix}",
+            topic_groups=topic_groups(self._path, self._values),
             encodes=self._encodes(routers),
             polls=self._polls(routers),
             polling=Polling(
@@ -191,8 +195,8 @@ class _Config:
                 self._converter_option(key)
             elif why := _found(key, WITHOUT_MEANING):
                 self._notices.append(f"{key} has no meaning in the native relay: {WITHOUT_MEANING[why]}")
-            elif key.startswith(predicates):
-                pass  # checked with the transforms
+            elif key.startswith((*predicates, TOPIC_CREATION)):
+                pass  # checked with the transforms, with the groups
             elif not key.startswith(ours) and _found(key, NOT_YET):
                 raise ConfigError(
                     f"{self._path}: {key}: is known, but the native relay does not honour it yet",

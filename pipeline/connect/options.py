@@ -80,6 +80,7 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
     "header.converter": ((*CLASSES, SIMPLE), SIMPLE),
     "transforms": ((), ""),
     "predicates": ((), ""),
+    "topic.creation.groups": ((), ""),
     "topic.delimiter": ((".",), "."),
     "poll.interval.ms": ((), "500"),
     # ours: Kafka Connect passes over them
@@ -206,7 +207,6 @@ WITHOUT_MEANING: dict[str, str] = {
 # keys or prefixes that mean something, and that the relay refuses for now
 NOT_YET: tuple[str, ...] = (
     "heartbeat.",
-    "topic.creation.",
     "column.",
     "datatype.propagate.source.type",
     "converters",

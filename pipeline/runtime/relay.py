@@ -23,17 +23,18 @@ from pipeline.connect.sources import connectors
 from pipeline.connector import Connector
 from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn, registry_address
 from pipeline.errors import BrokerError, ConfigError
-from pipeline.kafka.admin import Topics
 from pipeline.kafka.producer import RecordProducer
 from pipeline.metrics import PrometheusMeter
 from pipeline.postgres import heartbeat
 from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.postgres.statistics import SlotWatch
 from pipeline.relay import Relay, Source
+from pipeline.relay.creation import CreatingSource
 from pipeline.relay.encoding import EncodedSource, Subjects
 from pipeline.relay.heartbeat import BeatingSource
 from pipeline.runtime.capture import run_captured
 from pipeline.runtime.slots import SlotMetrics
+from pipeline.runtime.topic_making import TopicMaking
 from pipeline.topics import TopicSpec, dead_letters
 
 __all__ = ["check_connectors", "read_connector", "run_relay"]
@@ -110,7 +111,11 @@ def run_relay(
         log.warning(error.what, extra={"action": "kafka.error", "connector": file.name})
 
     beat = _heartbeats(file)
-    wrap = _wrapping(settings, file, beat, readiness)
+    made = [TopicSpec(dead_letters(file.name), 1, {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"})]
+    if beat:
+        made.append(TopicSpec(file.heartbeat_topic, 1, {}))
+    topics = TopicMaking(file, kafka, made)
+    wrap = _wrapping(settings, file, beat, readiness, topics.ask)
 
     def relay(source: Source) -> Relay:
         return Relay(
@@ -122,14 +127,11 @@ def run_relay(
             health=readiness,
         )
 
-    made = [TopicSpec(dead_letters(file.name), 1, {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"})]
-    if beat:
-        made.append(TopicSpec(file.heartbeat_topic, 1, {}))
     done = threading.Event()
     aside = [
         threading.Thread(target=_watch, args=(dsn, file, meter, readiness, done), name="watch", daemon=True),
         threading.Thread(target=_beat, args=(dsn, file, readiness, done), name="heartbeat", daemon=True),
-        threading.Thread(target=_make_topics, args=(file, kafka, made, done), name="make-topics", daemon=True),
+        threading.Thread(target=topics.run, args=(done,), name="make-topics", daemon=True),
     ]
     for thread in aside:
         thread.start()
@@ -145,9 +147,13 @@ def run_relay(
 
 
 def _wrapping(
-    settings: Settings, file: ConnectorFile, beat: Callable[[], Routed] | None, readiness: probes.Readiness
+    settings: Settings,
+    file: ConnectorFile,
+    beat: Callable[[], Routed] | None,
+    readiness: probes.Readiness,
+    ask: Callable[[str], None],
 ) -> Callable[[Source], Source]:
-    """Return what a source is wrapped in: the encoding of JSON, and heartbeats, where the file wants them."""
+    """Return what a source is wrapped in where the file wants it: encoding of JSON, creation of topics, heartbeats."""
     registry: Subjects | None = None
     if file.encodes:
         address = registry_address(settings)
@@ -158,6 +164,8 @@ def _wrapping(
     def wrap(source: Source) -> Source:
         if registry is not None:
             source = EncodedSource(source, registry, readiness)
+        if file.topic_groups:
+            source = CreatingSource(source, ask)
         return BeatingSource(source, beat, file.heartbeat_every_s) if beat else source
 
     return wrap
@@ -182,30 +190,6 @@ def _heartbeats(file: ConnectorFile) -> Callable[[], Routed] | None:
             extra={"action": "connector.notice", "connector": file.name},
         )
     return beat
-
-
-def _make_topics(
-    file: ConnectorFile, kafka: Mapping[str, str], specs: Sequence[TopicSpec], done: threading.Event
-) -> None:
-    """Create the topics of the connector itself where they are missing: a row for the DLQ may be the first to tell."""
-    options = {
-        key: value for key, value in kafka.items() if key.startswith(("bootstrap.", "security.", "sasl.", "ssl."))
-    }
-    while not done.is_set():
-        try:
-            topics = Topics(options, contact_s=_ASIDE_S / 2)
-            there = topics.partitions()
-            if missing := [spec for spec in specs if spec.name not in there]:
-                topics.create(missing)
-            return
-        except BrokerError as error:
-            if not error.retryable:
-                names = ", ".join(spec.name for spec in specs)
-                log.warning(
-                    f"{error.what}: create {names} by hand", extra={"action": "relay.no_dlq", "connector": file.name}
-                )
-                return
-        done.wait(_MEASURE_EVERY_S)
 
 
 def _beat(dsn: str, file: ConnectorFile, readiness: probes.Readiness, done: threading.Event) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cases import CASES, COLUMN_MODES, RESTART
 from durability import DURABILITY
 from outcomes import Differs, Fails, Outcome, Refused, Same
-from sources import LISTS, MESSAGES, MODES, PREDICATED, SNAPSHOTS, SOURCES, TRACED, UPDATED
+from sources import CREATED, LISTS, MESSAGES, MODES, PREDICATED, SNAPSHOTS, SOURCES, TRACED, UPDATED
 
 _ROUTER = "transforms.outbox."
 _ENVELOPE = Same("placements: the envelope, with aliases, of each type, NULL, a missing column ignored")
@@ -85,6 +85,7 @@ SOURCE: dict[str, Outcome] = {
         ),
         Same(LISTS),
     ),
+    "topic.creation.…": Same(CREATED),
     "skipped.operations": Same(UPDATED),
     "extended.headers.enabled": Same(TRACED),
     "slot.drop.on.stop=true": Differs(

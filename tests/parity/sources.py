@@ -10,7 +10,8 @@ HEARTBEATS = "heartbeat records, also where nothing is written"
 PREDICATED = "several routers under predicates: TopicNameMatches, HasHeaderKey, RecordIsTombstone, negated"
 UPDATED = "updates: warn, error, fatal, and where skipped.operations has them"
 TRACED = "headers of the connector's run, and of the trace that a row was written in"
-SOURCES = (SNAPSHOTS, LISTS, MESSAGES, DURABLE, HEARTBEATS, PREDICATED, UPDATED, TRACED)
+CREATED = "topics that are missing, created by topic.creation.…: default, groups, what they include and exclude"
+SOURCES = (SNAPSHOTS, LISTS, MESSAGES, DURABLE, HEARTBEATS, PREDICATED, UPDATED, TRACED, CREATED)
 
 # mode → what else the file says, whether its slot is dropped while it is stopped, which rows come
 MODES: dict[str, tuple[dict[str, str | None], bool, str]] = {

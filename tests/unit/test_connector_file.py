@@ -30,6 +30,8 @@ BASED = "snapshot.mode.configuration.based."
 MATCHES = "org.apache.kafka.connect.transforms.predicates.TopicNameMatches"
 PATTERN = "predicates.p.pattern"
 ROUTER = "io.debezium.transforms.outbox.EventRouter"
+CREATION = "topic.creation."
+CREATED = {CREATION + "default.replication.factor": "1", CREATION + "default.partitions": "-1"}
 JSON = "org.apache.kafka.connect.json.JsonConverter"
 
 
@@ -75,6 +77,10 @@ def test_our_file_is_honoured_whole() -> None:
         ({"extended.headers.enabled": "some"}, ["extended.headers.enabled", "'some'", "false"]),
         ({"publication.autocreate.mode": "some"}, ["publication.autocreate.mode", "'some'", "filtered"]),
         ({"heartbeat.interval.ms": "often"}, ["heartbeat.interval.ms", "'often'", "0–600000"]),
+        ({CREATION + "default.partitions": "3"}, [CREATION + "default.replication.factor", "is missing", "-1"]),
+        ({**CREATED, CREATION + "default.partitions": "0"}, [CREATION + "default.partitions", "'0'"]),
+        ({**CREATED, CREATION + "big.partitions": "3"}, [CREATION + "big.partitions", "its group is unknown"]),
+        ({**CREATED, CREATION + "groups": "a", CREATION + "a.include": "("}, [CREATION + "a.include"]),
         ({"skipped.operations": "c,t"}, ["skipped.operations", "'c,t'", "u, d, t"]),
         ({"predicates": "p"}, ["predicates.p.type", "missing"]),
         ({"predicates": "p", "predicates.p.type": "x.Y"}, ["predicates.p.type", "'x.Y'", "TopicNameMatches"]),
