@@ -19,7 +19,6 @@ import pytest
 from working import Broker, running, wait_until
 
 from pipeline import Breaker, Context, Event, Pipeline, RetryPolicy
-from pipeline.local import Endpoints
 from pipeline.worker import Limits
 
 
@@ -34,11 +33,6 @@ class Down(Exception):
 
 POLICY = RetryPolicy(attempts=2, first_s=0.1, factor=1, cap_s=1, jitter=0, uncounted=(Down,))
 BREAKER = Breaker(threshold=3, cool_down_s=0.5, factor=1)
-
-
-@pytest.fixture
-def broker(endpoints: Endpoints) -> Broker:
-    return Broker(endpoints.kafka)
 
 
 @pytest.mark.parametrize("awaits", [False, True])

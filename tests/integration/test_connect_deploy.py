@@ -24,12 +24,8 @@ from pipeline.errors import ConnectError
 
 
 @pytest.fixture
-def pipeline(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cli_environment: dict[str, str],
-    connect_url: str, tmp_path: Path,
-) -> CommandLine:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    return runner(capsys, monkeypatch, {**cli_environment, "PIPELINE_CONNECT__URL": connect_url})
+def cli_environment(cli_environment: dict[str, str], connect_url: str) -> dict[str, str]:
+    return {**cli_environment, "PIPELINE_CONNECT__URL": connect_url}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from commands import CommandLine, runner
+from commands import CommandLine
 from confluent_kafka import Message
 from pydantic import BaseModel
 from relays import RelayProcess, headers, insert, read_topic, until
@@ -40,12 +40,8 @@ class Change(Event, aggregate="customer", key="op", name="shop.Envelope"):
 
 
 @pytest.fixture
-def pipeline(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cli_environment: dict[str, str],
-    connect_url: str, tmp_path: Path,
-) -> CommandLine:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    return runner(capsys, monkeypatch, {**cli_environment, "PIPELINE_CONNECT__URL": connect_url})
+def cli_environment(cli_environment: dict[str, str], connect_url: str) -> dict[str, str]:
+    return {**cli_environment, "PIPELINE_CONNECT__URL": connect_url}
 
 
 @pytest.fixture

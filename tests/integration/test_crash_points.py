@@ -75,12 +75,6 @@ class Book(Job, queue="books", format="json"):
     name: str
 
 
-@pytest.fixture
-def conn(database: Database) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(database.dsn, autocommit=True) as connection:
-        yield connection
-
-
 def one(conn: psycopg.Connection[Any], sql: str) -> Any:
     row = conn.execute(sql.encode()).fetchone()
     assert row is not None

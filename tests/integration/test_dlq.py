@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from commands import CommandLine, runner
+from commands import CommandLine
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from servers import Database, Topics
@@ -85,17 +85,6 @@ def everything(options: dict[str, str], topic: str) -> list[Record]:
 @pytest.fixture
 def shop(endpoints: Endpoints, topics: Topics, prefix: str) -> Shop:
     return Shop(endpoints, topics, prefix)
-
-
-@pytest.fixture
-def pipeline(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    cli_environment: dict[str, str],
-    tmp_path: Path,
-) -> CommandLine:
-    monkeypatch.chdir(tmp_path)
-    return runner(capsys, monkeypatch, cli_environment)
 
 
 @pytest.fixture

@@ -7,19 +7,16 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from commands import CommandLine, runner
+from commands import CommandLine
 from psycopg import conninfo
 from relays import connector_file
 from servers import Database
 
 
 @pytest.fixture
-def pipeline(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cli_environment: dict[str, str], tmp_path: Path
-) -> CommandLine:
-    monkeypatch.chdir(tmp_path)
+def cli_environment(cli_environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
     own = {key: value for key, value in cli_environment.items() if key != "PIPELINE_CONNECT__URL"}
-    return runner(capsys, monkeypatch, {**own, "PIPELINE_DATA_DIR": str(tmp_path)})
+    return {**own, "PIPELINE_DATA_DIR": str(tmp_path)}
 
 
 def problems(pipeline: CommandLine, file: Path, *words: str) -> dict[str, str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
-from commands import CommandLine, runner
+from commands import CommandLine
 from confluent_kafka import Producer
 from relays import connector_file, insert
 from servers import Database, Topics
@@ -22,23 +21,14 @@ from pipeline.runtime.doctor import diagnose
 
 
 @pytest.fixture
-def pipeline(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cli_environment: dict[str, str], tmp_path: Path
-) -> CommandLine:
-    monkeypatch.chdir(tmp_path)
+def cli_environment(cli_environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
     own = {key: value for key, value in cli_environment.items() if key != "PIPELINE_CONNECT__URL"}
-    return runner(capsys, monkeypatch, {**own, "PIPELINE_DATA_DIR": str(tmp_path)})
+    return {**own, "PIPELINE_DATA_DIR": str(tmp_path)}
 
 
 @pytest.fixture
 def file(tmp_path: Path, prefix: str, database: Database) -> Path:
     return connector_file(tmp_path, prefix, **{"database.dbname": database.name})
-
-
-@pytest.fixture
-def conn(database: Database) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    with psycopg.connect(database.dsn, autocommit=True) as connection:
-        yield connection
 
 
 def findings(pipeline: CommandLine, file: Path, *words: str, check: str) -> list[dict[str, str]]:

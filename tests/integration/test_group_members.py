@@ -15,7 +15,6 @@ from pipeline import Event, Pipeline
 from pipeline.config import Settings
 from pipeline.errors import BrokerError
 from pipeline.kafka.consumer import GroupConsumer
-from pipeline.local import Endpoints
 from pipeline.runtime.worker import run_worker
 
 CLASSIC = {"heartbeat.interval.ms": "300"}
@@ -25,11 +24,6 @@ BOTH = pytest.mark.parametrize("options", [CLASSIC, KIP_848], ids=["classic", "K
 
 class Placed(Event, aggregate="order", key="order_id", format="json"):
     order_id: str
-
-
-@pytest.fixture
-def broker(endpoints: Endpoints) -> Broker:
-    return Broker(endpoints.kafka)
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from working import Broker, Running, running, wait_until
 from pipeline import Context, Event, Pipeline, RetryPolicy
 from pipeline.definition import Handler
 from pipeline.errors import ConfigError
-from pipeline.local import Endpoints
 from pipeline.postgres.inbox import Inbox
 
 ONCE_MORE = RetryPolicy(attempts=3, first_s=0.01, factor=1)
@@ -30,11 +29,6 @@ class Paid(Event, aggregate="paid", key="order", name="InboxPaid", format="json"
 
 class Shipped(Event, aggregate="shipped", key="order", name="InboxShipped", format="json"):
     order: str
-
-
-@pytest.fixture
-def broker(endpoints: Endpoints) -> Broker:
-    return Broker(endpoints.kafka)
 
 
 @pytest.fixture

@@ -33,11 +33,6 @@ def app(prefix: str) -> Pipeline:
     return Pipeline(prefix, topic_prefix="", partitions=2)
 
 
-@pytest.fixture
-def broker(bootstrap_servers: str) -> Broker:
-    return Broker(bootstrap_servers)
-
-
 QUICK = RetryPolicy(attempts=3, first_s=0.2, factor=1, cap_s=0.2, jitter=0)
 
 

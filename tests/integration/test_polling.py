@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from commands import CommandLine, runner
+from commands import CommandLine
 from relays import RelayProcess, connector_file, headers, ids, insert, read_topic, until
 from servers import Database, Topics
 
@@ -34,13 +34,6 @@ def conn(database: Database) -> Iterator[Conn]:
     with psycopg.connect(database.dsn, autocommit=True) as opened:
         opened.execute(INDEX)
         yield opened
-
-
-@pytest.fixture
-def pipeline(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cli_environment: dict[str, str]
-) -> CommandLine:
-    return runner(capsys, monkeypatch, cli_environment)
 
 
 def polling(folder: Path, name: str, **changes: str | None) -> Path:

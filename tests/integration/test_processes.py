@@ -17,7 +17,6 @@ from working import Broker, running, wait_until
 from pipeline import Context, Job, Pipeline
 from pipeline.errors import ConfigError
 from pipeline.headers import DeadLetter
-from pipeline.local import Endpoints
 from pipeline.record import Record
 from pipeline.report import Child, Entry, JobCancelled
 from pipeline.testing import Harness
@@ -39,11 +38,6 @@ def app(folder: Path) -> Pipeline:
     sys.modules.pop("cruncher", None)
     found: Pipeline = importlib.import_module("cruncher").app
     return found
-
-
-@pytest.fixture
-def broker(endpoints: Endpoints) -> Broker:
-    return Broker(endpoints.kafka)
 
 
 def noted(folder: Path, kind: str) -> list[str]:

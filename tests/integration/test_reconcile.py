@@ -33,12 +33,6 @@ def pipeline(
     return runner(capsys, monkeypatch, cli_environment)
 
 
-@pytest.fixture
-def conn(database: Database) -> Iterator[Conn]:
-    with psycopg.connect(database.dsn, autocommit=True) as opened:
-        yield opened
-
-
 @contextmanager
 def busy(database: Database, write: Callable[[Conn], object]) -> Iterator[None]:
     """Rows all the time, so that the relay's position goes on."""

@@ -62,12 +62,6 @@ def one(conn: psycopg.Connection[Any], sql: str) -> Any:
     return row[0]
 
 
-@pytest.fixture
-def conn(database: Database) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(database.dsn, autocommit=True) as connection:
-        yield connection
-
-
 def scheduler_of(app: Pipeline, database: Database) -> tuple[Scheduler, DueStore]:
     store = DueStore(database.dsn, app.outbox, Moved)
     health = Readiness("scheduler")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from commands import CommandLine, runner
+from commands import CommandLine
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from servers import Database
 
@@ -42,18 +42,6 @@ def write(tmp_path: Path, prefix: str) -> Callable[..., None]:
 
     write()
     return write
-
-
-@pytest.fixture
-def pipeline(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    cli_environment: dict[str, str],
-    tmp_path: Path,
-) -> CommandLine:
-    """The command line, in the application's folder."""
-    monkeypatch.chdir(tmp_path)
-    return runner(capsys, monkeypatch, cli_environment)
 
 
 def stored(database: Database) -> dict[tuple[str, bytes], int]:

@@ -19,7 +19,6 @@ from waiting import DEADLINE_S, wait_until
 from working import Broker, members
 
 from pipeline import Event, Job, Pipeline
-from pipeline.local import Endpoints
 
 QUICK = ("-X", "heartbeat.interval.ms=300")
 
@@ -84,11 +83,6 @@ class Run:
         assert self.process.wait(DEADLINE_S) == code, "".join(self.said)
         self._reader.join(DEADLINE_S)
         return "".join(self.said)
-
-
-@pytest.fixture
-def broker(endpoints: Endpoints) -> Broker:
-    return Broker(endpoints.kafka)
 
 
 @pytest.fixture

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
 import pytest
-from commands import CommandLine, runner
+from commands import CommandLine
 from relays import RelayProcess, ids, insert, read_topic, until
 from servers import Database, Topics
 
 SHARDED = Path(__file__).parents[2] / "connectors" / "outbox-sharded.json"
 Conn = psycopg.Connection[tuple[object, ...]]
 KEYS = 40
-
-
-@pytest.fixture
-def pipeline(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cli_environment: dict[str, str]
-) -> CommandLine:
-    return runner(capsys, monkeypatch, cli_environment)
-
-
-@pytest.fixture
-def conn(database: Database) -> Iterator[Conn]:
-    with psycopg.connect(database.dsn, autocommit=True) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
@@ -13,12 +13,6 @@ from relays import RelayProcess, connector_file, headers, ids, insert, read_topi
 from servers import Database, Topics
 
 Conn = psycopg.Connection[tuple[object, ...]]
-
-
-@pytest.fixture
-def conn(database: Database) -> Iterator[Conn]:
-    with psycopg.connect(database.dsn, autocommit=True) as conn:
-        yield conn
 
 
 @pytest.fixture
@@ -171,7 +165,8 @@ def test_rows_that_a_policy_hides_are_an_error(
     try:
         conn.execute(f"GRANT USAGE ON SCHEMA pipeline TO {role}")
         conn.execute(f"GRANT SELECT ON pipeline.outbox TO {role}")
-        conn.execute(f"GRANT SELECT, INSERT, UPDATE ON pipeline.relay_position TO {role}")
+        positions = "pipeline.relay_position, pipeline.poll_position"
+        conn.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {positions} TO {role}")
         conn.execute("ALTER TABLE pipeline.outbox ENABLE ROW LEVEL SECURITY")
         login = {"database.user": role, "database.password": "x", "database.dbname": database.name}
         file = connector_file(tmp_path, prefix, **login, **{"snapshot.mode": "initial"})

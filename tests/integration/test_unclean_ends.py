@@ -86,11 +86,6 @@ class Workers:
 
 
 @pytest.fixture
-def broker(bootstrap_servers: str) -> Broker:
-    return Broker(bootstrap_servers)
-
-
-@pytest.fixture
 def workers(cli_environment: dict[str, str], endpoints: Endpoints, prefix: str, tmp_path: Path) -> Iterator[Workers]:
     (tmp_path / "unclean.py").write_text(APP.replace("PREFIX", prefix))
     apply = [sys.executable, "-m", "pipeline", "topics", "apply", "unclean:app"]

@@ -20,7 +20,6 @@ from pipeline.errors import BrokerError, SchemaError
 from pipeline.headers import DeadLetter, RetryState
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.producer import AckProducer
-from pipeline.local import Endpoints
 from pipeline.record import Record
 from pipeline.worker import Limits
 
@@ -41,11 +40,6 @@ class Mail(Job, queue="email", format="json"):
 
 QUICK = RetryPolicy(attempts=3, first_s=0.2, factor=2, cap_s=1, jitter=0)
 ONCE = RetryPolicy(attempts=1)
-
-
-@pytest.fixture
-def broker(endpoints: Endpoints) -> Broker:
-    return Broker(endpoints.kafka)
 
 
 @pytest.fixture

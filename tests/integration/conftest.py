@@ -1,0 +1,38 @@
+"""What most integration tests ask for: the command line, the broker, a connection. A module's own goes before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from commands import CommandLine, runner
+from servers import Database
+from working import Broker
+
+
+@pytest.fixture
+def pipeline(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    cli_environment: dict[str, str],
+    tmp_path: Path,
+) -> CommandLine:
+    """The command line, in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return runner(capsys, monkeypatch, cli_environment)
+
+
+@pytest.fixture
+def broker(bootstrap_servers: str) -> Broker:
+    """The shared broker, as a test looks at it."""
+    return Broker(bootstrap_servers)
+
+
+@pytest.fixture
+def conn(database: Database) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to the test's database, in autocommit mode."""
+    with psycopg.connect(database.dsn, autocommit=True) as opened:
+        yield opened
