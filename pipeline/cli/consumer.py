@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.runtime.load import load_app
 from pipeline.runtime.member import supervised
 from pipeline.runtime.supervisor import supervise
-from pipeline.runtime.worker import Place, counts_elsewhere, lag_of, reset, run_worker
+from pipeline.runtime.worker import Mode, Place, counts_elsewhere, lag_of, reset, run_worker
 
 __all__ = ["consumer"]
 
@@ -35,6 +35,9 @@ def consumer() -> None:
 @click.option("--drain-timeout", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds, at SIGTERM.")
 @click.option("--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="Worker processes.")
 @click.option("--instance-id", help="Static membership: a name that stays over restarts, one for each worker.")
+@click.option(
+    "--mode", type=click.Choice(["consumer", "share"]), default="consumer", help="share: a share group (a preview)."
+)
 @click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz; 0: free port.")
 @click.option("-X", "options", multiple=True, metavar="KEY=VALUE", help="Pass a setting to librdkafka.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
@@ -49,6 +52,7 @@ def run(
     drain_timeout: float,
     processes: int,
     instance_id: str | None,
+    mode: Mode,
     metrics_port: int | None,
     options: tuple[str, ...],
     log_level: str,
@@ -96,6 +100,7 @@ def run(
                 at_once=at_once,
                 options=given,
                 number=number,
+                mode=mode,
                 on_port=_say_port,
                 on_state=on_state,
             )

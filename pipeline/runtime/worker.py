@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -26,11 +26,13 @@ from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.lag import Lag, Lags
 from pipeline.kafka.producer import AckProducer
 from pipeline.kafka.reset import Move, Place, Resets
+from pipeline.kafka.share import ShareGroup
 from pipeline.metrics import PrometheusMeter
 from pipeline.postgres.inbox import Inbox
 from pipeline.postgres.jobs import JobRows
 from pipeline.probes import Readiness, serve
 from pipeline.registry.client import RegistrySchemas
+from pipeline.runtime.sharing import sides
 from pipeline.runtime.tally import FOLDER, Together
 from pipeline.runtime.usage import Usage
 from pipeline.surroundings import State, enter
@@ -38,8 +40,9 @@ from pipeline.worker import Limits, Worker
 from pipeline.worker.journal import Control, Journal
 from pipeline.worker.solitude import Solitude
 
-__all__ = ["Place", "counts_elsewhere", "lag_of", "reset", "run_worker", "selected_groups"]
+__all__ = ["Mode", "Place", "counts_elsewhere", "lag_of", "reset", "run_worker", "selected_groups"]
 
+Mode = Literal["consumer", "share"]
 _LOOK_S = 0.2
 _HURRY_S = 3.0  # a commit waits for the broker, however long a rebalance holds up its answer
 _CONSUMER_ONLY = frozenset(
@@ -99,6 +102,7 @@ def run_worker(
     at_once: threading.Event | None = None,
     options: Mapping[str, str] | None = None,
     number: int = 1,
+    mode: Mode = "consumer",
     on_port: Callable[[int], None] = lambda _port: None,
     on_state: Callable[[dict[str, object]], None] = lambda _state: None,
 ) -> bool:
@@ -106,8 +110,8 @@ def run_worker(
 
     ``at_once`` ends the drain too. ``metrics_port`` serves metrics and probes (0: any free port, told to
     ``on_port``); ``options`` are librdkafka settings; ``number`` is this process's among those of one supervisor,
-    and ``on_state`` hears, again and again, what the readiness probe would say. Raises PipelineError: what one worker
-    cannot go on from ends all.
+    and ``on_state`` hears, again and again, what the readiness probe would say. With ``mode="share"`` queues are read
+    as share groups (a preview). Raises PipelineError: what one worker cannot go on from ends all.
     """
     chosen = selected_groups(app, groups, queues)
     registry = CollectorRegistry()
@@ -129,8 +133,23 @@ def run_worker(
     state = State(**enter(chosen[0].lifespans, surroundings))
     solitude = Solitude()
     runs = [
-        _Run(_worker(group, kafka, decoder, meter, readiness, limits, journal, inbox, state, solitude))
-        for group, journal in ((one, _journal(app, one, rows, readiness, limits)) for one in chosen)
+        _Run(
+            _worker(
+                group,
+                consumer,
+                kafka,
+                decoder,
+                meter,
+                readiness,
+                limits,
+                _journal(app, group, rows, readiness, limits),
+                inbox,
+                state,
+                solitude,
+            )
+        )
+        for group in chosen
+        for consumer in _consumers(group, kafka, mode, concurrency)
     ]
     if metrics_port is not None:
         on_port(serve(Together(registry, REGISTRY), readiness.state, metrics_port))
@@ -175,8 +194,21 @@ def run_worker(
     return all(run.clean for run in runs)
 
 
+def _consumers(
+    group: Group, kafka: Mapping[str, str], mode: Mode, concurrency: int
+) -> Sequence[GroupConsumer | ShareGroup]:
+    """Return what the workers of a group read from: one, or in a share group one for its topics and one for retries."""
+    consumer = {name: value for name, value in kafka.items() if name not in _PRODUCER_ONLY}
+    if mode == "consumer":
+        return [GroupConsumer(consumer, group.name)]
+    producer = {name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY}
+    both = {name: value for name, value in consumer.items() if name not in _CONSUMER_ONLY}
+    return sides(group, consumer, both, producer, concurrency=concurrency)
+
+
 def _worker(
     group: Group,
+    consumer: GroupConsumer | ShareGroup,
     kafka: Mapping[str, str],
     decoder: Decoder,
     meter: PrometheusMeter,
@@ -187,7 +219,6 @@ def _worker(
     state: State,
     solitude: Solitude,
 ) -> Worker:
-    consumer = GroupConsumer({name: value for name, value in kafka.items() if name not in _PRODUCER_ONLY}, group.name)
     producer = AckProducer({name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY})
 
     def call_of(handler: Handler) -> Callable[..., Any]:
