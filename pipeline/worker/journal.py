@@ -167,8 +167,7 @@ class Journal:
     def submit(self, deliveries: list[Delivery]) -> None:
         """Take new deliveries; they begin when they may."""
         with self._lock:
-            begin = Begin([], deliveries) if self._gate.open else self._pass(deliveries)
-        self._start(begin)
+            self._start(Begin([], deliveries) if self._gate.open else self._pass(deliveries))
 
     def _pass(self, deliveries: list[Delivery]) -> Begin:
         for delivery in deliveries:
@@ -181,8 +180,7 @@ class Journal:
         """Take one again whose key is held back for it; it begins when it may."""
         with self._lock:
             self._gate.add_again(delivery)
-            begin = self._gate.take()
-        self._start(begin)
+            self._start(self._gate.take())
 
     def release(self, delivery: Delivery) -> None:
         """Let the next of its key go on."""
@@ -201,15 +199,14 @@ class Journal:
     def tend(self) -> None:
         """Hand back what waits here of partitions that are taken away."""
         with self._lock:
-            gone = self._gate.closed()
-        self._start(gone)
+            self._start(self._gate.closed())
         self._engine.tend()
 
     def begin_at_once(self, begin: Begin) -> None:
         """Take what has its turn now or never: priority and rate do not hold it up."""
         with self._lock:
             self._gate.begin(len(begin.again) + len(begin.new))
-        self._start(begin)
+            self._start(begin)
 
     def idle(self) -> bool:
         """Whether nothing is in a handler or about to be. What waits for pause, rate and priority is not."""
@@ -217,9 +214,11 @@ class Journal:
 
     def running(self) -> list[tuple[Delivery, float]]:
         """What is in a handler now, or ended and is not stored yet."""
+        # looked for in the direction in which it goes: what moves on meanwhile is found twice, and never not at all
+        running = self._engine.running()
+        ended = [*self._outcomes, *self._storing]
         now = self._clock()
-        stored_not = [*self._storing, *self._outcomes]
-        return [*self._engine.running(), *((delivery, now) for delivery, _ in stored_not)]
+        return [*running, *((delivery, now) for delivery, _ in ended)]
 
     def stop(self) -> None:
         """Begin nothing more."""
@@ -325,10 +324,10 @@ class Journal:
 
     def _begin_now(self) -> None:
         with self._lock:
-            begin = self._gate.take()
-        self._start(begin)
+            self._start(self._gate.take())
 
     def _start(self, begin: Begin) -> None:
+        """Hand over what was taken from the gate, with the lock held: else others of a key could overtake it."""
         for delivery in begin.again:
             self._engine.again(delivery)
         if begin.new:

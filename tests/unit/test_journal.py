@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from pipeline.progress import Progress
 from pipeline.record import Record
 from pipeline.report import Entry
 from pipeline.worker.delivery import Assigned, Delivery, Route
-from pipeline.worker.journal import Journal
+from pipeline.worker.journal import Control, Journal
+from pipeline.worker.solitude import Solitude
 
 
 class Mail(Job, queue="email", format="json"):
@@ -63,3 +66,66 @@ def test_progress_that_the_database_cannot_store_fails_its_attempt_and_not_the_w
     with pytest.raises(ConfigError, match="progress"):
         entry.tell_progress(done, total)
     assert not entry.news
+
+
+class Idle:
+    """A store that commands nothing, and an engine that notes what it is given."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.looked: list[tuple[Delivery, float]] = []
+        self.hold: Callable[[], None] = lambda: None
+
+    def settle(self, reports: Any) -> None: ...
+
+    def control(self, queue: str) -> Control:
+        return Control(False, frozenset())
+
+    def submit(self, deliveries: list[Delivery]) -> None:
+        self.hold()
+        self.begun += [delivery.record.offset for delivery in deliveries]
+
+    def running(self) -> list[tuple[Delivery, float]]:
+        return self.looked
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+def journal_around(idle: Any) -> tuple[Journal, Callable[[int], Delivery]]:
+    journal = Journal(idle, Queue("q"), worker="w", health=Readiness("w"), concurrency=1, threaded=False)
+    journal.around(idle, lambda _outcome: None, lambda error: None, Solitude().admit)
+    assigned = Assigned("q", 0, Progress(0, 0), None)
+    return journal, lambda n: Delivery(assigned, Record("q", 0, n, b"k", b"", [], 0), {}, None, b"k", None)
+
+
+def test_what_waited_for_the_gate_is_not_overtaken_by_what_comes_when_it_opens() -> None:
+    idle = Idle()
+    journal, delivery = journal_around(idle)
+    journal.submit([delivery(1), delivery(2)])  # nobody has asked yet whether the queue is paused
+    assert idle.begun == []
+    later = threading.Thread(target=lambda: journal.submit([delivery(3)]))
+
+    def taken_and_not_handed_over() -> None:
+        idle.hold = lambda: None
+        later.start()
+        later.join(0.3)  # as far as it comes
+
+    idle.hold = taken_and_not_handed_over
+    journal.step()
+    later.join(10)
+    assert idle.begun == [1, 2, 3]
+
+
+def test_what_ends_while_somebody_looks_what_runs_is_seen() -> None:
+    idle = Idle()
+    journal, delivery = journal_around(idle)
+    one = delivery(1)
+    one.entry = Entry("0190a1b2-0000-7000-8000-000000000001", 1, 0.0, False, list)
+
+    def ends_just_now() -> list[tuple[Delivery, float]]:
+        journal.tell((one, None))
+        return []
+
+    idle.running = ends_just_now  # type: ignore[method-assign]
+    assert [found for found, _ in journal.running()] == [one]
