@@ -272,6 +272,8 @@ class Journal:
             reports = {r.id: r for d, decision in self._storing if (r := self._report(d, decision)) is not None}
             self._store.settle(list(reports.values()))
             for outcome in self._storing:
+                if (entry := outcome[0].entry) is not None:
+                    entry.told, entry.news = True, False  # its thread may not have left it yet: it runs no more
                 self._forward(outcome)
             self._storing = []
 

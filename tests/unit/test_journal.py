@@ -15,6 +15,7 @@ from pipeline.record import Record
 from pipeline.report import Entry
 from pipeline.worker.delivery import Assigned, Delivery, Route
 from pipeline.worker.journal import Control, Journal
+from pipeline.worker.settlement import Dead
 from pipeline.worker.solitude import Solitude
 
 
@@ -129,3 +130,17 @@ def test_what_ends_while_somebody_looks_what_runs_is_seen() -> None:
 
     idle.running = ends_just_now  # type: ignore[method-assign]
     assert [found for found, _ in journal.running()] == [one]
+
+
+def test_an_end_that_is_stored_is_not_overwritten_by_a_look_at_what_runs() -> None:
+    idle = Idle()
+    journal, delivery = journal_around(idle)
+    one = delivery(1)
+    one.entry = Entry("0190a1b2-0000-7000-8000-000000000001", 1, 0.0, False, list)
+    one.entry.tell_progress(1, 2)
+    states: list[str] = []
+    idle.settle = lambda reports: states.extend(report.state for report in reports)  # type: ignore[method-assign]
+    idle.looked = [(one, -100.0)]  # its thread has handed its outcome over and not left it yet
+    journal.tell((one, Dead("given up")))
+    journal.step()
+    assert states == ["dead"]
