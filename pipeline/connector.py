@@ -22,6 +22,7 @@ __all__ = [
     "is_reference",
     "is_secret",
     "masked",
+    "references",
 ]
 
 MASK = "•••"
@@ -138,6 +139,12 @@ def is_reference(value: str) -> bool:
     """
     without, references = _REFERENCE.subn("", value)
     return references > 0 and _ASSIGNED.search(without) is None
+
+
+def references(value: str) -> list[tuple[str, str, str]]:
+    """Return the references in a value: provider, path (empty: it has none), key."""
+    found = [one[2:-1].split(":") for one in _REFERENCE.findall(value)]
+    return [(parts[0], ":".join(parts[1:-1]), parts[-1]) for parts in found]
 
 
 def masked(key: str, value: str | None, secrets: Iterable[str] = ()) -> str | None:

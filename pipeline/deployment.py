@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from pipeline.connector import Check, Connector, Difference, State, differences, is_reference, is_secret
+from pipeline.connector import Check, Connector, Difference, State, differences, is_reference, is_secret, references
 from pipeline.errors import ConfigError, ConnectError
 
 __all__ = [
@@ -130,7 +130,7 @@ def plan(connectors: Iterable[Connector], cluster: Cluster) -> list[Plan]:
     """Compare connectors with what runs. Changes nothing."""
     found = []
     for connector in connectors:
-        running, said = cluster.config(connector.name), cluster.check(connector)
+        running, said = cluster.config(connector.name), _said(connector, cluster)
         found.append(Plan(connector, running, differences(running, connector.config, said.secrets), said))
     return found
 
@@ -235,11 +235,38 @@ def delete(name: str, cluster: Cluster, waiting: Waiting) -> None:
 _LOOK = "pipeline connector status NAME -o json has the whole trace; Connect's log says more"
 
 
+def _said(connector: Connector, cluster: Cluster) -> Check:
+    """Ask Connect what is wrong with a connector. Raises ConfigError where it cannot even resolve a reference."""
+    try:
+        return cluster.check(connector)
+    except ConnectError as error:
+        for key, value in connector.config.items():
+            for provider, path, _ in references(value):
+                if provider != "env" and path and path in error.what:
+                    raise ConfigError(
+                        f"{connector.source}: {key}: {value}: {error.what}",
+                        remedy=f"let {path} be there, and readable, where Connect runs; or correct {key}",
+                    ) from error
+        raise
+
+
+def _unresolved(config: Mapping[str, str]) -> str:
+    """Say which references a database that refuses a sign-in may not have got: Connect leaves them as they are."""
+    keys = [f"{key}={config[key]}" for key in _SIGN_IN if references(config.get(key, ""))]
+    return f", or what they refer to where Connect runs: {', '.join(keys)}" if keys else ""
+
+
+_SIGN_IN = ("database.user", "database.password", "database.hostname", "database.dbname")
+
+
 def _check(one: Plan, *, ignore_unknown: bool) -> None:
     where = one.connector.source or one.connector.name
     if one.check.errors:
         listed = "; ".join(f"{key}: {' '.join(texts[0].split())}" for key, texts in sorted(one.check.errors.items()))
-        raise ConfigError(f"{where}: Connect refuses it: {listed}", remedy="correct these keys; nothing was changed")
+        hint = _unresolved(one.connector.config) if "validating connector config" in listed else ""
+        raise ConfigError(
+            f"{where}: Connect refuses it: {listed}", remedy=f"correct these keys{hint}; nothing was changed"
+        )
     for key, near in one.check.unknown.items():
         if not ignore_unknown:
             hint = f"did you mean {near}? else remove it" if near else "remove it"

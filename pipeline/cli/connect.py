@@ -250,6 +250,10 @@ def set_(name: str, file: Any, execute: bool) -> None:
         raise ConfigError(
             f'{file.name}: is not a list of {{"partition": …, "offset": …}}', remedy="write what offsets get prints"
         )
+    if not wanted:
+        raise ConfigError(
+            f"{file.name}: has no offset", remedy=f"to forget all: pipeline connector offsets reset {name}"
+        )
     with stage.open_connect(Settings.load()) as connect:
         _stopped(stage.states(connect, (name,)))
         say(f"now: {json.dumps(connect.offsets(name))}\nthen: {json.dumps(wanted)}")

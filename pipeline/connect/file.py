@@ -30,6 +30,7 @@ from pipeline.errors import ConfigError
 
 __all__ = ["ConnectorFile", "Polling", "checked", "load", "parse", "read"]
 
+_TYPO = 0.9  # so alike is a key only to one that is meant
 _NAME = re.compile(r"[a-z0-9_]{1,63}")
 _REQUIRED = (
     "connector.class",
@@ -197,7 +198,10 @@ class _Config:
                 self._notices.append(f"{key} has no meaning in the native relay: {WITHOUT_MEANING[why]}")
             elif key.startswith((*predicates, TOPIC_CREATION)):
                 pass  # checked with the transforms, with the groups
-            elif not key.startswith(ours) and _found(key, NOT_YET):
+            elif not key.startswith(ours) and (listed := _found(key, NOT_YET)):
+                if listed != key and difflib.get_close_matches(key, HONOURED, 1, _TYPO):
+                    self._unknown(key)
+                    continue
                 raise ConfigError(
                     f"{self._path}: {key}: is known, but the native relay does not honour it yet",
                     remedy="remove it, or run this file on Kafka Connect",

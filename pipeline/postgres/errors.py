@@ -13,7 +13,8 @@ _REMEDIES: dict[type[psycopg.Error], str] = {
     errors.UndefinedTable: "pipeline db migrate, on this database",
     errors.InvalidSchemaName: "pipeline db migrate, on this database",
     errors.UndefinedColumn: "pipeline db migrate; or correct Outbox(columns=…) where the table is your own",
-    errors.InsufficientPrivilege: "grant it: pipeline db migrate --sql prints the roles and grants",
+    errors.InsufficientPrivilege: "grant it: pipeline doctor FILE says what is missing; "
+    "pipeline db migrate --sql prints the roles and grants",
     errors.InvalidPassword: "correct user or password in PIPELINE_POSTGRES__DSN",
     errors.InvalidCatalogName: "create the database, or correct its name in PIPELINE_POSTGRES__DSN",
     errors.InFailedSqlTransaction: "an earlier statement of this transaction failed: roll it back first",

@@ -58,6 +58,15 @@ _STATES: dict[str, tuple[str, bool]] = {
 }
 
 
+# a connection that fails has no SQLSTATE → its text, as all versions have it
+_TOLD = {
+    "password authentication failed": "28P01",
+    "pg_hba.conf": "28000",
+    "permission denied to start WAL sender": "42501",
+    "must be superuser or replication role": "42501",
+}
+
+
 class SlotBusy(SourceError):
     """Another process reads the slot."""
 
@@ -187,7 +196,7 @@ class Connection:
 
     def _lost(self, where: str) -> SourceError:
         text = self._message()
-        for told, state in (("password authentication failed", "28P01"), ("pg_hba.conf", "28000")):
+        for told, state in _TOLD.items():
             if told in text:
                 remedy, retryable = _STATES[state]
                 return SourceError(f"PostgreSQL: {text}", remedy=remedy, retryable=retryable)

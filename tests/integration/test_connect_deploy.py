@@ -246,6 +246,23 @@ def test_a_slot_that_a_native_relay_reads_and_a_role_without_rights_are_told_wit
             conn.execute(f"DROP ROLE {prefix}")
 
 
+def test_a_reference_that_connect_cannot_resolve_is_told_with_its_key(
+    file: Path, prefix: str, pipeline: CommandLine
+) -> None:
+    changed(file, **{"database.password": "${env:NO_SUCH_SECRET}"})
+    refused = pipeline("connector", "deploy", str(file))
+    assert refused.code == 1
+    assert f"{file}: Connect refuses it" in refused.stderr
+    assert "what they refer to where Connect runs: " in refused.stderr
+    assert "database.password=${env:NO_SUCH_SECRET}" in refused.stderr
+    changed(file, **{"database.password": "${file:/no/such/file:password}"})
+    refused = pipeline("connector", "deploy", str(file))
+    assert refused.code == 1
+    assert f"{file}: database.password: ${{file:/no/such/file:password}}: " in refused.stderr
+    assert "let /no/such/file be there, and readable, where Connect runs" in refused.stderr
+    assert pipeline("connector", "status", prefix).code == 1
+
+
 def test_a_failed_task_is_restarted_once_its_cause_is_mended(
     file: Path, prefix: str, pipeline: CommandLine, database: Database
 ) -> None:

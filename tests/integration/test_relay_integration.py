@@ -479,6 +479,40 @@ def test_a_start_that_cannot_work_ends_with_what_where_and_what_to_do(
             assert conn.execute("SELECT FROM pg_replication_slots WHERE slot_name = %s", (prefix,)).fetchall() == []
 
 
+def test_a_role_without_rights_is_told_so_and_runs_once_the_doctors_grants_are_given(
+    tmp_path: Path, prefix: str, topic: str, cli_environment: dict[str, str], database: Database,
+    bootstrap_servers: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    pipeline = runner(capsys, monkeypatch, cli_environment)
+    file = connector_file(tmp_path, prefix, **{"database.user": prefix, "database.password": "p"})
+
+    def ended() -> str:
+        with RelayProcess(file, cli_environment) as relay:
+            assert relay.process.wait(30) == 1
+        return relay.log
+
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(f"CREATE ROLE {prefix} LOGIN PASSWORD 'p'")
+        try:
+            error = ended()
+            assert "→ the role needs REPLICATION" in error
+            conn.execute(f"ALTER ROLE {prefix} REPLICATION")
+            assert "pipeline doctor FILE says what is missing" in ended()
+            conn.execute(f"ALTER ROLE {prefix} NOREPLICATION")
+            for _ in range(2):  # what is wrong with a table is not seen before the schema may be used
+                for one in json.loads(pipeline("doctor", str(file), "-o", "json").stdout):
+                    if one["level"] == "problem" and one["area"] == "postgres":
+                        conn.execute(one["fix"].encode())
+            with RelayProcess(file, cli_environment) as relay:
+                relay.reading()
+                event = insert(conn, topic, "k")
+                until(lambda: ids(read_topic(bootstrap_servers, topic)) == [event], "the row")
+                assert relay.stop() == 0
+        finally:
+            conn.execute(f"DROP OWNED BY {prefix}")
+            conn.execute(f"DROP ROLE {prefix}")
+
+
 def test_a_slot_that_vanished_is_an_error_that_says_what_may_be_missing(
     file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str, prefix: str
 ) -> None:

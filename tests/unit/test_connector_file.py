@@ -64,6 +64,7 @@ def test_our_file_is_honoured_whole() -> None:
     ("changes", "told"),
     [
         ({"slot.nam": "x"}, ["slot.nam", "unknown key", "slot.name"]),
+        ({"snapshot.mod": "x"}, ["snapshot.mod", "unknown key", "snapshot.mode"]),
         ({R + "route.by.feild": "x"}, ["route.by.feild", "unknown key", "route.by.field"]),
         ({"plugin.name": "wal2json"}, ["plugin.name", "wal2json", "pgoutput"]),
         ({"plugin.name": None}, ["plugin.name", "decoderbufs"]),

@@ -61,9 +61,19 @@ class Look:
         assert found is not None
         return found
 
+    def reads(self, table: str) -> bool:
+        """Tell whether "schema.table" is there, and may be read."""
+        return self.row(_READS, table) is not None
+
     def setting(self, name: str) -> str:
         """Return a setting of the server; empty where this version has it not."""
         return str(self.one("SELECT coalesce(current_setting(%s, true), '') AS value", name)["value"])
+
+
+_READS = """
+SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname || '.' || c.relname = %s
+AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+"""
 
 
 def judged(check: str, level: Level, found: str, fix: str = "") -> Finding:

@@ -16,7 +16,7 @@ def examine(look: Look) -> Iterator[Finding]:
     """Yield findings about the position of polling, and about a slot that has to be taken over first."""
     slot = look.capture.slot
     check = f"position of {slot}"
-    if not look.one(_MAY)["may"]:
+    if not look.reads("pipeline.poll_position"):
         return  # grants say it
     row = look.row(_POLLED, slot)
     if row is not None:
@@ -37,7 +37,6 @@ def examine(look: Look) -> Iterator[Finding]:
         yield judged(check, "note", "nobody polled yet: the first relay begins at what commits from then on")
 
 
-_MAY = "SELECT coalesce(has_table_privilege(to_regclass('pipeline.poll_position'), 'SELECT'), false) AS may"
 _POLLED = f"""
 SELECT {poll_position.ACTIVE} AS active, extract(epoch FROM clock_timestamp() - updated_at)::float8 AS since_s
 FROM pipeline.poll_position WHERE slot = %s

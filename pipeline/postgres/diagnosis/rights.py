@@ -24,10 +24,10 @@ def examine(look: Look) -> Iterator[Finding]:
             f"{role['role']} {'may' if role['may'] else 'may not'} replicate",
             look.provider.replication.format(role=role["role"]),
         )
-    if not look.one("SELECT to_regclass('pipeline.relay_position') IS NOT NULL AS there")["there"]:
+    if look.row(_THERE, "pipeline.relay_position") is None:
         yield judged("pipeline.relay_position", "problem", "is not there", "pipeline db migrate")
         return
-    if look.one("SELECT has_table_privilege('pipeline.migration', 'SELECT') AS may")["may"]:
+    if look.reads("pipeline.migration"):
         done = applied(look.conn)
         pending = [f"{one.number:04} {one.name}" for one in available() if one.number not in done]
         level, text = ("problem", f"pending: {', '.join(pending)}") if pending else ("ok", "none pending")
@@ -43,15 +43,14 @@ def examine(look: Look) -> Iterator[Finding]:
 
 def _takes_over(look: Look) -> bool:
     """Tell whether a relay that polls finds a slot, which it reads first."""
-    there = look.one("SELECT to_regclass('pipeline.poll_position') IS NOT NULL AS there")["there"]
-    return bool(there) and look.row(_LEFT, look.capture.slot) is not None
+    return look.reads("pipeline.poll_position") and look.row(_LEFT, look.capture.slot) is not None
 
 
 def _granted(look: Look, name: str, quoted: str, like: str) -> Finding:
     """Compare what a role may do with what ``pipeline db migrate --sql`` grants the role ``like``."""
     missing = defaultdict(list)
     for of, privilege, table in grants():
-        if of == like and not look.one("SELECT has_table_privilege(%s, %s, %s) AS may", name, table, privilege)["may"]:
+        if of == like and look.row(_MAY, table, name, privilege) is None:
             missing[table].append(privilege)
     fixes = [f"GRANT {', '.join(privileges)} ON {table} TO {quoted};" for table, privileges in missing.items()]
     if not look.one("SELECT has_schema_privilege(%s, 'pipeline', 'USAGE') AS may", name)["may"]:
@@ -71,6 +70,9 @@ SELECT current_user::text AS name, quote_ident(current_user) AS role, rolreplica
     SELECT FROM pg_roles r WHERE r.rolname = 'rds_replication' AND pg_has_role(r.oid, 'MEMBER')) AS may
 FROM pg_roles WHERE rolname = current_user
 """
+# by the catalogue: a name is looked up only by who may use its schema
+_THERE = "SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname || '.' || c.relname = %s"
+_MAY = f"{_THERE} AND has_table_privilege(%s, c.oid, %s)"
 _LEFT = """
 SELECT FROM pg_replication_slots s WHERE slot_name = %s AND database = current_database()
 AND NOT EXISTS (SELECT FROM pipeline.poll_position p WHERE p.slot = slot_name)
