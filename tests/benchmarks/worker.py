@@ -37,7 +37,7 @@ from tests.benchmarks.table import told
 KEYS = 5_000
 PARTITIONS = 6
 RATE = 200
-LATENCY_S = 15
+LATENCY_S = 10
 
 
 class Clock:
