@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,6 +50,12 @@ def servers(stack: Path | None) -> Iterator[dict[str, str]]:
                 local.down(delete=True)
 
 
+def shown(only: Sequence[str], *, quick: bool) -> str:
+    """Return the command for the table: without what is of this machine, its paths."""
+    options = [*(["--only", *only] if tuple(only) != NAMES else []), *(["--quick"] if quick else [])]
+    return f'make bench BENCH="{" ".join(options)}"' if options else "make bench"
+
+
 def main() -> int:
     """Run what is named, or all; print the table. 1 where one of them failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
@@ -72,9 +78,8 @@ def main() -> int:
                 failed.append(name)
             print(f"── {name}: {time.monotonic() - started:.0f} s", flush=True)
             parts.append((name, table.read(file)))
-    options = " ".join(word for word in sys.argv[1:] if word != "--readme")
-    command_line = f'make bench BENCH="{options}"' if options else "make bench"
-    made = table.markdown(parts, load=load, minutes=(time.monotonic() - begun) / 60, command=command_line)
+    minutes = (time.monotonic() - begun) / 60
+    made = table.markdown(parts, load=load, minutes=minutes, command=shown(given.only, quick=given.quick))
     print(f"\n{made}")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

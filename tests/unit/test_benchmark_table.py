@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import table
-from tests.benchmarks.__main__ import README
+from tests.benchmarks.__main__ import NAMES, README, shown
 
 
 def test_a_row_says_what_was_wanted_what_was_measured_and_whether_it_is_met(
@@ -35,3 +35,8 @@ def test_the_table_replaces_the_one_in_the_readme_and_nothing_else() -> None:
     once = table.replaced(page, made)
     assert made in once
     assert table.replaced(once, "x\n").replace("x\n<", "<") == table.replaced(page, "")
+
+
+def test_the_command_in_the_table_has_no_path() -> None:
+    assert shown(NAMES, quick=False) == "make bench"
+    assert shown(["relay", "path"], quick=True) == 'make bench BENCH="--only relay path --quick"'
