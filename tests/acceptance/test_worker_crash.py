@@ -101,7 +101,7 @@ class Workers:
     def drain(self, which: int) -> int:
         process = self.alive.pop(which)
         process.send_signal(signal.SIGTERM)
-        return process.wait(30)
+        return process.wait(60)
 
     def end(self) -> None:
         for process in self.alive:

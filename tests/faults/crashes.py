@@ -153,9 +153,9 @@ class WorkersKilled(Fault):
 
 
 class WorkerStopped(Fault):
-    """A worker stands still for longer than its session, and wakes up with handlers of partitions that it lost."""
+    """A worker stands still for longer than it may without a poll, and wakes up with handlers of what it lost."""
 
-    kind, part, hold_s = "worker stopped (SIGSTOP)", "worker", (7.5, 9.0)
+    kind, part, hold_s = "worker stopped (SIGSTOP)", "worker", (10.5, 12.0)
     often = 1
 
     def inject(self, world: World) -> str:

@@ -26,7 +26,7 @@ SCALED = {
     "status.update.interval.ms": "1 s (10 s)",
     "group.consumer.session.timeout.ms and session.timeout.ms": "6 s (45 s)",
     "socket.timeout.ms of relay and workers": "10 s (60 s)",
-    "broker.session.timeout.ms": "3 s (9 s)",
+    "max.poll.interval.ms": "10 s (5 min)",
 }
 """What is shorter in a campaign than as delivered, so that a stop of some seconds is longer than it."""
 
@@ -36,6 +36,8 @@ group.consumer.session.timeout.ms=6000
 group.consumer.min.heartbeat.interval.ms=1000
 group.consumer.heartbeat.interval.ms=1000
 log.segment.bytes=33554432
+broker.session.timeout.ms=9000
+broker.heartbeat.interval.ms=2000
 """
 
 _LOG = """\

@@ -36,7 +36,12 @@ RECOVERY_S = 75.0
 READY_S = 120.0
 _ROOT = Path(__file__).parents[2]
 _RELAY_OPTIONS = ("socket.timeout.ms=10000", "reconnect.backoff.max.ms=1000")
-_WORKER_OPTIONS = (*_RELAY_OPTIONS, "session.timeout.ms=6000", "heartbeat.interval.ms=1000")
+_WORKER_OPTIONS = (
+    *_RELAY_OPTIONS,
+    "session.timeout.ms=6000",
+    "heartbeat.interval.ms=1000",
+    "max.poll.interval.ms=10000",
+)
 
 
 class Broken(Exception):

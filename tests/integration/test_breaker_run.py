@@ -166,7 +166,7 @@ def worker_of(app: str, env: dict[str, str]) -> Iterator[Any]:
 
             yield get
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
 

@@ -122,7 +122,7 @@ def test_a_failover_with_a_failover_slot_loses_nothing_and_without_one_says_what
     )
 
     with RelayProcess(plain, environment) as relay:
-        assert relay.process.wait(30) == 1
+        assert relay.process.wait(60) == 1
     assert f"slot {prefix}_plain is gone" in relay.log
     assert "the server was promoted, and had no copy of it" in relay.log
 
@@ -132,6 +132,6 @@ def test_a_failover_with_a_failover_slot_loses_nothing_and_without_one_says_what
         new.execute("INSERT INTO pipeline.relay_position VALUES (%s, %s, %s, %s, %s)", position)
         new.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (prefix,))
     with RelayProcess(file, cli_environment) as relay:  # the table was restored on another server
-        assert relay.process.wait(30) == 1
+        assert relay.process.wait(60) == 1
     assert "the stored position is of server" in relay.log
     assert "rows may be missing on the topics" in relay.log

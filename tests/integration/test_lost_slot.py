@@ -46,7 +46,7 @@ def test_a_slot_that_lost_its_wal_ends_the_relay_which_says_how_to_go_on(
 
         until(lost, "the server gives the slot up")
         with RelayProcess(file, private_cli_environment) as relay:
-            assert relay.process.wait(30) == 1
+            assert relay.process.wait(60) == 1
         assert f"slot {prefix} is lost" in (relay_said := relay.log)
         assert "max_slot_wal_keep_size" in relay.log
         assert f"pg_drop_replication_slot('{prefix}')" in relay.log

@@ -197,5 +197,5 @@ SELECT (SELECT count(*) FROM pg_replication_slots WHERE slot_name = %(slot)s),
 
 def ended(file: Path, environment: Mapping[str, str]) -> str:
     with RelayProcess(file, environment) as relay:
-        assert relay.process.wait(30) == 1
+        assert relay.process.wait(60) == 1
     return relay.log

@@ -10,7 +10,6 @@ import asyncio
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from pipeline import Event, Pipeline
 from pipeline.avro import schema_of
 from pipeline.codec import subject_of
 from pipeline.errors import SourceError
+from pipeline.local.ports import free_port
 from pipeline.postgres.diagnosis import Capture, examine
 from pipeline.postgres.polling import PollingSource, PollSettings
 from pipeline.postgres.schema_ids import SchemaIdTable
@@ -80,9 +80,7 @@ def _unpacked(folder: Path) -> list[str] | None:
 def pooled(binary: list[str], database: Database, tmp_path: Path) -> Iterator[str]:
     """DSN of a PgBouncer with two server connections, used in turn."""
     parts = conninfo.conninfo_to_dict(database.dsn)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port(())  # below those that systems take for outgoing connections
     server = " ".join(f"{name}={parts[name]}" for name in ("host", "port", "dbname", "user", "password"))
     config = tmp_path / "pgbouncer.ini"
     config.write_text(

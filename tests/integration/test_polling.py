@@ -100,7 +100,7 @@ def test_rows_are_pruned_once_the_stored_position_is_past_them(
     refused = prune()
     assert (refused.code, "its position is of another server" in refused.stderr) == (1, True)
     with RelayProcess(polling(tmp_path, prefix), cli_environment) as relay:
-        assert relay.process.wait(30) == 1
+        assert relay.process.wait(60) == 1
     assert "is of another server" in relay.log
     assert "pipeline connector reconcile FILE --execute" in relay.log
 

@@ -254,7 +254,7 @@ def test_a_standby_takes_over_within_seconds_of_a_kill(
             changed = {"slot.name": json.loads(file.read_text())["config"]["slot.name"]}
             wrong = connector_file(file.parent, "wrong", **changed, **{"publication.name": "nothing_here"})
             with RelayProcess(wrong, cli_environment) as other:  # not only once it would be active
-                assert other.process.wait(30) == 1
+                assert other.process.wait(60) == 1
                 assert "publication nothing_here does not exist" in other.log
             first = insert(conn, topic, "k")
             until(lambda: ids(read_topic(bootstrap_servers, topic)) == [first], "the first row")
@@ -369,7 +369,7 @@ def test_json_payloads_are_encoded_by_their_subjects_schema_and_wait_for_it(
         psycopg.connect(database.dsn, autocommit=True) as conn,
         RelayProcess(connector_file(tmp_path, prefix, **options), cli_environment) as relay,
     ):
-        assert relay.process.wait(30) == 1  # no such publication yet
+        assert relay.process.wait(60) == 1  # no such publication yet
         conn.execute(
             "CREATE TABLE events (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregatetype text, aggregateid text,"
             " type text, topic text, payload jsonb, created_at timestamp DEFAULT (now() AT TIME ZONE 'UTC'))"
@@ -471,7 +471,7 @@ def test_a_start_that_cannot_work_ends_with_what_where_and_what_to_do(
             relay.reading()
             with psycopg.connect(database.dsn) as conn:
                 insert(conn, "t", "k")
-        assert relay.process.wait(30) == 1
+        assert relay.process.wait(60) == 1
         assert told in relay.log
         assert "→" in relay.log
     if "publication.name" in changes or "table.include.list" in changes:  # a slot that nobody reads holds back WAL
@@ -524,7 +524,7 @@ def test_a_slot_that_vanished_is_an_error_that_says_what_may_be_missing(
             assert relay.stop() == 0
         conn.execute("SELECT pg_drop_replication_slot(%s)", (prefix,))
         with RelayProcess(file, cli_environment) as again:
-            assert again.process.wait(30) == 1
+            assert again.process.wait(60) == 1
             assert f"slot {prefix} is gone" in again.log
 
 
@@ -548,7 +548,7 @@ def test_a_recreated_slot_is_noticed(
                 again.reading()
                 assert "are missing" in again.log
             else:
-                assert again.process.wait(30) == 1
+                assert again.process.wait(60) == 1
                 assert "recreated or moved" in again.log
 
 

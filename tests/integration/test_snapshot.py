@@ -171,7 +171,7 @@ def test_rows_that_a_policy_hides_are_an_error(
         login = {"database.user": role, "database.password": "x", "database.dbname": database.name}
         file = connector_file(tmp_path, prefix, **login, **{"snapshot.mode": "initial"})
         with RelayProcess(file, cli_environment) as relay:
-            assert relay.process.wait(30) == 1
+            assert relay.process.wait(60) == 1
             assert "row-level security" in relay.log
         assert not stored(conn, prefix)
     finally:

@@ -124,7 +124,7 @@ def test_what_stands_in_the_way_of_a_publication_is_told_with_its_remedy(
                 file = connector_file(tmp_path, f"{prefix}-{name}", **base | changes)
                 relays[name] = stack.enter_context(RelayProcess(file, cli_environment))
             for name, (_, told) in tries.items():
-                assert relays[name].process.wait(30) == 1
+                assert relays[name].process.wait(60) == 1
                 assert told in relays[name].log
         made = conn.execute("SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE %s", (f"{prefix}%",))
         assert made.fetchone() == (0,)  # none of them made a slot
