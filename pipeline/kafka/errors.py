@@ -38,7 +38,6 @@ _TABLE: dict[int, tuple[bool, str]] = {
     KafkaError._TRANSPORT: (True, "is the broker up, and bootstrap.servers right?"),  # noqa: SLF001
     KafkaError._ALL_BROKERS_DOWN: (True, "is the broker up, and bootstrap.servers right?"),  # noqa: SLF001
     KafkaError._RESOLVE: (True, "is bootstrap.servers right?"),  # noqa: SLF001
-    KafkaError.DUPLICATE_SEQUENCE_NUMBER: (True, "all that was not acknowledged is sent again"),
     KafkaError._GAPLESS_GUARANTEE: (True, "all that was not acknowledged is sent again"),  # noqa: SLF001
     KafkaError._FATAL: (True, "all that was not acknowledged is sent again"),  # noqa: SLF001
     KafkaError.FENCED_INSTANCE_ID: (False, _TWO_OF_ONE),

@@ -4,8 +4,8 @@ A record counts as acknowledged only when all in-sync replicas have it. Nothing 
 records wait in the client. After a failed delivery a client sends nothing more (``enable.gapless.guarantee``), so that
 no later record of a key can overtake the failed one; its owner closes it and resends with a new one.
 
-An acknowledgement without an offset is a failed delivery. It says that the broker has the record by its sequence number
-already; where a topic was made again under a running client, that number was another record's, and this one is nowhere.
+An acknowledgement without an offset is a failed delivery. The client takes a later batch's success for a proof that an
+earlier one is stored, which failed as far as it knows; a partition that has just been made accepts the later one alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FLUSH_S = 0.001  # long enough for the client's threads to wake and ignore ling
 _FLUSH_EVERY_S = 0.003  # full batches at high rates: lingering ends at most this often …
 _FATAL = (KafkaException, SystemError)
 """What calls into a client raise that has failed for good; SystemError where callbacks ran with that pending."""
-_PLACELESS = KafkaError(KafkaError.DUPLICATE_SEQUENCE_NUMBER, "acknowledged without an offset: it may be nowhere")
+_PLACELESS = KafkaError(KafkaError._FAIL, "acknowledged without an offset: it may be nowhere")  # noqa: SLF001
 _DROP_S = 1.0
 _REPORTS_S = 1.0
 _WINDOW_S = 0.05

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.faults.campaign import FAULTS, Plan, run
-from tests.faults.report import lines, markdown, merged
+from tests.faults.report import lines, markdown, merged, put
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--double", type=float, default=0.15, help="share of rounds with two faults (default 0.15)")
     parser.add_argument("--list", action="store_true", help="name all kinds and end")
     parser.add_argument("--keep", action="store_true", help="keep logs when all is well, too")
-    parser.add_argument("--report", type=Path, help="write a Markdown report there")
+    parser.add_argument("--report", type=Path, help="write the figures into this Markdown page")
     parser.add_argument("--merge", type=Path, nargs="+", help="only make the report, of these results")
     parser.add_argument("--json", type=Path, help="write the result there too")
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
@@ -36,7 +36,8 @@ def main() -> int:
             print(f"{kind}: {(fault.__doc__ or '').splitlines()[0]}")
         return 0
     if given.merge:
-        print(markdown(merged([json.loads(path.read_text()) for path in given.merge])))
+        section = markdown(merged([json.loads(path.read_text()) for path in given.merge]))
+        put(given.report, section) if given.report else print(section)
         return 0
     kinds = tuple(kind for kind in FAULTS if not given.only or any(word in kind for word in given.only))
     if not kinds:
@@ -57,7 +58,7 @@ def main() -> int:
     if given.json:
         given.json.write_text(text + "\n")
     if given.report:
-        given.report.write_text(markdown(result.as_dict()))
+        put(given.report, markdown(result.as_dict()))
     print(text if given.output == "json" else "\n".join(lines(result.as_dict())))
     return 1 if result.violations else 0
 

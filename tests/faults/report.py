@@ -1,13 +1,16 @@
-"""A campaign's result in, a summary for a terminal or a page for the docs out."""
+"""A campaign's result in, a summary for a terminal or the figures of ``docs/faults.md`` out."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["lines", "markdown", "merged"]
+__all__ = ["lines", "markdown", "merged", "put"]
+
+_HEADING = "## The last long campaign"
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
@@ -49,7 +52,7 @@ def merged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Return the page ``docs/faults.md``."""
+    """Return the section with the figures, for ``put``."""
     verdict, rounds, plan = result["verdict"], result["rounds"], result["plan"]
     by_kind: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for fault in rounds:
@@ -89,8 +92,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         ("processes that ended by themselves and were started again", str(len(result["self_ended"]))),
     ]  # fmt: skip
     words = [
-        _HEAD,
-        "## The last long campaigns\n",
+        f"{_HEADING}\n",
         "| | |\n|---|---|",
         *(f"| {name} | {value} |" for name, value in figures),
         "",
@@ -102,10 +104,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         *(f"- {name}: {value}" for name, value in result["scaled"].items()),
         "",
-        _TAIL,
     ]
     if result["violations"]:
-        words += ["## What was broken\n", *(f"- {line[:240]}" for line in result["violations"]), ""]
+        words += ["What was broken:\n", *(f"- {line[:240]}" for line in result["violations"]), ""]
     return "\n".join(words)
 
 
@@ -113,62 +114,9 @@ def _slowest(rounds: list[Mapping[str, Any]]) -> tuple[float, str]:
     return max(((f["recovery_s"], f["kind"]) for f in rounds if f["recovery_s"] is not None), default=(0.0, "none"))
 
 
-_HEAD = """\
-# Faults
-
-`make faults` runs a campaign: real PostgreSQL, Kafka and registry of its own, two relays (one active, one standing by),
-two workers, writers that commit and roll back, and one fault after another, some of them two at a time. At the end an
-auditor that shares no code with the pipeline reads every topic, table and handler's log from the beginning and follows
-every event id. It exits with 1, and keeps its logs, when a promise was broken.
-
-```
-make faults                                          # two minutes, seed 1
-make faults FAULTS="--seconds 1500 --seed 20 --report docs/faults.md"
-python -m tests.faults --list                        # all kinds
-python -m tests.faults --only "relay killed" --faults 5 --keep
-```
-
-The same seed gives the same faults in the same order and the same writers; what happens between them is up to the
-machine. `make test` has a short run with a fixed seed.
-
-## What is checked
-
-| promise | how |
-|---|---|
-| nothing lost | what the ledger (a row in the business transaction itself) has is on its topic or on the relay's DLQ; each group handled it, has it on its DLQ, or it waits on a retry topic |
-| nothing invented | every id on a topic or in a handler's log is in the ledger; no id of a transaction or savepoint that was rolled back is anywhere; the bytes are those of the outbox row |
-| order kept | the first copies of a key's events have rising numbers on one partition; the first handlings of a key too. The numbers are taken under a row lock that is held until the commit |
-| duplicates harmless | a handler with an inbox table has each effect exactly once, in order |
-| one bad record stops nobody | poison, rejected and exhausted records are on the DLQ of every group that reads them, and no healthy record is |
-| a worker that ends in good order leaves next to nothing to be done twice | around a SIGTERM what is handled again is counted and bounded |
-
-A topic that is deleted takes its records with it: nothing can bring those back. So that fault reads and counts them
-first, once all of them are handled; what is committed while the topic is missing has to come when it is there again.
-"""  # noqa: E501 — a table of Markdown
-
-_TAIL = """\
-## What campaigns found
-
-| found | mended |
-|---|---|
-| a worker told to end while its group rebalanced: its last commit was refused, and what it had done since the one before was done again | it takes part in the rebalance, then commits |
-| an acknowledgement that came after its topic was deleted ended the relay, or counted for a later record | counted where it belongs |
-| a standby that took over said at once that nothing had been acknowledged for ten seconds | time counts while something is owed |
-| a connection that a firewall forgot kept the relay from ever storing its position, and from ending at SIGTERM | a write without an answer is a lost connection |
-
-## What is known
-
-- A topic that is deleted and made again **while its consumers run** ends their worker: the group's old offsets, which the
-  worker commits again, lie beyond the new topic's end. Stop the topic's consumers first, as the campaign does.
-- For a moment behind a topic's deletion the broker still acknowledges records, and drops them with the topic. Two events
-  of the campaign with seed 22 went so: the auditor found them, and the fault waits since until the topic's logs are gone.
-- "NOT taken over" in a campaign's lines is no broken promise by itself: the other relay was down by the fault before, or PostgreSQL
-  was, or the relay that was ended only believed to be active, as its connection had been forgotten by the network.
-- A worker can take longer to end than its drain timeout. One did, of more than a hundred: told to end while the end of
-  another made its group rebalance, the worker of one queue had drained and did not leave its group within 40 s. It was
-  killed; nothing was lost. The faults `all workers terminated` look for it, and have its threads written down.
-- What was handled behind an event that is not done yet, on the same partition, is handled again when the partition moves
-  or the worker ends: behind one that waits in place for its next attempt, or in a queue of its key. The
-  faults that drain workers let no event fail meanwhile.
-- At a rebalance between live workers a few records can be handled twice: the group refuses commits until it is over.
-"""  # noqa: E501 — a table of Markdown
+def put(path: Path, section: str) -> None:
+    """Put the section into a page in place of the one that stands there; a page without it gets it at its end."""
+    text = path.read_text() if path.exists() else ""
+    head, found, rest = text.partition(f"{_HEADING}\n")
+    tail = rest[rest.index("\n## ") + 1 :] if found and "\n## " in rest else ""
+    path.write_text(f"{head}{section}\n{tail}")
