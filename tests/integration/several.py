@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prometheus_client import Counter
 
-from pipeline import Context, Event, Job, Pipeline
+from pipeline import Context, Event, Job, Pipeline, RetryPolicy
 
 app = Pipeline("shop", topic_prefix=os.environ.get("SEVERAL_PREFIX", ""), partitions=4)
 OWN = Counter("several_own", "What handlers count by themselves")
@@ -36,7 +36,7 @@ def bill(event: Placed, ctx: Context) -> None:
         time.sleep(60)
 
 
-@app.job(Crunch, process=True)
+@app.job(Crunch, process=True, retry=RetryPolicy(attempts=1))
 def crunch(job: Crunch, ctx: Context) -> None:
     OWN.inc()
     note("crunched")

@@ -8,6 +8,7 @@ from contextlib import closing
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupState
 from confluent_kafka.admin import AdminClient
+from servers import environment
 from waiting import wait_until
 from working import Broker, Running, members
 
@@ -90,11 +91,11 @@ def test_of_two_with_one_instance_id_one_ends_and_says_why(
 
 
 def test_a_second_signal_does_not_wait_for_a_broker_that_does_not_answer(
-    broker: Broker, app: Pipeline, cli_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch,
+    broker: Broker, app: Pipeline, endpoints: Endpoints, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """A member's commit has no answer while it waits, on the same connection, for another one to rejoin."""
-    for name, value in cli_environment.items():
+    for name, value in environment(endpoints).items():
         monkeypatch.setenv(name, value)
     caplog.set_level("INFO", "pipeline.worker")
     (group,) = app.groups.values()

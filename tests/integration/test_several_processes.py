@@ -15,10 +15,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from servers import environment
 from waiting import DEADLINE_S, wait_until
 from working import Broker, members
 
-from pipeline import Event, Job, Pipeline
+from pipeline import Event, Job, Pipeline, RetryPolicy
+from pipeline.local import Endpoints
 
 QUICK = ("-X", "heartbeat.interval.ms=300")
 
@@ -86,12 +88,12 @@ class Run:
 
 
 @pytest.fixture
-def start(cli_environment: dict[str, str], broker: Broker, prefix: str, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+def start(endpoints: Endpoints, broker: Broker, prefix: str, tmp_path: Path) -> Iterator[Callable[..., Run]]:
     app = Pipeline("shop", topic_prefix=f"{prefix}.", partitions=4)
     app.consumer(Placed, group="billing")(lambda event, ctx: None)
-    app.job(Crunch)(lambda job, ctx: None)
+    app.job(Crunch, retry=RetryPolicy(attempts=1))(lambda job, ctx: None)
     broker.create(app)
-    env = {**cli_environment, "SEVERAL_PREFIX": f"{prefix}.", "SEVERAL_DIR": str(tmp_path)}
+    env = {**environment(endpoints), "SEVERAL_PREFIX": f"{prefix}.", "SEVERAL_DIR": str(tmp_path)}
     with ExitStack() as started:
 
         def begin(*words: str) -> Run:
