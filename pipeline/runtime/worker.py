@@ -31,7 +31,6 @@ from pipeline.metrics import PrometheusMeter
 from pipeline.postgres.inbox import Inbox
 from pipeline.postgres.jobs import JobRows
 from pipeline.probes import Readiness, serve
-from pipeline.registry.client import RegistrySchemas
 from pipeline.runtime.sharing import sides
 from pipeline.runtime.tally import FOLDER, Together
 from pipeline.runtime.usage import Usage
@@ -113,6 +112,8 @@ def run_worker(
     and ``on_state`` hears, again and again, what the readiness probe would say. With ``mode="share"`` queues are read
     as share groups (a preview). Raises PipelineError: what one worker cannot go on from ends all.
     """
+    from pipeline.registry.client import RegistrySchemas  # half of what a supervisor would import: 16 MB
+
     chosen = selected_groups(app, groups, queues)
     registry = CollectorRegistry()
     meter = PrometheusMeter(registry)
