@@ -16,6 +16,7 @@ from pipeline import Event, Pipeline
 from pipeline.config import Settings
 from pipeline.errors import BrokerError
 from pipeline.kafka.consumer import GroupConsumer
+from pipeline.local import Endpoints
 from pipeline.runtime.worker import run_worker
 
 CLASSIC = {"heartbeat.interval.ms": "300"}
