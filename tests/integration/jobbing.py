@@ -66,15 +66,16 @@ class Desk:
         with self.conn.transaction():
             return str(self.app.enqueue(self.conn, job, **options))
 
-    def carry(self) -> int:
-        """Bring new outbox rows to Kafka; return how many."""
+    def carry(self, partition_of: Callable[[int], int] = lambda _number: -1) -> int:
+        """Bring new outbox rows to Kafka, each to the partition of its number or by its key; return how many."""
         rows = self.conn.execute("SELECT * FROM pipeline.outbox WHERE seq > %s ORDER BY seq", (self._seq,)).fetchall()
-        for row in rows:
+        for number, row in enumerate(rows):
             self._seq = row["seq"]
             headers = [] if row["headers"] is None else [("headers", json.dumps(row["headers"]).encode())]
             self.broker.put(
                 row["topic"], row["type"], bytes(row["payload"]), key=row["aggregateid"], event_id=str(row["id"]),
                 headers=headers, timestamp_ms=int(row["created_at"].timestamp() * 1000),
+                partition=partition_of(number),
             )  # fmt: skip
         self.broker.flush()
         return len(rows)
