@@ -50,7 +50,7 @@ class Member:
         self._ends = 0
         self._begun_s = self._again_s = 0.0
         self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: socket.socket
+        self._pipe: socket.socket | None = None
         self._heard = b""
         self._start()
 
@@ -69,17 +69,19 @@ class Member:
         if self._process is None:
             if time.monotonic() >= self._again_s:
                 self._start()
+                return self._process is None
             return False
         alive = self.alive
         self.hear()  # all that it said, when it is dead
         if not alive:
-            self._ended(self._process.returncode)
+            code = self._process.returncode
+            self._ended(f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}")
         return not alive
 
     def hear(self) -> None:
         """Take in what it has told."""
         with suppress(OSError):  # nothing more now, or ever
-            while data := self._pipe.recv(_CHUNK):
+            while self._pipe is not None and (data := self._pipe.recv(_CHUNK)):
                 self._heard += data
         *lines, self._heard = self._heard.split(b"\n")
         for line in lines:
@@ -92,7 +94,8 @@ class Member:
     def ask(self) -> None:
         """Ask it to drain; the second time to end at once."""
         with suppress(OSError):  # it has ended
-            self._pipe.send(b"\n")
+            if self._pipe is not None:
+                self._pipe.send(b"\n")
 
     def kill(self) -> None:
         """End it, if it runs."""
@@ -101,32 +104,37 @@ class Member:
 
     def close(self) -> None:
         """Hear it no more."""
-        self._pipe.close()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._pipe = None
 
     def _start(self) -> None:
-        self._pipe, theirs = socket.socketpair()
-        self._pipe.setblocking(False)
-        with theirs:
-            fd = theirs.fileno()
-            self._process = subprocess.Popen(
-                [*self._command, str(self.number), str(fd)],
-                env=self._env,
-                pass_fds=(fd,),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # what a terminal sends is for the supervisor
-            )
+        """Start it; where the system refuses that, which may pass, it has ended already."""
         self._heard = b""
         self._begun_s = time.monotonic()
         self.state = _not_ready("starting")
+        try:
+            self._pipe, theirs = socket.socketpair()
+            self._pipe.setblocking(False)
+            with theirs:
+                fd = theirs.fileno()
+                self._process = subprocess.Popen(
+                    [*self._command, str(self.number), str(fd)],
+                    env=self._env,
+                    pass_fds=(fd,),
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # what a terminal sends is for the supervisor
+                )
+        except OSError as error:  # no file handle, no memory, no process more
+            self._ended(f"could not be started ({error.strerror})")
 
-    def _ended(self, code: int) -> None:
+    def _ended(self, how: str) -> None:
         self._process = None
-        self._pipe.close()
+        self.close()
         now = time.monotonic()
         self._ends = 1 if now - self._begun_s > _STEADY_S else self._ends + 1
         again_in_s = self._back_off.delay_s(self._ends)
         self._again_s = now + again_in_s
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         self.state = _not_ready(f"{how}: again in {again_in_s:g} s")
         if self.failure is not None:
             return
@@ -150,26 +158,43 @@ def supervised(
 
     Sets ``until`` and ``at_once`` when it is asked to. The supervisor is told what is raised here, where starting again
     would not help: what does not pass by itself, and what is raised before the first state, by the application's
-    own module.
+    own module. What the pipe has no room for is not told: a supervisor that is stopped must not make the process wait.
     """
     if fd is None:
         yield lambda _state: None
         return
     begun = False
     said: dict[str, object] = {}
+    unsent = b""
     with socket.socket(fileno=fd) as pipe:
         pipe.set_inheritable(False)
 
-        def tell(line: dict[str, object]) -> None:
-            with suppress(OSError):  # the supervisor is gone: this process drains
-                pipe.sendall(json.dumps(line).encode() + b"\n")
+        def send() -> None:
+            nonlocal unsent
+            with suppress(BlockingIOError):  # the supervisor does not read now
+                try:
+                    while unsent:
+                        unsent = unsent[pipe.send(unsent, socket.MSG_DONTWAIT) :]
+                except ConnectionError:  # the supervisor is gone: this process drains
+                    unsent = b""
+
+        def tell(line: dict[str, object]) -> bool:
+            """Send a line, or at least its beginning; False where the one before is not sent yet."""
+            nonlocal unsent
+            send()
+            if unsent:
+                return False
+            unsent = json.dumps(line).encode() + b"\n"
+            send()
+            return True
 
         def on_state(state: dict[str, object]) -> None:
             nonlocal begun, said
             begun = True
-            if state != said:
+            if unsent:
+                send()
+            if state != said and tell(state):
                 said = state
-                tell(state)
 
         def listen() -> None:
             with suppress(OSError):

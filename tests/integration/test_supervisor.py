@@ -18,7 +18,7 @@ from waiting import DEADLINE_S, wait_until
 
 from pipeline.errors import BrokerError, PipelineError
 from pipeline.retry import RetryPolicy
-from pipeline.runtime.member import supervised
+from pipeline.runtime.member import Member, supervised
 from pipeline.runtime.supervisor import supervise
 
 QUICK = RetryPolicy(attempts=4, first_s=0.02, factor=2, cap_s=0.04, jitter=0)
@@ -183,6 +183,46 @@ def test_a_process_tells_what_starting_again_would_not_help(
     lines = [{"ready": True}] if begun else []
     with ours, ours.makefile() as heard:
         assert [json.loads(line) for line in heard] == lines + ([told] if told else [])
+
+
+def test_a_process_does_not_wait_for_a_supervisor_that_is_stopped_and_tells_it_later_how_things_are() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(DEADLINE_S)
+    with ours, supervised(theirs.detach(), Event(), Event()) as on_state:
+        told = [{"ready": False, "reasons": {"start": f"{n}{'.' * 10_000}"}} for n in range(100)]
+        for state in told:
+            on_state(state)
+        now: dict[str, object] = {"ready": True}
+        with ours.makefile() as heard:
+            lines = []
+            while now not in lines:
+                lines.append(json.loads(heard.readline()))
+                on_state(now)
+    assert lines[:-1] == told[: len(lines) - 1]
+    assert len(lines) < len(told)
+
+
+def test_one_that_cannot_be_started_is_tried_again_and_leaves_nothing_open(tmp_path: Path) -> None:
+    program, handles = tmp_path / "program", _handles()
+    member = Member(1, [str(program)], {}, QUICK)
+    assert _handles() <= handles
+    assert (member.alive, member.drained, member.failure) == (False, True, None)
+    assert "could not be started (No such file or directory)" in member.state["reasons"]["start"]
+    member.ask()
+    program.write_text("#!/bin/sh\nread wait <&$2\n")
+    program.chmod(0o700)
+    wait_until(lambda: not member.look() and member.alive)
+    member.ask()
+    wait_until(lambda: not member.alive)
+    program.unlink()
+    wait_until(lambda: member.look() and member.failure)
+    assert "could not be started (No such file or directory), and so on: 4 times" in str(member.failure)
+    member.close()
+    assert _handles() <= handles
+
+
+def _handles() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 def test_a_process_drains_when_it_is_asked_to_and_when_its_supervisor_is_gone() -> None:
