@@ -132,11 +132,11 @@ class GroupConsumer:
         """Return at most ``limit`` records, waiting for the first only. Raises BrokerError when it is over."""
         try:
             first = self._consumer.poll(wait_s)
+            if first is None:
+                return []
+            messages = [first, *self._consumer.consume(limit - 1, 0)] if limit > 1 else [first]
         except KafkaException as raised:  # the client has failed for good
             raise translate(raised.args[0], f"group {self._group}") from raised
-        if first is None:
-            return []
-        messages = [first, *self._consumer.consume(limit - 1, 0)] if limit > 1 else [first]
         return [
             _RECORD(
                 Record,
