@@ -13,7 +13,7 @@ from pipeline import jobs as asked
 from pipeline.cli.moment import moment
 from pipeline.cli.output import output_option, print_object, print_rows, say
 from pipeline.config import Settings
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, JobError
 from pipeline.job import FINISHED, EnqueueOptions, State, Unique
 from pipeline.retry import RetryPolicy
 from pipeline.runtime import jobs as stage
@@ -133,7 +133,7 @@ def enqueue(
     """
     options: EnqueueOptions = {"delay_s": delay, "tags": tags, "priority": priority, "run_at": _time(run_at)}  # type: ignore[typeddict-item]  # click has checked it
     options |= {"timeout_s": timeout, "retry": _policy(retry), "expires_s": expires}
-    if unique_key:
+    if unique_key is not None:
         options["unique"] = Unique(key=unique_key)
     click.echo(stage.enqueue_text(load_app(app), Settings.load(), name, arguments, options))
 
@@ -143,10 +143,13 @@ def enqueue(
 @_filters(*_UNFINISHED)
 @_execute
 @output_option
-def cancel(ids: tuple[str, ...], execute: bool, output: str, **which: Unpack[asked.Which]) -> None:
+@click.pass_context
+def cancel(
+    context: click.Context, ids: tuple[str, ...], execute: bool, output: str, **which: Unpack[asked.Which]
+) -> None:
     """Ask for the end of jobs. It comes at once where they have not left yet, else by a worker within two seconds.
 
-    By ids, at once; or by filters: these show the plan, --execute does it.
+    By ids, at once; or by filters: these show the plan, --execute does it. Exits with 2 where some could not be ended.
 
     \b
     Example:
@@ -155,11 +158,13 @@ def cancel(ids: tuple[str, ...], execute: bool, output: str, **which: Unpack[ask
     """
     _one_way(ids, which)
     settings = Settings.load()
-    for job_id in ids:
+
+    def end(job_id: str) -> str:
         state = stage.perform(settings, asked.cancel(job_id))
-        say(state if state == "cancelled" else f"{state}: a worker will end it")
+        return state if state == "cancelled" else f"{state}: a worker will end it"
+
     if ids:
-        return
+        context.exit(_each(ids, end))
     states = [cast(State, which["state"])] if which["state"] else _UNFINISHED
     print_rows(stage.plan(settings, states, which), output, empty="no such job")
     say(f"asked: {stage.cancel_all(settings, states, which)}" if execute else _NOTHING)
@@ -187,11 +192,13 @@ def retry(
     """
     _one_way(ids, which)
     settings = Settings.load()
-    for job_id in ids:
+
+    def send(job_id: str) -> str:
         stage.perform(settings, asked.retry(job_id))
-        say("waiting")
+        return "waiting"
+
     if ids:
-        return
+        context.exit(_each(ids, send))
     states = [cast(State, which["state"] or "dead")]
     print_rows(stage.plan(settings, states, which), output, empty="no such job")
     if not execute:
@@ -326,6 +333,20 @@ def explain(app: str, name: str, output: str) -> None:
       pipeline jobs policy explain shop:app SendReceipt
     """
     print_rows(stage.explain(load_app(app), name), output)
+
+
+def _each(ids: tuple[str, ...], act: Callable[[str], str]) -> int:
+    """Do it to each, and say what came of it; return the exit code. A single one that cannot be raises its error."""
+    failed = False
+    for job_id in ids:
+        try:
+            said = act(job_id)
+        except (JobError, ConfigError) as error:
+            if len(ids) == 1:
+                raise
+            failed, said = True, error.what
+        say(said if len(ids) == 1 else f"{job_id}: {said}")
+    return 2 if failed else 0
 
 
 def _one_way(ids: tuple[str, ...], which: asked.Which) -> None:

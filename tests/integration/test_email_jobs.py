@@ -6,6 +6,7 @@ import datetime as dt
 import email
 import ssl
 from collections.abc import Iterator
+from contextlib import contextmanager
 from email import policy
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ from pipeline.errors import ConfigError
 from pipeline.jobs_library import email as library
 from pipeline.jobs_library.email import Attachment, SendEmail, Smtp, SmtpUnavailable, send_emails
 from pipeline.jobs_library.report import scheduled_report
+from pipeline.metrics import SilentMeter
+from pipeline.postgres.due import DueStore
+from pipeline.probes import Readiness
+from pipeline.scheduler import Moved, Scheduler
 from pipeline.testing import Harness
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Requiring AUTH while not requiring TLS")
@@ -85,12 +90,12 @@ def mailbox() -> Mailbox:
     return Mailbox()
 
 
-@pytest.fixture
-def smtp(mailbox: Mailbox, certificate: tuple[ssl.SSLContext, ssl.SSLContext]) -> Iterator[Smtp]:
+@contextmanager
+def serving(mailbox: Mailbox, **options: Any) -> Iterator[int]:
+    """Run an SMTP server; give its port."""
     controller = Controller(
-        mailbox, hostname="localhost", port=0, tls_context=certificate[0], require_starttls=True,
-        authenticator=mailbox.check, auth_required=True, auth_require_tls=True,
-    )  # fmt: skip
+        mailbox, hostname="localhost", port=0, authenticator=mailbox.check, auth_required=True, **options
+    )
     connect = controller._trigger_server
 
     def trigger() -> None:
@@ -99,8 +104,14 @@ def smtp(mailbox: Mailbox, certificate: tuple[ssl.SSLContext, ssl.SSLContext]) -
 
     controller._trigger_server = trigger  # type: ignore[method-assign]  # else it would connect to port 0
     controller.start()
-    yield Smtp("localhost", controller.port, "me", SecretStr("secret"), context=certificate[1], timeout_s=5)
+    yield controller.port
     controller.stop(no_assert=True)
+
+
+@pytest.fixture
+def smtp(mailbox: Mailbox, certificate: tuple[ssl.SSLContext, ssl.SSLContext]) -> Iterator[Smtp]:
+    with serving(mailbox, tls_context=certificate[0], require_starttls=True, auth_require_tls=True) as port:
+        yield Smtp("localhost", port, "me", SecretStr("secret"), context=certificate[1], timeout_s=5)
 
 
 QUICK = RetryPolicy(attempts=4, first_s=0.2, factor=1, cap_s=0.2, jitter=0, uncounted=(SmtpUnavailable,))
@@ -141,6 +152,23 @@ def test_a_mail_arrives_with_template_and_attachment_over_tls_and_signed_in(desk
     assert got.get_body(("html",)).get_content().strip() == f"<p title='{name}'>Dear {name}</p>"
     (file,) = got.iter_attachments()
     assert (file.get_filename(), file.get_content()) == ("r.pdf", b"%PDF-x")
+
+
+def test_a_session_that_is_tls_from_its_first_byte_signs_in_and_an_unknown_authority_is_refused(
+    certificate: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    mailbox = Mailbox()
+    # its server sees no STARTTLS, and takes the session for an open one
+    with serving(mailbox, ssl_context=certificate[0], auth_require_tls=False) as port:
+        given: dict[str, Any] = {"username": "me", "password": SecretStr("secret"), "tls": "implicit", "timeout_s": 5}
+        with Smtp("localhost", port, context=certificate[1], **given).session() as session:
+            assert session.sock.version().startswith("TLS")  # type: ignore[union-attr]
+            assert session.noop()[0] == 250
+        with (
+            pytest.raises(SmtpUnavailable, match="SSLCertVerificationError"),
+            Smtp("localhost", port, **given).session(),
+        ):
+            pass
 
 
 def test_4xx_is_retried_and_5xx_is_dead_at_once(desk: Desk, mailbox: Mailbox) -> None:
@@ -218,9 +246,17 @@ def test_a_scheduled_report_is_mailed_to_each_recipient_once_for_each_tick(
         subject="Sales",
     )
     desk = Desk(app, database, Broker(bootstrap_servers))
-    (schedule,) = app.schedules
-    tick = schedule.model(schedule=schedule.name, at=dt.datetime(2031, 3, 1, 2, tzinfo=dt.UTC))
-    job_id = desk.put(tick)
+    store = DueStore(database.dsn, app.outbox, Moved)
+    scheduler = Scheduler(
+        store, app.schedules, tidy=store.tidy, meter=SilentMeter(), health=Readiness("scheduler"), clock=lambda: 1e9
+    )
+    scheduler.step()
+    desk.conn.execute("UPDATE pipeline.schedule SET last_at = now() - interval '2 days'")
+    scheduler._next_read = 0
+    scheduler.step()  # nobody ran at the two nights' hours: the latest is made up for
+    store.close()
+    (tick,) = desk.conn.execute("SELECT job_id, at FROM pipeline.tick").fetchall()
+    job_id, day = str(tick["job_id"]), f"{tick['at'].astimezone(dt.UTC):%Y-%m-%d}"
     desk.carry()
     with desk.working():
         assert desk.until(job_id, "done")["result"] == {"rows": 60, "mails": 2}
@@ -230,11 +266,11 @@ def test_a_scheduled_report_is_mailed_to_each_recipient_once_for_each_tick(
         wait_until(lambda: len(mailbox.mails) == 2, why="the mails")
     assert sorted(str(got["to"]) for got in mailbox.mails) == ["a@example.org", "b@example.org"]
     got = mailbox.mails[0]
-    assert got["subject"] == "Sales, 2031-03-01"
-    assert "1   a<b   2031-03-01" in got.get_body(("plain",)).get_content()
+    assert got["subject"] == f"Sales, {day}"
+    assert f"1   a<b   {day}" in got.get_body(("plain",)).get_content()
     assert "<td>a&lt;b</td>" in got.get_body(("html",)).get_content()
     (file,) = got.iter_attachments()
-    assert file.get_filename() == "nightly-2031-03-01.csv"
+    assert file.get_filename() == f"nightly-{day}.csv"
     assert len(file.get_content().splitlines()) == 61
     desk.conn.close()
 

@@ -233,10 +233,17 @@ def test_the_command_line_enqueues_shows_cancels_and_lists(shell: Shell, conn: p
     assert (shown["state"], shown["tags"], shown["type"]) == ("delayed", ["x"], "Mail")
     shell("jobs", "cancel", first)
     assert json.loads(shell("jobs", "show", first, "--wait", "5", "-o", "json"))["state"] == "cancelled"
+    fourth = shell(*arguments, '{"to": "d"}', "--delay", "60").strip()
+    said = shell("jobs", "cancel", first, "x", fourth, code=2)  # each is tried
+    assert said.splitlines() == [
+        f"{first}: job {first} is cancelled: there is nothing to cancel",
+        "x: 'x' is not a job's id",
+        f"{fourth}: cancelled",
+    ]
     later = shell(*arguments, '{"to": "c"}', "--run-at", "2031-03-01T03:00:00+01:00").strip()
     assert [row["id"] for row in json.loads(shell("jobs", "list", "--state", "delayed", "-o", "json"))] == [later]
     counted = json.loads(shell("jobs", "list", "--counts", "-o", "json"))
-    assert {row["state"]: row["count"] for row in counted} == {"cancelled": 2, "delayed": 1}
+    assert {row["state"]: row["count"] for row in counted} == {"cancelled": 3, "delayed": 1}
     shell("jobs", "pause", "shop.jobs.email")
     assert conn.execute("SELECT queue, paused FROM pipeline.control").fetchall() == [("shop.jobs.email", True)]
     conn.commit()
@@ -311,6 +318,7 @@ def test_the_command_line_moves_edits_and_ticks(shell: Shell, conn: psycopg.Conn
         (("enqueue", "shop:app", "Mail", '{"to": "a"}', "--run-at", "tomorrow"), "is not a time"),
         (("enqueue", "shop:app", "Mail", '{"to": "a"}', "--retry", "often"), "is not a policy"),
         (("enqueue", "shop:app", "Mail", '{"to": "a"}', "--retry", "attempts=0"), "attempts=0 must be"),
+        (("enqueue", "shop:app", "Mail", '{"to": "a"}', "--unique-key", ""), "1 to 500 characters"),
         (("show", "x"), "not a job's id"),
     ],
 )
