@@ -99,6 +99,7 @@ class Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
+        wait_free(self)  # a walsender that was in the midst of a backlog takes a moment to see that its reader went
         with psycopg.connect(self.dsn, autocommit=True) as conn:
             conn.execute(
                 "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
@@ -149,7 +150,7 @@ class Bench:
                 yield psutil.Process(process.pid)
             finally:
                 process.terminate()
-                process.wait(30)
+                process.wait(60)  # it drains for 25 s at most
 
     def published(self) -> int:
         """Return how many records the topics have, by one request."""
