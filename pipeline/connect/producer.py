@@ -20,7 +20,9 @@ _STORES = {  # Java's key → (librdkafka's for PEM text, for a PEM file, for a 
     "ssl.keystore.key": ("ssl.key.pem", ""),
     "ssl.keystore.password": ("ssl.keystore.password", "ssl.keystore.password"),
 }
-_JAAS = re.compile(r'(username|password)\s*=\s*(?:"([^"]*)"|([^\s";]+))\s*(?=;|\s|$)')
+_JAAS = re.compile(r"""(\w+)\s*=\s*(?:(["'])((?:\\.|(?!\2)[^\\])*)\2|([^\s"';]+))\s*(?=;|\s|$)""", re.DOTALL)
+_ESCAPE = re.compile(r"\\(?:([0-3]?[0-7]{1,2})|(.))", re.DOTALL)
+_CONTROLS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
 def translate(settings: Mapping[str, str], path: Path, notice: Callable[[str], None]) -> dict[str, str]:
@@ -49,10 +51,19 @@ def translate(settings: Mapping[str, str], path: Path, notice: Callable[[str], N
 
 
 def _jaas(text: str, where: str) -> dict[str, str]:
-    found = {name: quoted or bare for name, quoted, bare in _JAAS.findall(text)}
+    found = {name: _plain(quoted) if quote else bare for name, quote, quoted, bare in _JAAS.findall(text)}
     if {"username", "password"} - found.keys():
         raise ConfigError(f"{where}: has no username and password", remedy="use a Plain or Scram login module")
     return {"sasl.username": found["username"], "sasl.password": found["password"]}
+
+
+def _plain(quoted: str) -> str:
+    """Return what Java's tokenizer reads within quotes."""
+
+    def value(found: re.Match[str]) -> str:
+        return chr(int(found[1], 8)) if found[1] else _CONTROLS.get(found[2], found[2])
+
+    return _ESCAPE.sub(value, quoted)
 
 
 def _store(key: str, value: str, settings: Mapping[str, str], where: str) -> dict[str, str]:

@@ -158,6 +158,10 @@ def test_our_file_is_honoured_whole() -> None:
         ({R + "route.topic.replacement": "${nobody}"}, ["route.topic.replacement", "nobody"]),
         ({R + "table.expand.json.payload": "true"}, ["table.expand.json.payload", "'true'"]),
         ({"producer.override.nothing": "1"}, ["producer.override.nothing"]),
+        (
+            {"producer.override.ssl.truststore.location": "/t.jks"},
+            ["ssl.truststore.location", "type JKS", "convert it to PEM"],
+        ),
         ({"producer.override.sasl.jaas.config": "x required;"}, ["sasl.jaas.config", "username"]),
         ({"tasks.max": ["1"]}, ["tasks.max", "a list"]),
         ({"name": "other"}, ["name", "'outbox'"]),
@@ -327,6 +331,19 @@ def test_java_producer_settings_become_librdkafkas(tmp_path: Path) -> None:
         "ssl.ca.location": "/ca.pem",
         "message.max.bytes": "2000000",
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "user", "password"),
+    [
+        ('x required username=a password="";', "a", ""),
+        (r'x required username="a\"b" password="c\\;\t\101";', 'a"b', "c\\;\tA"),
+        ("x required note=\"username='no'\" username='a' password='b\"';", "a", 'b"'),
+    ],
+)
+def test_a_login_is_read_as_java_reads_it(tmp_path: Path, text: str, user: str, password: str) -> None:
+    found = load(tmp_path, {"producer.override.sasl.jaas.config": text}).producer
+    assert (found["sasl.username"], found["sasl.password"]) == (user, password)
 
 
 @given(st.text(max_size=200) | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(json.dumps))
