@@ -25,7 +25,8 @@ from servers import Database
 from waiting import wait_until
 
 from pipeline import Context, Job, Outbox, Pipeline, jobs
-from pipeline.errors import SourceError
+from pipeline.errors import JobError, SourceError
+from pipeline.flow import chain
 from pipeline.metrics import PrometheusMeter, SilentMeter
 from pipeline.postgres.due import DueStore
 from pipeline.postgres.jobs import JobRows
@@ -338,6 +339,38 @@ def test_tidying_up_is_one_transaction_as_a_pooler_may_give_the_next_one_another
     tidying.join(20)
     store.close()
     other.close()
+
+
+def test_a_result_goes_with_its_row_and_a_childs_stays_until_its_parent_has_had_it(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    app = plain_app()
+    store = DueStore(database.dsn, Outbox(), Moved)
+    with conn.transaction():
+        app.enqueue_flow(conn, chain(Mail(to="child"), Mail(to="parent")))
+    # all of it long ago: ids begin with their time
+    old = "CAST('01000000' || substr(CAST({0} AS text), 9) AS uuid)"
+    conn.execute(f"UPDATE pipeline.job SET id = {old.format('id')}, parent = {old.format('parent')}".encode())
+    child, parent = (
+        row[0] for row in conn.execute("SELECT id FROM pipeline.job ORDER BY parent NULLS LAST").fetchall()
+    )
+
+    def finish(job_id: Any) -> None:
+        report = {"id": str(job_id), "state": "done", "result": [str(job_id)]}
+        conn.execute("SELECT pipeline.settle_jobs(%s)", (json.dumps([report]),))
+        conn.execute("UPDATE pipeline.job SET finished_at = now() - interval '8 days' WHERE id = %s", (job_id,))
+        for _ in range(2):  # the kinds of jobs are known from the counts
+            store.tidy()
+
+    finish(child)
+    with conn.transaction():
+        assert app.run(conn, jobs.find(child)).result == [str(child)]
+    finish(parent)
+    for job_id in (parent, child):
+        store.tidy()
+        with conn.transaction(), pytest.raises(JobError, match="younger than the scheduler's --keep-days"):
+            app.run(conn, jobs.find(job_id))
+    store.close()
 
 
 def test_schedulers_killed_in_the_middle_lose_and_double_nothing(
