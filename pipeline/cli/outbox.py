@@ -100,7 +100,8 @@ def tail(app: str | None, last: int, follow: bool, reveal: bool, output: str) ->
 def prune(older_than: float, batch: int, wait: float, execute: bool, output: str) -> None:
     """Delete rows that are proven to be published. Only those that are past their retention.
 
-    A row goes once every relay's stored position is past a point that was taken after the row's transaction had ended.
+    A row goes once every relay's stored position is past a point that was taken after the row's transaction had ended;
+    of a slot for which none is stored, as Debezium's, what it has confirmed to the server counts.
     Each run takes such a point; run it from cron, and what is ripe goes at the next run at the latest. While the
     identity of a slot is in doubt, nothing goes. Runs as the role pipeline_pruner.
 

@@ -246,6 +246,12 @@ def test_a_slot_that_a_native_relay_reads_and_a_role_without_rights_are_told_wit
             conn.execute(f"DROP ROLE {prefix}")
 
 
+def test_offsets_are_not_replaced_by_none(pipeline: CommandLine, prefix: str) -> None:
+    Path("none.json").write_text("[]")
+    refused = pipeline("connector", "offsets", "set", prefix, "none.json", "--execute")
+    assert (refused.code, f"pipeline connector offsets reset {prefix}" in refused.stderr) == (1, True)
+
+
 def test_a_reference_that_connect_cannot_resolve_is_told_with_its_key(
     file: Path, prefix: str, pipeline: CommandLine
 ) -> None:

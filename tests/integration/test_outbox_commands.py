@@ -127,6 +127,21 @@ def test_the_slowest_of_two_relays_decides(conn: psycopg.Connection, slot: str, 
     assert prune(conn, 0, batch=10, execute=True) == 0
 
 
+def test_a_slot_whose_reader_stored_nothing_holds_back_what_it_has_not_confirmed(
+    conn: psycopg.Connection, slot: str, prefix: str
+) -> None:
+    """As that of a shard whose relay never ran; and of Debezium, which confirms to the server only."""
+    other = f"{prefix}2"
+    conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (other,))
+    publish(conn, "1")
+    point(conn)
+    relay_is_here(conn, slot)
+    assert set(plan(conn).slots) == {slot, other}
+    assert prune(conn, 0, batch=10, execute=True) == 0
+    conn.execute("SELECT pg_replication_slot_advance(%s, pg_current_wal_lsn())", (other,))
+    assert prune(conn, 0, batch=10, execute=True) == 1
+
+
 def test_retention_is_kept(conn: psycopg.Connection, slot: str) -> None:
     publish(conn, "old", "new")
     conn.execute("UPDATE pipeline.outbox SET created_at = created_at - %s WHERE seq = 1", (timedelta(hours=2),))
