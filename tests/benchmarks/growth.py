@@ -157,7 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         outbox(dsn, kafka, Path(folder), rows, rounds)
         dead_letters(dsn, kafka, Path(folder), rows // 10, rounds)
-        topics(dsn, kafka, Path(folder), 2 * rows, rounds)
+        topics(dsn, kafka, Path(folder), rows, rounds)
 
 
 if __name__ == "__main__":
