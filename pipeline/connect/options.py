@@ -81,6 +81,7 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
     "transforms": ((), ""),
     "predicates": ((), ""),
     "topic.creation.groups": ((), ""),
+    "topic.prefix": ((), ""),
     "topic.delimiter": ((".",), "."),
     "poll.interval.ms": ((), "500"),
     # ours: Kafka Connect passes over them
@@ -142,7 +143,6 @@ WITHOUT_MEANING: dict[str, str] = {
     "tasks.max": "one slot is read by one process",
     "tasks.max.enforce": "one slot is read by one process",
     "connector.plugin.version": "this is no plugin",
-    "topic.prefix": "the router names the topics",
     "tombstones.on.delete": "the router drops what deletes make",
     "poll.dispatch.interval.ms": "the relay has no queue to poll",
     "query.fetch.size": "rows come one by one",
