@@ -6,6 +6,7 @@ Liveness never depends on Kafka or PostgreSQL: a process that waits for a server
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from pipeline.errors import ConfigError
 
-__all__ = ["Readiness", "serve"]
+__all__ = ["LOOPBACK", "Readiness", "serve"]
+
+LOOPBACK = "127.0.0.1"
 
 
 class Readiness:
@@ -54,20 +57,33 @@ class Readiness:
 
 
 def serve(
-    registry: CollectorRegistry, state: Callable[[], dict[str, object]], port: int, host: str = "127.0.0.1"
+    registry: CollectorRegistry,
+    state: Callable[[], dict[str, object]],
+    port: int,
+    host: str = LOOPBACK,
+    *,
+    timeout_s: float = 5.0,
 ) -> int:
     """Answer probes and scrapes on ``host:port`` (0: any free port) in a daemon thread; return the port.
 
-    Raises ConfigError when the port cannot be had.
+    A connection that is silent for ``timeout_s`` is closed: each holds a thread. Raises ConfigError when the port
+    cannot be had.
     """
 
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        daemon_threads = True
+
     class Handler(BaseHTTPRequestHandler):
+        timeout = timeout_s
+
         def do_GET(self) -> None:
-            if self.path == "/metrics":
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
-            elif self.path == "/healthz":
+            elif path == "/healthz":
                 self._answer(200, "application/json", b'{"alive": true}')
-            elif self.path == "/readyz":
+            elif path == "/readyz":
                 now = state()
                 self._answer(200 if now["ready"] else 503, "application/json", json.dumps(now).encode())
             else:
@@ -84,12 +100,11 @@ def serve(
             """Scrapes are not logged."""
 
     try:
-        server = ThreadingHTTPServer((host, port), Handler)
+        server = Server((host, port), Handler)
     except OSError as error:
         raise ConfigError(
             f"metrics port {host}:{port}: {error.strerror}",
-            remedy="choose another --metrics-port, 0 for any free one",
+            remedy="choose another --metrics-port, 0 for any free one; --metrics-host is an address of this machine",
         ) from error
-    server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()
     return int(server.server_address[1])

@@ -9,6 +9,7 @@ import click
 from pipeline import log
 from pipeline.cli.connect import COMMANDS
 from pipeline.cli.ending import ending
+from pipeline.cli.probing import probe_options
 from pipeline.cli.reconcile import reconcile
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
@@ -32,7 +33,7 @@ for _command in (*COMMANDS, reconcile):
 @connector.command()
 @click.argument("file", type=_FILE)
 @click.option("--shard", type=click.IntRange(0), help="Which one, of a file with pipeline.shards.")
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz; 0: free port.")
+@probe_options
 @click.option("--ignore-unknown", is_flag=True, help="Warn about unknown keys of the file instead of refusing it.")
 @click.option("-X", "options", multiple=True, metavar="KEY=VALUE", help="Pass a setting to librdkafka.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
@@ -40,6 +41,7 @@ def run(
     file: Path,
     shard: int | None,
     metrics_port: int | None,
+    metrics_host: str,
     ignore_unknown: bool,
     options: tuple[str, ...],
     log_level: str,
@@ -60,6 +62,7 @@ def run(
             shard=shard,
             ignore_unknown=ignore_unknown,
             metrics_port=metrics_port,
+            metrics_host=metrics_host,
             options=_pairs(options),
             on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
         )

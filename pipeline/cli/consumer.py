@@ -12,6 +12,7 @@ import click
 from pipeline import log
 from pipeline.cli.ending import ending
 from pipeline.cli.output import output_option, print_rows, say
+from pipeline.cli.probing import probe_options
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.runtime.load import load_app
@@ -38,7 +39,7 @@ def consumer() -> None:
 @click.option(
     "--mode", type=click.Choice(["consumer", "share"]), default="consumer", help="share: a share group (a preview)."
 )
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz; 0: free port.")
+@probe_options
 @click.option("-X", "options", multiple=True, metavar="KEY=VALUE", help="Pass a setting to librdkafka.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.option("--supervised", "member", type=(int, int), hidden=True, help="Its number, and the pipe's descriptor.")
@@ -54,6 +55,7 @@ def run(
     instance_id: str | None,
     mode: Mode,
     metrics_port: int | None,
+    metrics_host: str,
     options: tuple[str, ...],
     log_level: str,
     member: tuple[int, int] | None,
@@ -83,6 +85,7 @@ def run(
                 processes=processes,
                 drain_timeout_s=drain_timeout,
                 metrics_port=metrics_port,
+                metrics_host=metrics_host,
                 until=until,
                 at_once=at_once,
                 on_port=_say_port,
@@ -96,6 +99,7 @@ def run(
                 concurrency=concurrency,
                 drain_timeout_s=drain_timeout,
                 metrics_port=metrics_port,
+                metrics_host=metrics_host,
                 until=until,
                 at_once=at_once,
                 options=given,
@@ -150,7 +154,7 @@ def reset_(group: str, to: str, topics: tuple[str, ...], partition: int | None, 
     say("done" if execute else "nothing was changed: add --execute")
 
 
-_SUPERVISORS = frozenset({"processes", "instance_id", "metrics_port", "member"})
+_SUPERVISORS = frozenset({"processes", "instance_id", "metrics_port", "metrics_host", "member"})
 
 
 def _command(context: click.Context, instance_id: str | None) -> Callable[[int], list[str]]:

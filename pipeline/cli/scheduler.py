@@ -6,6 +6,7 @@ import click
 
 from pipeline import log
 from pipeline.cli.ending import ending
+from pipeline.cli.probing import probe_options
 from pipeline.config import Settings
 from pipeline.runtime.load import load_app
 from pipeline.runtime.scheduler import run_scheduler
@@ -21,9 +22,9 @@ def scheduler() -> None:
 @scheduler.command()
 @click.argument("app", metavar="[MODULE:APP]", required=False)
 @click.option("--keep-days", type=click.IntRange(1, 3650), default=7, show_default=True, help="Of finished jobs.")
-@click.option("--metrics-port", type=click.IntRange(0, 65535), help="Serve /metrics, /healthz, /readyz; 0: free port.")
+@probe_options
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
-def run(app: str | None, keep_days: int, metrics_port: int | None, log_level: str) -> None:
+def run(app: str | None, keep_days: int, metrics_port: int | None, metrics_host: str, log_level: str) -> None:
     """Move jobs to the outbox when they are due, and make schedules' ticks. Ends at SIGTERM.
 
     Run as many as you like: there is no leader, and no tick is made twice. Without MODULE:APP only delayed jobs are
@@ -41,5 +42,6 @@ def run(app: str | None, keep_days: int, metrics_port: int | None, log_level: st
             until=until,
             keep_days=keep_days,
             metrics_port=metrics_port,
+            metrics_host=metrics_host,
             on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
         )

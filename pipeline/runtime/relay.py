@@ -86,14 +86,15 @@ def run_relay(
     shard: int | None = None,
     ignore_unknown: bool = False,
     metrics_port: int | None = None,
+    metrics_host: str = probes.LOOPBACK,
     options: Mapping[str, str] | None = None,
     on_port: Callable[[int], None] = lambda _port: None,
 ) -> None:
     """Run the relay of a connector file until ``until`` is set, then drain, unless ``at_once`` is set too.
 
-    ``shard`` is which one, of a file that has some. ``metrics_port`` serves metrics and probes (0: any free port, told
-    to ``on_port``); ``options`` are librdkafka settings over all others. Raises PipelineError where the relay cannot
-    go on.
+    ``shard`` is which one, of a file that has some. ``metrics_port`` of ``metrics_host`` serves metrics and probes (0:
+    any free port, told to ``on_port``); ``options`` are librdkafka settings over all others. Raises PipelineError where
+    the relay cannot go on.
     """
     file = read_connector(path, settings, shard=shard, ignore_unknown=ignore_unknown)
     for notice in file.notices:
@@ -102,7 +103,7 @@ def run_relay(
     meter = PrometheusMeter(registry)
     readiness = probes.Readiness("relay")
     if metrics_port is not None:
-        on_port(probes.serve(registry, readiness.state, metrics_port))
+        on_port(probes.serve(registry, readiness.state, metrics_port, metrics_host))
     kafka = {**kafka_options(settings), **file.producer, **(options or {})}
     dsn = make_conninfo("", **file.database)
 

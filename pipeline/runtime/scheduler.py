@@ -13,7 +13,7 @@ from pipeline.endpoints import postgres_dsn
 from pipeline.metrics import PrometheusMeter
 from pipeline.outbox import Outbox
 from pipeline.postgres.due import DueStore
-from pipeline.probes import Readiness, serve
+from pipeline.probes import LOOPBACK, Readiness, serve
 from pipeline.runtime.slots import watch_slots
 from pipeline.scheduler import Moved, Scheduler
 
@@ -29,13 +29,14 @@ def run_scheduler(
     until: threading.Event,
     keep_days: int = 7,
     metrics_port: int | None = None,
+    metrics_host: str = LOOPBACK,
     on_port: Callable[[int], None] = lambda _port: None,
 ) -> None:
     """Run until ``until`` is set; what was begun is ended first. Without an application: delayed jobs only.
 
-    ``keep_days`` is how long finished jobs are kept, with their results. ``metrics_port`` serves metrics and probes
-    (0: any free port, told to ``on_port``), of all slots of the server too, so that a relay that is down is seen.
-    Raises PipelineError for what does not pass by itself.
+    ``keep_days`` is how long finished jobs are kept, with their results. ``metrics_port`` of ``metrics_host`` serves
+    metrics and probes (0: any free port, told to ``on_port``), of all slots of the server too, so that a relay that
+    is down is seen. Raises PipelineError for what does not pass by itself.
     """
     registry = CollectorRegistry()
     meter = PrometheusMeter(registry)
@@ -54,7 +55,7 @@ def run_scheduler(
     readiness.not_ready("database", "not asked yet")
     readiness.ready()
     if metrics_port is not None:
-        on_port(serve(registry, readiness.state, metrics_port))
+        on_port(serve(registry, readiness.state, metrics_port, metrics_host))
     done = threading.Event()
     slots = threading.Thread(target=watch_slots, args=(dsn, meter, done), name="slots", daemon=True)
     slots.start()

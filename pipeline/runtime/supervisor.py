@@ -16,7 +16,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from pipeline.metrics import PrometheusMeter
-from pipeline.probes import serve
+from pipeline.probes import LOOPBACK, serve
 from pipeline.retry import RetryPolicy
 from pipeline.runtime.member import BACK_OFF, Member
 from pipeline.runtime.tally import FOLDER, Tally, Together
@@ -34,6 +34,7 @@ def supervise(
     processes: int,
     drain_timeout_s: float,
     metrics_port: int | None,
+    metrics_host: str = LOOPBACK,
     until: threading.Event,
     at_once: threading.Event,
     on_port: Callable[[int], None] = lambda _port: None,
@@ -59,7 +60,8 @@ def supervise(
         report()
         try:
             if metrics_port is not None:
-                on_port(serve(Together(registry, Tally(Path(folder))), lambda: _state(members), metrics_port))
+                counted = Together(registry, Tally(Path(folder)))
+                on_port(serve(counted, lambda: _state(members), metrics_port, metrics_host))
             while not until.wait(_LOOK_S) and not any(member.failure for member in members):
                 ended = sum(member.look() for member in members)
                 meter.add("pipeline_worker_restarts_total", ended)

@@ -30,7 +30,7 @@ from pipeline.kafka.share import ShareGroup
 from pipeline.metrics import PrometheusMeter
 from pipeline.postgres.inbox import Inbox
 from pipeline.postgres.jobs import JobRows
-from pipeline.probes import Readiness, serve
+from pipeline.probes import LOOPBACK, Readiness, serve
 from pipeline.runtime.sharing import sides
 from pipeline.runtime.tally import FOLDER, Together
 from pipeline.runtime.usage import Usage
@@ -96,6 +96,7 @@ def run_worker(
     settings: Settings,
     concurrency: int = 16,
     metrics_port: int | None = None,
+    metrics_host: str = LOOPBACK,
     drain_timeout_s: float = 30.0,
     until: threading.Event,
     at_once: threading.Event | None = None,
@@ -107,10 +108,10 @@ def run_worker(
 ) -> bool:
     """Run workers until ``until`` is set, then drain; tell whether all handlers had ended when they stopped.
 
-    ``at_once`` ends the drain too. ``metrics_port`` serves metrics and probes (0: any free port, told to
-    ``on_port``); ``options`` are librdkafka settings; ``number`` is this process's among those of one supervisor,
-    and ``on_state`` hears, again and again, what the readiness probe would say. With ``mode="share"`` queues are read
-    as share groups (a preview). Raises PipelineError: what one worker cannot go on from ends all.
+    ``at_once`` ends the drain too. ``metrics_port`` of ``metrics_host`` serves metrics and probes (0: any free
+    port, told to ``on_port``); ``options`` are librdkafka settings; ``number`` is this process's among those of one
+    supervisor, and ``on_state`` hears, again and again, what the readiness probe would say. With ``mode="share"``
+    queues are read as share groups (a preview). Raises PipelineError: what one worker cannot go on from ends all.
     """
     from pipeline.registry.client import RegistrySchemas  # half of what a supervisor would import: 16 MB
 
@@ -153,7 +154,7 @@ def run_worker(
         for consumer in _consumers(group, kafka, mode, concurrency)
     ]
     if metrics_port is not None:
-        on_port(serve(Together(registry, REGISTRY), readiness.state, metrics_port))
+        on_port(serve(Together(registry, REGISTRY), readiness.state, metrics_port, metrics_host))
     for group in chosen:  # before anybody can ask: their threads say so only when they have begun
         readiness.not_ready(group.name, "joining the group")
     readiness.ready()
