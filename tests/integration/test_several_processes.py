@@ -93,7 +93,12 @@ def start(endpoints: Endpoints, broker: Broker, prefix: str, tmp_path: Path) -> 
     app.consumer(Placed, group="billing")(lambda event, ctx: None)
     app.job(Crunch, retry=RetryPolicy(attempts=1))(lambda job, ctx: None)
     broker.create(app)
-    env = {**environment(endpoints), "SEVERAL_PREFIX": f"{prefix}.", "SEVERAL_DIR": str(tmp_path)}
+    env = {
+        **environment(endpoints),
+        "SEVERAL_PREFIX": f"{prefix}.",
+        "SEVERAL_DIR": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+    }
     with ExitStack() as started:
 
         def begin(*words: str) -> Run:
