@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any, TypeVar
 
 from pipeline.errors import PoisonError
@@ -28,6 +29,7 @@ __all__ = [
     "RetryState",
     "Try",
     "original",
+    "stored_id",
 ]
 
 EVENT_ID = "id"
@@ -50,9 +52,17 @@ _SPRING_WORDS = {
 _SPRING_NUMBERS = {"original-partition": "partition", "original-offset": "offset", "original-timestamp": "timestamp"}
 _HISTORY = 16  # the first try and the last ones
 _LONGEST_NUMBER = 19
+_ID_CHARS = 400  # an entry of an index has 2,700 bytes at most, and others may write ids of any length
 _LARGEST_COUNT = 1_000_000  # far more than anybody tries, and no more than tables take
 
 J = TypeVar("J", bound="list[Any] | dict[str, Any]")
+
+
+def stored_id(event_id: str) -> str:
+    """Return what stands for an event id in a table: its hash, where it is too long for an index or has U+0000."""
+    if len(event_id) > _ID_CHARS or "\0" in event_id:
+        return f"sha256:{sha256(event_id.encode()).hexdigest()}"
+    return event_id
 
 
 class NewerFormat(Exception):

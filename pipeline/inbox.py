@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import NamedTuple
 
 from pipeline.context import Context
 from pipeline.definition import Handler
 from pipeline.errors import SourceError
+from pipeline.headers import stored_id
 
 __all__ = ["InboxKey", "InboxUnavailable"]
-
-_ID_CHARS = 400  # an entry of an index has 2,700 bytes at most, and others may write ids of any length
 
 
 class InboxKey(NamedTuple):
@@ -28,10 +26,7 @@ class InboxKey(NamedTuple):
     @classmethod
     def of(cls, handler: Handler, context: Context) -> InboxKey:
         """Return the key of what is being handled."""
-        event_id = context.event_id
-        if len(event_id) > _ID_CHARS or "\0" in event_id:
-            event_id = f"sha256:{sha256(event_id.encode()).hexdigest()}"
-        return cls(event_id, context.group, handler.name, context.generation)
+        return cls(stored_id(context.event_id), context.group, handler.name, context.generation)
 
 
 class InboxUnavailable(SourceError):

@@ -13,7 +13,9 @@ from psycopg.conninfo import make_conninfo
 
 from pipeline.capture import Routed
 from pipeline.errors import SourceError
+from pipeline.headers import stored_id
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import ALIVE
 
 __all__ = ["RefusedRows"]
 
@@ -29,9 +31,7 @@ class RefusedRows:
     """The table, as one connector writes to it. Connects for each row: they are few."""
 
     def __init__(self, dsn: str, connector: str) -> None:
-        self._dsn = make_conninfo(
-            dsn, connect_timeout=10, tcp_user_timeout=_ANSWER_MS, application_name="pipeline-relay"
-        )
+        self._dsn = make_conninfo(dsn, application_name="pipeline-relay", **{**ALIVE, "tcp_user_timeout": _ANSWER_MS})
         self._connector = connector
 
     def keep(self, record: Routed, topic: str) -> None:
@@ -43,7 +43,7 @@ class RefusedRows:
         try:
             with psycopg.connect(self._dsn, autocommit=True) as conn:
                 conn.execute(f"SET statement_timeout = {_ANSWER_MS}".encode())
-                conn.execute(_KEEP, (self._connector, event_id, topic, key, value, written, at_ms))
+                conn.execute(_KEEP, (self._connector, stored_id(event_id), topic, key, value, written, at_ms))
         except psycopg.Error as error:
             found = translated(error)
             raise SourceError(

@@ -13,6 +13,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import ALIVE
 
 __all__ = ["SlotStatistics", "SlotWatch"]
 
@@ -48,7 +49,7 @@ class SlotWatch:
         """Return what is there now. Raises SourceError."""
         try:
             with psycopg.connect(
-                self._dsn, autocommit=True, connect_timeout=5, application_name="pipeline-slots", row_factory=dict_row
+                self._dsn, autocommit=True, application_name="pipeline-slots", row_factory=dict_row, **ALIVE
             ) as conn:
                 rows = conn.execute(_SLOTS, {"slot": self._slot}).fetchall()
                 ages = self._ages(conn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -219,6 +220,8 @@ def test_a_relay_can_stream_and_store_its_position_and_change_nothing_else(grant
         conn.execute("UPDATE pipeline.relay_position SET lsn = '0/2'")
         conn.execute("SELECT payload FROM pipeline.outbox")
         RefusedRows(role_dsn(granted, role), "c").keep(("t", None, b"v", [("id", "1")], 0, -1), "t")
+        for odd in (secrets.token_hex(5000), "a\0b"):  # no index takes it, no text has it
+            RefusedRows(role_dsn(granted, role), "c").keep(("t", None, b"v", [("id", odd)], 0, -1), "t")
         refused(conn, "SELECT * FROM pipeline.refused_row", "DELETE FROM pipeline.refused_row")
         refused(conn, "DELETE FROM pipeline.outbox", "INSERT INTO pipeline.outbox (id) VALUES (NULL)")
         refused(conn, "DELETE FROM pipeline.refused_row", "UPDATE pipeline.dead_letter SET state = 'open'")
