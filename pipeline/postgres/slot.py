@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
+import psycopg
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
@@ -51,6 +52,7 @@ _STATES: dict[str, tuple[str, bool]] = {
     "53400": ("raise max_replication_slots or max_wal_senders, or drop slots that nobody needs", True),
     "55000": ("set wal_level = logical and restart the server; a lost slot must be dropped", False),
     "55P03": ("a table is locked: is it being changed?", True),
+    "57014": ("statement_timeout, a conflict with recovery, or somebody ended it", True),
     "57P01": ("the server is stopping", True),
     "57P02": ("the server crashed and recovers", True),
     "57P03": ("the server is starting", True),
@@ -144,7 +146,10 @@ class Connection:
 
     def frame(self) -> bytes | None:
         """Return the next frame, None when none has come yet, no bytes where there are no more."""
-        size, data = self._pg.get_copy_data(1)
+        try:
+            size, data = self._pg.get_copy_data(1)
+        except psycopg.Error as error:
+            raise self._lost("read") from error
         if size > 0:
             return bytes(data)
         if size == 0:
@@ -277,16 +282,19 @@ class ReplicationConnection(Connection):
         """Return the frames that have come: at most ``count``, and no more once they have ``size`` bytes."""
         found: list[bytes] = []
         get = self._pg.get_copy_data
-        while count > 0 and size > 0:
-            length, data = get(1)
-            if length > 0:
-                found.append(bytes(data))
-                count -= 1
-                size -= length
-            elif length == 0:
-                break
-            else:
-                self._ended()
+        try:
+            while count > 0 and size > 0:
+                length, data = get(1)
+                if length > 0:
+                    found.append(bytes(data))
+                    count -= 1
+                    size -= length
+                elif length == 0:
+                    break
+                else:
+                    self._ended()
+        except psycopg.Error as error:
+            raise self._lost("read") from error
         return found
 
     def heard(self) -> None:

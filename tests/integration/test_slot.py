@@ -194,6 +194,19 @@ def test_a_silent_server_is_noticed(database: Database, wal: WalSettings, source
     conn.close()
 
 
+def test_what_the_client_library_raises_is_translated(database: Database) -> None:
+    conn = ReplicationConnection(database.dsn)
+    for read in (conn.frame, lambda: conn.frames(1, 1)):  # no COPY: as where the stream is broken
+        with pytest.raises(SourceError, match="read: no COPY in progress") as raised:
+            read()
+        assert raised.value.retryable
+    conn.rows("SET statement_timeout = 1")
+    with pytest.raises(SourceError, match="57014") as raised:
+        conn.rows("SELECT pg_sleep(60)")
+    assert raised.value.retryable
+    conn.close()
+
+
 def test_frames_are_bounded_by_count_and_by_bytes(database: Database, wal: WalSettings, source: WalSource) -> None:
     source.close()
     conn = ReplicationConnection(database.dsn)
