@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,8 +226,14 @@ class Worker:
             self._source.close()
         finally:
             if (loop := self._built.loop) is not None:
-                with suppress(Exception):  # an end that fails must not keep the others from ending
+                try:
                     loop.wait(self._lifespans.aclose(), self._limits.drain_s)
+                except Exception as error:
+                    log.warning(
+                        f"group {self._group.name}: a lifespan did not end well",
+                        extra={"action": "worker.lifespan", "group": self._group.name},
+                        exc_info=error,
+                    )
             if self._processes is not None:
                 self._processes.stop(0.0 if self._hurry.is_set() else min(self._limits.drain_s, _LEAVE_S))
             self._engine.stop()

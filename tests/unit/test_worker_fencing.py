@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -114,6 +114,8 @@ class Bench:
     def __init__(self, handler: Any, **options: Any) -> None:
         app = Pipeline("shop", topic_prefix="")
         retry = options.pop("retry", RetryPolicy(attempts=1))
+        for lifespan in options.pop("lifespans", ()):
+            app.lifespan(lifespan)
         app.consumer(Placed, group="billing", retry=retry)(handler)
         self.group = app.groups["shop.billing"]
         self.source, self.producer = Source(), Producer()
@@ -488,3 +490,18 @@ def test_a_slow_handler_gives_its_finished_keys_on(benches: Callable[..., Bench]
     wait_until(lambda: len(seen) == 6)
     gate.set()
     wait_until(lambda: bench.source.committed(0) == 7)
+
+
+def test_a_lifespan_that_does_not_end_well_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    async def pool() -> AsyncIterator[None]:
+        yield
+        raise ConnectionError("the pool does not close")
+
+    async def handle(event: Placed, ctx: Context) -> None: ...
+
+    bench = Bench(handle, lifespans=[pool])
+    bench.worker.stop()
+    bench.thread.join(60)
+    assert bench.clean
+    assert "group shop.billing: a lifespan did not end well" in caplog.text
+    assert "ConnectionError: the pool does not close" in caplog.text
