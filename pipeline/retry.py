@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 
 __all__ = ["EVENT_POLICY", "JOB_POLICY", "Reject", "RetryLater", "RetryPolicy"]
 
-_LONGEST_DELAY_S = 7 * 86_400
+LONGEST_DELAY_S = 7 * 86_400
 
 
 class Reject(Exception):
@@ -31,8 +31,8 @@ class RetryLater(Exception):
 
     def __init__(self, delay_s: float, reason: str = "", *, counted: bool = True) -> None:
         super().__init__(reason or f"again in {delay_s} s")
-        if not 0 <= delay_s <= _LONGEST_DELAY_S:
-            raise ValueError(f"delay_s {delay_s}: must be between 0 and {_LONGEST_DELAY_S}")
+        if not 0 <= delay_s <= LONGEST_DELAY_S:
+            raise ValueError(f"delay_s {delay_s}: must be between 0 and {LONGEST_DELAY_S}")
         self.delay_s = delay_s
         self.counted = counted
 
@@ -61,7 +61,7 @@ class RetryPolicy:
                 (not 1 <= self.attempts <= 1000, f"attempts={self.attempts} must be 1 to 1000"),
                 (not 0 <= self.first_s <= self.cap_s, f"first_s={self.first_s} must be 0 to cap_s={self.cap_s}"),
                 (not 1 <= self.factor <= 1_000_000, f"factor={self.factor} must be 1 to 1,000,000"),
-                (self.cap_s > _LONGEST_DELAY_S, f"cap_s={self.cap_s} must be at most {_LONGEST_DELAY_S} (7 days)"),
+                (self.cap_s > LONGEST_DELAY_S, f"cap_s={self.cap_s} must be at most {LONGEST_DELAY_S} (7 days)"),
                 (not 0 <= self.jitter <= 1, f"jitter={self.jitter} must be 0 to 1"),
                 (
                     1 <= self.attempts <= 1000 and len(self.delays_s()) > 16,

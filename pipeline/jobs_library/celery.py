@@ -18,7 +18,7 @@ from pydantic import Field
 from pipeline.app import Pipeline
 from pipeline.errors import ConfigError
 from pipeline.event import Job
-from pipeline.retry import Reject, RetryLater, RetryPolicy
+from pipeline.retry import LONGEST_DELAY_S, Reject, RetryLater, RetryPolicy
 
 if TYPE_CHECKING:
     from pipeline.context import Context
@@ -78,10 +78,10 @@ def run_celery_tasks(app: Pipeline, celery_app: Any, *, retry: RetryPolicy = _TA
 
 
 def _delay_s(when: float | datetime | None) -> float:
-    """Return the seconds of a countdown, or until a time."""
+    """Return the seconds of a countdown, or until a time: at most what a retry may wait."""
     if isinstance(when, datetime):
         when = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
-    return max(0.0, float(when or 0))
+    return min(max(0.0, float(when or 0)), LONGEST_DELAY_S)
 
 
 def _keep(ctx: Context, result: Any) -> None:

@@ -51,6 +51,13 @@ def impatient() -> str:
     return "at last"
 
 
+@shop.task(bind=True, max_retries=1)
+def in_ten_days(self: Any) -> str:
+    if self.request.retries < 1:
+        raise self.retry(countdown=10 * 86_400)
+    return "at last"
+
+
 @shop.task
 def fails() -> None:
     raise ZeroDivisionError
@@ -115,6 +122,15 @@ def test_a_task_whose_result_cannot_be_kept_is_done_all_the_same(which: int) -> 
     job = harness.enqueue(CeleryTask.of(odd, which))
     harness.run_until_idle()
     assert (harness.job(job).state, harness.job(job).result) == ("done", None)
+
+
+def test_a_countdown_that_is_longer_than_a_retry_may_wait_is_cut() -> None:
+    app = Pipeline("shop", topic_prefix="")
+    run_celery_tasks(app, shop)
+    harness = Harness(app)
+    job = harness.enqueue(CeleryTask.of(in_ten_days))
+    harness.run_until_idle()
+    assert (harness.job(job).state, harness.job(job).result) == ("done", "at last")
 
 
 def test_the_same_task_still_works_by_celery_itself() -> None:
