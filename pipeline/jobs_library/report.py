@@ -23,6 +23,7 @@ __all__ = ["scheduled_report"]
 
 _SHOWN = 50  # rows in the mail itself; all of them are in the file
 _MOST_ROWS = 50_000
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def scheduled_report(
@@ -70,9 +71,14 @@ def scheduled_report(
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerow([_inert(name) for name in columns])
+    writer.writerows([_inert(value) for value in row] for row in rows)
     return text.getvalue().encode()
+
+
+def _inert(value: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula; numbers stay numbers."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value
 
 
 def _text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
