@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Literal
 
 from pipeline.breaker import Breaker
@@ -55,11 +56,12 @@ class Circuit:
         """Seconds until the next probe may begin; 0 where it may now."""
         return max(0.0, self._until - self._clock()) if self.state == "open" else 0.0
 
-    @property
-    def free(self) -> int:
-        """How many more probes may begin."""
+    def free(self, trying: AbstractSet[object] = frozenset()) -> int:
+        """How many more probes may begin beside those of ``trying``, which have begun or are about to."""
         with self._lock:
-            return self._breaker.probes - self._probed - len(self._probing) if self.state == "half-open" else 0
+            if self.state != "half-open":
+                return 0
+            return self._breaker.probes - self._probed - len(self._probing | trying)
 
     def admits(self, attempt: object) -> bool:
         """Whether an attempt may begin. What is told of it afterwards must name the same object."""

@@ -127,8 +127,8 @@ class Circuits:
             else:
                 stopping = True
                 if circuit.state == "half-open" and records:
-                    tried = sum(self._room(delivery) is room for delivery in self.trying)
-                    self.trying.update(self._go_on(records, circuit.free - tried))
+                    trying = {delivery for delivery in self.trying if self._room(delivery) is room}
+                    self.trying.update(self._go_on(records, max(0, circuit.free(trying))))
             if circuit.state != room.told:
                 self._tell(room)
         if stopping or self._stopping:
@@ -204,7 +204,7 @@ class Circuits:
         )
 
     def _has_probes(self, circuit: Circuit) -> bool:
-        return bool(self._rooms[circuit].records or self.trying) or circuit.free <= 0
+        return bool(self._rooms[circuit].records or self.trying) or circuit.free() <= 0
 
     def _room(self, delivery: Delivery) -> _Room:
         assert delivery.route is not None

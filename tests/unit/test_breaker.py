@@ -97,6 +97,22 @@ def test_it_opens_at_the_threshold_cools_down_and_closes_by_a_probe_that_succeed
     assert circuit.admits(5)
 
 
+def test_a_probe_that_is_let_go_and_has_begun_counts_once(time: Time) -> None:
+    circuit = Circuit(Breaker(threshold=1, cool_down_s=10, probes=3), time)
+    assert circuit.free() == 0
+    circuit.failed(0, "Down")
+    time.now = 10
+    circuit.cool()
+    assert circuit.free() == 3
+    assert circuit.admits(1)
+    assert circuit.free({1}) == 2
+    assert circuit.free({1, 2}) == 1  # 2 is on its way
+    assert circuit.admits(2)
+    assert circuit.free({1, 2}) == 1
+    circuit.succeeded(1)
+    assert circuit.free({2}) == 1
+
+
 def test_each_probe_that_fails_makes_the_cool_down_longer_up_to_the_cap_and_closing_forgets_it(time: Time) -> None:
     circuit = Circuit(Breaker(threshold=1, cool_down_s=10, factor=2, cap_s=35), time)
     waits = []
