@@ -32,8 +32,12 @@ class Trap:
 
     def catch(self, count: int = 1) -> None:
         """Wait until so many server processes are in it."""
-        wait_until(lambda: len(self._caught()) >= count, 60, "somebody comes by")
-        self._pids = self._caught()
+
+        def caught() -> bool:
+            self._pids = self._caught()
+            return len(self._pids) >= count
+
+        wait_until(caught, 60, "somebody comes by")
 
     def open(self, *, goes_on: bool) -> None:
         """Let go of the server processes, whose client is dead: they go on with what they were sent, or end at once."""
