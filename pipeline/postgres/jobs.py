@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -18,6 +20,7 @@ from pipeline.report import Child, Report
 __all__ = ["JobRows"]
 
 _MOST_CANCELLED = 100_000
+_PATIENCE_S = 1.0
 
 
 class JobRows:
@@ -33,10 +36,16 @@ class JobRows:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Close the connection."""
-        with self._lock:
-            if self._conn is not None:
-                self._conn.close()
+        """Close the connection. A statement that a server never answers is cut off; its thread raises SourceError."""
+        if self._lock.acquire(timeout=_PATIENCE_S):
+            try:
+                if self._conn is not None:
+                    self._conn.close()
+            finally:
+                self._lock.release()
+        elif (conn := self._conn) is not None:
+            with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as cut:
+                cut.shutdown(socket.SHUT_RDWR)
 
     def settle(self, reports: Sequence[Report]) -> None:
         """Store what became of jobs."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from servers import Database
 from working import Broker, wait_until
 
 from pipeline.local import Endpoints
@@ -56,6 +60,33 @@ async def send(job, ctx):
         print(ctx.state.pool, ctx.state.client, flush=True)
         return
     raise ValueError("later")
+"""
+
+STOPPED = """
+import os, time
+from pipeline import Event, Job, Pipeline
+
+app = Pipeline("cli", topic_prefix="PREFIX.", partitions=1)
+
+class Placed(Event, aggregate="order", key="order_id", format="json"):
+    order_id: str
+
+class Mail(Job, queue="email", format="json"):
+    n: int
+
+def hold(what):
+    print(what, flush=True)
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+
+@app.consumer(Placed, group="billing", inbox=True)
+def bill(event, ctx):
+    hold("bill")
+    ctx.conn.execute("SELECT 1")
+
+@app.job(Mail)
+def send(job, ctx):
+    hold("send")
 """
 
 Cli = Callable[..., "subprocess.Popen[str]"]
@@ -140,6 +171,40 @@ def test_a_drain_that_does_not_end_in_time_is_exit_code_2(cli: Cli, endpoints: E
             assert any("worker.draining" in line for line in worker.stderr)
             worker.send_signal(signal.SIGTERM)
         ended(worker, 2)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_database_that_hangs_does_not_keep_a_worker_from_ending_within_its_drain_timeout(
+    cli: Cli, endpoints: Endpoints, prefix: str, tmp_path: Path, database: Database, signals: int
+) -> None:
+    (tmp_path / "stopped.py").write_text(STOPPED.replace("PREFIX", prefix))
+    broker = Broker(endpoints.kafka)
+    ended(cli("topics", "apply", "stopped:app"), 0)
+    broker.put(f"{prefix}.outbox.event.order", "Placed", {"order_id": "1"}, key="1")
+    broker.put(f"{prefix}.cli.jobs.email", "Mail", {"n": 1}, key="1", event_id=str(uuid.uuid4()))
+    broker.flush()
+    worker = cli("consumer", "run", "stopped:app", "--drain-timeout", "1" if signals == 1 else "600")
+    assert worker.stdout is not None
+    assert {next(iter(worker.stdout.readline, "")) for _ in range(2)} == {"bill\n", "send\n"}
+    with psycopg.connect(database.dsn, autocommit=True) as conn, ExitStack() as stopped:
+        names = ["pipeline-jobs", "pipeline-inbox"]
+        rows = conn.execute(
+            "SELECT application_name, pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name = ANY(%s)",
+            (names,),
+        ).fetchall()
+        assert {name for name, _ in rows} == set(names)
+        for _, pid in rows:  # a server that takes bytes and never answers
+            stopped.callback(os.kill, pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGSTOP)
+        (tmp_path / "go").touch()
+        worker.send_signal(signal.SIGTERM)
+        if signals == 2:
+            assert worker.stderr is not None
+            assert any("worker.draining" in line for line in iter(worker.stderr.readline, ""))
+            worker.send_signal(signal.SIGTERM)
+        ended(worker, 2)
+    assert broker.committed(f"{prefix}.cli.billing", f"{prefix}.outbox.event.order") == 0
 
 
 @pytest.mark.parametrize(
