@@ -92,7 +92,7 @@ class Decoder:
         self._pairs: dict[tuple[int, type[Message]], tuple[Any, Any, Any]] = {}
 
     def decode(self, value: bytes | None, model: type[M]) -> M:
-        """Return the message.
+        """Return the message. What its class does not have is left out: a newer version wrote it.
 
         Raises PoisonError when the bytes are wrong in themselves; SchemaError when the schema cannot be had
         (retryable) or its records cannot be read as this model (the code must change, the record is sound).
@@ -100,7 +100,9 @@ class Decoder:
         if value is None:
             raise PoisonError(f"{model.message_type.name}: the value is empty")
         if model.message_type.format == "json":
-            return _validate(model, lambda: model.model_validate_json(value, by_alias=True, by_name=True))
+            return _validate(
+                model, lambda: model.model_validate_json(value, by_alias=True, by_name=True, extra="ignore")
+            )
         schema_id, body = unframe(value)
         read, writer, reader = self._pairs.get((schema_id, model)) or self._pair(schema_id, model)
         restore = schema_of(model).restore

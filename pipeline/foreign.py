@@ -33,7 +33,7 @@ class Foreign:
             raise PoisonError(f"{name}: the value is empty")
         try:
             if self.decode == "json":
-                return self.model.model_validate_json(record.value, by_alias=True, by_name=True)
+                return self.model.model_validate_json(record.value, by_alias=True, by_name=True, extra="ignore")
             made = self.decode(record)
         except ValidationError as error:
             errors = error.errors(include_input=False)

@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from pipeline.definition import Start
 from pipeline.errors import BrokerError, ConfigError
 from pipeline.kafka.errors import misconfigured, translate
+from pipeline.kafka.membership import CLASSIC, KIP_848, membership, not_taken
 from pipeline.progress import Mark
 from pipeline.record import Record
 
@@ -41,7 +42,6 @@ _DEFAULTS: dict[str, str | int | bool] = {
     "fetch.queue.backoff.ms": 10,  # the default waits a second after a full queue
     "queued.max.messages.kbytes": 32_768,
 }
-_COOPERATIVE = {"partition.assignment.strategy": "cooperative-sticky"}
 _NOT_OURS = frozenset(
     {
         KafkaError.UNKNOWN_MEMBER_ID,
@@ -76,6 +76,7 @@ class Listener(Protocol):
 class GroupConsumer:
     """One member of a group. ``options`` are librdkafka settings; those that the guarantee needs stay as they are.
 
+    ``group.protocol`` may be ``auto``, and is where it is left out: see ``pipeline.kafka.membership``.
     One thread only. The listener is called inside ``poll``, ``commit`` and ``close``.
     """
 
@@ -90,26 +91,10 @@ class GroupConsumer:
         self._starts: dict[str, Start] = {}
         self._closing = False
         self._static = "group.instance.id" in options
-        classic = options.get("group.protocol", "classic") == "classic"
-        if classic and options.get("partition.assignment.strategy", "cooperative-sticky") != "cooperative-sticky":
-            raise ConfigError(
-                "consumer setting partition.assignment.strategy", remedy="it must be cooperative-sticky: leave it out"
-            )
-        try:
-            self._consumer = Consumer(
-                {
-                    **_DEFAULTS,
-                    **(_COOPERATIVE if classic else {}),
-                    **options,
-                    **_GUARANTEES,
-                    "group.id": group,
-                    "error_cb": self._reported,
-                    "on_commit": self._committed,
-                    "logger": log,
-                }
-            )
-        except (KafkaException, ValueError, TypeError) as raised:
-            raise misconfigured(raised, "consumer") from raised
+        self._options = dict(options)
+        wanted = membership(options)
+        self._trying = wanted == "auto"
+        self._consumer = self._member(CLASSIC if wanted == "classic" else KIP_848)
 
     def open(self, topics: Mapping[str, Start], listener: Listener) -> None:
         """Join the group. Raises BrokerError where the broker does not answer or a topic is missing."""
@@ -126,7 +111,7 @@ class GroupConsumer:
             )
         self._begin(partitions)
         self._listener = listener
-        self._consumer.subscribe(sorted(topics), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose)
+        self._subscribe()
 
     def poll(self, limit: int, wait_s: float) -> list[Record]:
         """Return at most ``limit`` records, waiting for the first only. Raises BrokerError when it is over."""
@@ -211,6 +196,41 @@ class GroupConsumer:
             return False
         return True
 
+    # ── membership ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _member(self, protocol: Mapping[str, str]) -> Consumer:
+        try:
+            return Consumer(
+                {
+                    **_DEFAULTS,
+                    **self._options,
+                    **protocol,
+                    **_GUARANTEES,
+                    "group.id": self._group,
+                    "error_cb": self._reported,
+                    "on_commit": self._committed,
+                    "logger": log,
+                }
+            )
+        except (KafkaException, ValueError, TypeError) as raised:
+            raise misconfigured(raised, "consumer") from raised
+
+    def _subscribe(self) -> None:
+        self._consumer.subscribe(
+            sorted(self._starts), on_assign=self._assign, on_revoke=self._revoke, on_lost=self._lose
+        )
+
+    def _fall_back(self) -> None:
+        """Join in the classic way: nothing was assigned yet."""
+        self._trying = False
+        log.info(
+            f"group {self._group}: the broker does not take KIP-848; joining with the classic protocol",
+            extra={"action": "consumer.classic", "group": self._group},
+        )
+        self._consumer.close()
+        self._consumer = self._member(CLASSIC)
+        self._subscribe()
+
     # ── where a group begins ───────────────────────────────────────────────────────────────────────────────────
 
     def _partitions(self) -> dict[str, list[int]]:
@@ -280,6 +300,7 @@ class GroupConsumer:
     # ── called by the client ───────────────────────────────────────────────────────────────────────────────────
 
     def _assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._trying = False
         if self._closing:
             return  # on its way out the client answers no questions, and nothing is begun any more
         stored = self._stored(partitions) if partitions else []
@@ -319,12 +340,17 @@ class GroupConsumer:
             self._tell(translate(error, f"commit of group {self._group}"))
 
     def _reported(self, error: KafkaError) -> None:
+        if self._trying and not_taken(error):
+            return  # it comes with the next poll, too
         self._tell(translate(error, "connection"))
 
     def _heard(self, message: Message) -> bool:
         """Take an error that stands where a record could; False, as it is none."""
         error = message.error()
         assert error is not None
+        if self._trying and not_taken(error):
+            self._fall_back()
+            return False
         where = f"{message.topic()} [{message.partition()}] of group {self._group}" if message.topic() else self._group
         translated = translate(error, where)
         if error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001

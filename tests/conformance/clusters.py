@@ -65,7 +65,9 @@ class Kafka:
         return made
 
     def consumer(self, group: str) -> GroupConsumer:
-        made = GroupConsumer({**self._options, "topic.metadata.refresh.interval.ms": "500"}, group)
+        made = GroupConsumer(
+            {**self._options, "topic.metadata.refresh.interval.ms": "500", "group.protocol": "classic"}, group
+        )
         self._open.append(made)
         return made
 

@@ -102,7 +102,7 @@ class Desk:
         health.ready()
         workers = []
         for group in self.app.groups.values():
-            consumer = GroupConsumer(self.broker.options, group.name)
+            consumer = GroupConsumer({**self.broker.options, "group.protocol": "classic"}, group.name)
             limits = Limits(concurrency=concurrency, drain_s=10)
             journal = Journal(
                 rows, self.app.queue_of(group.name), worker="me:1", health=health, concurrency=concurrency

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, ConsumerGroupState
+from confluent_kafka import Consumer, ConsumerGroupState, ConsumerGroupType
 from confluent_kafka.admin import AdminClient
 from servers import environment
 from waiting import wait_until
@@ -16,7 +17,8 @@ from pipeline import Event, Pipeline
 from pipeline.config import Settings
 from pipeline.errors import BrokerError
 from pipeline.kafka.consumer import GroupConsumer
-from pipeline.local import Endpoints
+from pipeline.local import Endpoints, LocalStack
+from pipeline.local import kafka as local_kafka
 from pipeline.runtime.worker import run_worker
 
 CLASSIC = {"heartbeat.interval.ms": "300"}
@@ -43,6 +45,53 @@ class Nobody:
     def revoked(self, partitions: object) -> None: ...
     def lost(self, partitions: object) -> None: ...
     def trouble(self, error: BrokerError) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [({}, ConsumerGroupType.CONSUMER), (CLASSIC, ConsumerGroupType.CLASSIC), (KIP_848, ConsumerGroupType.CONSUMER)],
+    ids=["default", "classic", "KIP-848"],
+)
+def test_a_group_is_joined_by_kip_848_unless_classic_settings_are_given(
+    broker: Broker, prefix: str, options: dict[str, str], kind: ConsumerGroupType
+) -> None:
+    broker.admin_create(f"{prefix}.one", partitions=1)
+    assert joined_as(broker, prefix, options) is kind
+
+
+def test_a_broker_that_does_not_take_kip_848_is_joined_in_the_classic_way(
+    prefix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pipeline.kafka.consumer")
+    old = "group.coordinator.rebalance.protocols=classic\n"  # as 3.x has it
+    monkeypatch.setattr(local_kafka, "SETTINGS", local_kafka.SETTINGS + old)
+    data = tmp_path / "data"
+    data.mkdir()
+    stack = LocalStack(data)
+    stack._home.settle(list(stack.kafka.port_names), stack._progress)
+    stack.start("kafka")
+    try:
+        broker = Broker(stack.kafka.address())
+        broker.admin_create(f"{prefix}.one", partitions=1)
+        assert joined_as(broker, prefix, {}) is ConsumerGroupType.CLASSIC
+    finally:
+        stack.down(delete=True)
+    assert "the broker does not take KIP-848" in caplog.text
+
+
+def joined_as(broker: Broker, prefix: str, options: dict[str, str]) -> ConsumerGroupType:
+    """Join a group, and return its type as the broker tells it."""
+    admin = AdminClient(broker.options)
+    with closing(GroupConsumer({**broker.options, **options}, prefix)) as member:
+        member.open({f"{prefix}.one": "earliest"}, Nobody())
+
+        def assigned() -> bool:
+            member.poll(1, 0.05)
+            return bool(member._consumer.assignment())
+
+        wait_until(assigned)
+        found: ConsumerGroupType = admin.describe_consumer_groups([prefix])[prefix].result(60).type
+        return found
 
 
 @BOTH

@@ -700,7 +700,7 @@ def test_where_a_group_begins_is_decided_for_all_partitions_before_it_has_any(br
     broker.create(app)
     group = only(app)
     put_orders(broker, group, 20)
-    consumer = GroupConsumer(broker.options, group.name)
+    consumer = GroupConsumer({**broker.options, "group.protocol": "classic"}, group.name)
     consumer.open(dict.fromkeys(group.topics, "latest"), listener=None)  # type: ignore[arg-type]  # never called
     committed = broker.committed(group.name, group.topics[0])
     time.sleep(4)  # the first rebalance of a group waits for three seconds: close in the midst of an assignment

@@ -184,7 +184,8 @@ class Running:
         call_of: Any = None,
         **options: str,
     ) -> None:
-        kafka = {**broker.options, **options}
+        # a rebalance takes milliseconds; with KIP-848 it waits for the members' next heartbeats
+        kafka = {**({} if "group.protocol" in options else {"group.protocol": "classic"}), **broker.options, **options}
         self.health = Watched(group.name)
         self.health.ready()
         self.meter = Meter()

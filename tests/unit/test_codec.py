@@ -312,6 +312,19 @@ def test_an_alias_does_not_reach_avro() -> None:
     assert decoder(Aliased).decode(encode(message, 1), Aliased) == message
 
 
+def test_json_of_a_newer_version_is_read_without_what_this_one_does_not_have() -> None:
+    class Line(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        sku: str
+
+    class Shipped(Event, aggregate="order", key="key", format="json"):
+        key: str
+        lines: list[Line]
+
+    newer = b'{"key": "k", "lines": [{"sku": "a", "weight": 3}], "carrier": "c"}'
+    assert Decoder(Texts()).decode(newer, Shipped) == Shipped(key="k", lines=[Line(sku="a")])
+
+
 def test_json_that_cannot_be_written_is_a_schema_error() -> None:
     with pytest.raises(SchemaError, match="AsJson: cannot be written as JSON"):
         encode(AsJson(key="\ud800", raw=b"", ratio=1, total=Decimal(1), wireName=3), None)
