@@ -114,7 +114,8 @@ def _forget(conn: psycopg.Connection[Any], used: Plan) -> None:
         raise translated(error) from error
 
 
-# A position is a relay's own: the slot is there and of this server's line, and nobody moved it past the position.
+# A snapshot that was published without a slot holds back nothing.
+# Another position is a relay's own: the slot is there and of this server's line, and nobody moved it past the position.
 _SLOTS = """
 SELECT p.slot, true AS stored, p.lsn::text AS lsn, p.lsn - '0/0'::pg_lsn AS bytes, NULL AS horizon, CASE
     WHEN s.slot_name IS NULL THEN 'it does not exist in this database'
@@ -128,6 +129,7 @@ SELECT p.slot, true AS stored, p.lsn::text AS lsn, p.lsn - '0/0'::pg_lsn AS byte
 FROM pipeline.relay_position p
 LEFT JOIN pg_replication_slots s
     ON s.slot_name = p.slot AND s.database = current_database() AND s.slot_type = 'logical'
+WHERE NOT starts_with(p.slot, 'snapshot:')
 UNION ALL
 SELECT slot_name, false, coalesce(confirmed_flush_lsn, '0/0')::text,
        coalesce(confirmed_flush_lsn, '0/0') - '0/0'::pg_lsn, NULL,

@@ -183,13 +183,17 @@ def _naive(at: datetime) -> datetime:
 
 
 # A poller has passed a snapshot when it has taken all that the snapshot sees.
+# The way that somebody reads now counts; a snapshot alone has passed when it is published.
 _PASSED = f"""
+SELECT passed, active FROM (
 SELECT pg_snapshot_xmax(taken) >= pg_snapshot_xmax(%(snapshot)s::pg_snapshot) AND NOT EXISTS (
-           SELECT FROM pg_snapshot_xip(taken) AS xid WHERE pg_visible_in_snapshot(xid, %(snapshot)s::pg_snapshot)),
-       {ACTIVE}
+           SELECT FROM pg_snapshot_xip(taken) AS xid WHERE pg_visible_in_snapshot(xid, %(snapshot)s::pg_snapshot))
+       AS passed, {ACTIVE} AS active, 1 AS way
 FROM pipeline.poll_position WHERE slot = %(slot)s
 UNION ALL
-SELECT confirmed_flush_lsn >= %(lsn)s::pg_lsn, active FROM pg_replication_slots
+SELECT confirmed_flush_lsn >= %(lsn)s::pg_lsn, active, 2 FROM pg_replication_slots
 WHERE slot_name = %(slot)s AND database = current_database()
-LIMIT 1
+UNION ALL
+SELECT true, false, 3 FROM pipeline.relay_position WHERE slot = %(slot)s AND starts_with(slot, 'snapshot:')
+) AS found ORDER BY active DESC, way LIMIT 1
 """  # noqa: S608 — of constants

@@ -1,6 +1,7 @@
 """Captured tables as they are now in, batches of routed rows out, and then nothing more: no slot, no stream.
 
-That it was published whole is stored as the position of the slot that the file names, so it is done once.
+That it was published whole is stored beside the positions of slots, under a name that no slot can have, so it is done
+once.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from pipeline.postgres.position import Position, PositionStore
 from pipeline.postgres.slot import Connection, Identity, ReplicationConnection, quoted
 from pipeline.postgres.snapshot import Snapshot, SnapshotSettings
 
-__all__ = ["SnapshotOnly"]
+__all__ = ["SnapshotOnly", "stored_as"]
 
 log = logging.getLogger(__name__)
 
 _LOCK = "SELECT pg_try_advisory_lock(hashtextextended('pipeline.snapshot ' || {}, 0))"
 _STORE_S = 10.0
+
+
+def stored_as(slot: str) -> str:
+    """Return the key of ``pipeline.relay_position`` where the file of ``slot`` has its end."""
+    return f"snapshot:{slot}"
 
 
 class SnapshotOnly:
@@ -62,7 +68,7 @@ class SnapshotOnly:
             self._server = conn.identify()
         finally:
             conn.close()
-        self._store = PositionStore(self._dsn, self._slot)
+        self._store = PositionStore(self._dsn, stored_as(self._slot))
         if self._store.load() is None or (self._settings.when == "always" and not self._done):
             self._snapshot = Snapshot(self._dsn, self._settings, self._bind, clock=self._clock)
             self._end = self._snapshot.lsn

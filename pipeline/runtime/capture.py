@@ -29,7 +29,7 @@ from pipeline.postgres.snapshot_only import SnapshotOnly
 from pipeline.postgres.wal import WalSettings, WalSource
 from pipeline.relay import Relay, Source, Stop
 
-__all__ = ["binding", "run_captured", "wal_settings"]
+__all__ = ["binding", "publishes_once", "run_captured", "wal_settings"]
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +97,15 @@ def _source(dsn: str, file: ConnectorFile) -> Source:
     if file.polls:
         return _polling(dsn, file, partial(settle, dsn, file.slot))
     bind, snapshot = binding(file), _snapshot(file)
-    if snapshot is not None and file.snapshot is not None and not file.snapshot.streams:
+    if snapshot is not None and publishes_once(file):
         return SnapshotOnly(dsn, file.slot, snapshot, bind)
     messages = Messages(file.messages) if file.messages else None
     return WalSource(dsn, wal_settings(file), bind, messages=messages)
+
+
+def publishes_once(file: ConnectorFile) -> bool:
+    """Tell whether a connector publishes what is there, once, and reads no slot."""
+    return not file.polls and file.snapshot is not None and not file.snapshot.streams
 
 
 def _polling(dsn: str, file: ConnectorFile, prepare: Prepare) -> PollingSource:

@@ -30,9 +30,11 @@ from pipeline.postgres.declared import declared
 from pipeline.postgres.errors import translated
 from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.postgres.retained import Range, Retained, Source
+from pipeline.postgres.snapshot_only import stored_as
 from pipeline.postgres.table import captured
 from pipeline.relay.delivery import Delivery
 from pipeline.relay.encoding import EncodedSource
+from pipeline.runtime.capture import publishes_once
 from pipeline.runtime.relay import read_connector
 from pipeline.topics import dead_letters
 
@@ -95,7 +97,7 @@ def open_reconciliation(
         )
     dsn = make_conninfo("", **file.database)
     kafka = {key: text for key, text in {**kafka_options(settings), **file.producer}.items() if _connects(key)}
-    names = [one.slot for one in files or [file]]
+    names = [stored_as(one.slot) if publishes_once(one) else one.slot for one in files or [file]]
     rows = Retained(dsn, names, _sources(file, dsn, range_), range_)
     with closing(rows), closing(TopicArchive(kafka)) as archive:
         letters = frozenset(dead_letters(one.name) for one in files or [file])

@@ -17,6 +17,7 @@ from pipeline.cli.main import cli
 from pipeline.config import Settings
 from pipeline.errors import SourceError
 from pipeline.postgres.prune import plan, prune, take_point
+from pipeline.postgres.snapshot_only import stored_as
 from pipeline.runtime.outbox import tail_outbox
 
 
@@ -125,6 +126,15 @@ def test_the_slowest_of_two_relays_decides(conn: psycopg.Connection, slot: str, 
     take_point(conn)
     relay_is_here(conn, slot)
     assert prune(conn, 0, batch=10, execute=True) == 0
+
+
+def test_a_snapshot_that_was_published_without_a_slot_holds_back_nothing(conn: psycopg.Connection, slot: str) -> None:
+    publish(conn, "1")
+    point(conn)
+    relay_is_here(conn, slot)
+    relay_is_here(conn, stored_as("once"))
+    assert plan(conn).slots == (slot,)
+    assert prune(conn, 0, batch=10, execute=True) == 1
 
 
 def test_a_slot_whose_reader_stored_nothing_holds_back_what_it_has_not_confirmed(

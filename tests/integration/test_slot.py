@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import psycopg
@@ -16,8 +17,10 @@ from pipeline.errors import SourceError
 from pipeline.postgres.layout import insert_parser
 from pipeline.postgres.pgoutput import Relation
 from pipeline.postgres.position import Position, PositionStore, resume_at
+from pipeline.postgres.retained import Range, Retained
 from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy
 from pipeline.postgres.snapshot import SnapshotSettings
+from pipeline.postgres.snapshot_only import stored_as
 from pipeline.postgres.statistics import SlotWatch, _left
 from pipeline.postgres.wal import WalSettings, WalSource
 
@@ -229,6 +232,34 @@ def test_frames_are_bounded_by_count_and_by_bytes(database: Database, wal: WalSe
         found += (some := conn.frames(100, 60))
         assert sum(map(len, some[:-1])) < 60
     conn.close()
+
+
+def test_what_is_compared_waits_for_who_reads_the_slot_and_not_for_who_polled_before(
+    database: Database, wal: WalSettings, source: WalSource
+) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        stale = "INSERT INTO pipeline.poll_position (slot, system_id, timeline, taken) VALUES (%s, '1', 1, '10:10:')"
+        conn.execute(stale, (wal.slot,))
+        insert(conn, "t", "k")
+        with closing(Retained(database.dsn, [wal.slot], [], Range())) as retained:
+            assert list(retained.ids()) == []
+            _, position = rows(source, 1)
+
+            def passed() -> bool:
+                source.confirm(source.read(0.05).position or position)
+                return retained._passed(wal.slot)
+
+            until(passed, "the slot has passed")
+
+
+def test_a_snapshot_without_a_slot_has_passed_when_it_is_published(database: Database, prefix: str) -> None:
+    with closing(Retained(database.dsn, [stored_as(prefix)], [], Range())) as retained:
+        assert list(retained.ids()) == []
+        with pytest.raises(SourceError, match=f"slot snapshot:{prefix} does not exist"):
+            retained.await_passed(0)
+        with psycopg.connect(database.dsn, autocommit=True) as conn:
+            conn.execute("INSERT INTO pipeline.relay_position VALUES (%s, '1', 1, '0/1')", (stored_as(prefix),))
+        retained.await_passed(0)
 
 
 def test_the_servers_questions_are_answered_while_nobody_takes_rows(database: Database, prefix: str) -> None:

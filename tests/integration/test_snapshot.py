@@ -90,7 +90,7 @@ def test_initial_only_publishes_what_is_there_once_without_a_slot(
     made = [insert(conn, topic, "k") for _ in range(3)]
     file = connector_file(tmp_path, prefix, **{"snapshot.mode": "initial_only"})
     with RelayProcess(file, cli_environment) as relay, RelayProcess(file, cli_environment) as other:
-        until(lambda: stored(conn, prefix), "the snapshot is published")
+        until(lambda: stored(conn, f"snapshot:{prefix}"), "the snapshot is published")
         until(lambda: {relay.readiness().get("role"), other.readiness().get("role")} == {"active", "standby"}, "roles")
         insert(conn, topic, "k")
         assert (relay.stop(), other.stop()) == (0, 0)
