@@ -1,13 +1,16 @@
-"""A slot and a publication in, an error with its remedy out where a connector cannot read from them."""
+"""A slot, a publication and the server's settings in, an error with its remedy out where a connector cannot read so."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 from pipeline.errors import SourceError
 from pipeline.postgres.slot import ReplicationConnection, Slot, quoted
 
-__all__ = ["check_publication", "check_slot", "check_tables"]
+__all__ = ["check_publication", "check_slot", "check_tables", "status_every_s"]
+
+log = logging.getLogger(__name__)
 
 
 def check_slot(slot: Slot, conn: ReplicationConnection) -> None:
@@ -29,6 +32,18 @@ def check_slot(slot: Slot, conn: ReplicationConnection) -> None:
             f"slot {slot.name} is for database {slot.database}, not {here}",
             remedy="correct database.dbname, or use another slot.name",
         )
+
+
+def status_every_s(conn: ReplicationConnection, wanted_s: float) -> float:
+    """Return how often to tell the server that this lives: twice at least in what it waits for that."""
+    waits_s = int(conn.rows("SELECT setting FROM pg_settings WHERE name = 'wal_sender_timeout'")[0][0] or 0) / 1000
+    if not waits_s or wanted_s <= waits_s / 2:
+        return wanted_s
+    log.info(
+        "the server's wal_sender_timeout is %g s: status.update.interval.ms is taken as %g, not %g",
+        waits_s, waits_s * 500, wanted_s * 1000, extra={"action": "connector.notice"},
+    )  # fmt: skip
+    return waits_s / 2
 
 
 def check_publication(conn: ReplicationConnection, name: str) -> None:

@@ -219,7 +219,8 @@ class Connection:
 class ReplicationConnection(Connection):
     """One connection in replication mode: SQL and slot commands first, then a stream.
 
-    ``liveness_s``: a stream that is silent for so long, although it was asked for an answer halfway, is dead.
+    ``liveness_s``: a stream that is silent for so long, although it was asked for an answer halfway, is dead. While
+    nobody reads, as the registry or the broker is waited for, silence tells nothing.
     """
 
     def __init__(self, dsn: str, *, liveness_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -227,7 +228,7 @@ class ReplicationConnection(Connection):
         self._liveness_s = liveness_s
         self._clock = clock
         self._heard = clock()
-        self._asked = False
+        self._asked_at: float | None = None
 
     def identify(self) -> Identity:
         """Return which server answers."""
@@ -300,7 +301,7 @@ class ReplicationConnection(Connection):
     def heard(self) -> None:
         """Note that the server is alive: to be called when frames came."""
         self._heard = self._clock()
-        self._asked = False
+        self._asked_at = None
 
     def confirm(self, lsn: int, *, ask: bool = False) -> None:
         """Tell the server that all below ``lsn`` may be forgotten; ``ask`` for an answer."""
@@ -340,12 +341,15 @@ class ReplicationConnection(Connection):
         raise SourceError("PostgreSQL: the server ended the stream", remedy="it is probably stopping", retryable=True)
 
     def _check_silence(self) -> None:
-        silent_s = self._clock() - self._heard
-        if silent_s > self._liveness_s:
-            raise SourceError(f"PostgreSQL: no answer for {silent_s:.0f} s", remedy="is it up?", retryable=True)
-        if silent_s > self._liveness_s / 2 and not self._asked:
-            self._asked = True
-            self.confirm(self._confirmed, ask=True)
+        now = self._clock()
+        if self._asked_at is None:
+            if now - self._heard > self._liveness_s / 2:
+                self._asked_at = now
+                self.confirm(self._confirmed, ask=True)
+        elif now - self._asked_at > self._liveness_s / 2:
+            raise SourceError(
+                f"PostgreSQL: no answer for {now - self._heard:.0f} s", remedy="is it up?", retryable=True
+            )
 
 
 def drop_slot(dsn: str, name: str, *, within_s: float, clock: Callable[[], float] = time.monotonic) -> None:

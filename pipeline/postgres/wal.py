@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pipeline.capture import Batch, lsn_text
 from pipeline.errors import SourceError
 from pipeline.postgres.changes import Binding, Changes, Messages
-from pipeline.postgres.checks import check_publication, check_slot, check_tables
+from pipeline.postgres.checks import check_publication, check_slot, check_tables, status_every_s
 from pipeline.postgres.position import Position, PositionStore, resume_at
 from pipeline.postgres.publication import Mode, ensure
 from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy, drop_slot
@@ -90,6 +90,7 @@ class WalSource:
         self._snapshot: Snapshot | None = None
         self._snapshotted = False
         self._flood = False
+        self._status_every_s = settings.status_every_s
 
     @property
     def handed_out(self) -> int:
@@ -168,7 +169,7 @@ class WalSource:
         while final and self._storing:  # this one, and then a newer one
             time.sleep(0.001)
             self._write(store, self._server, now, final=True)
-        every_s = self._settings.status_every_s
+        every_s = self._status_every_s
         if self._snapshot is not None:
             every_s = min(every_s, _UNREAD_S)
         if self._stored > self._told or self._asked or now - self._told_at >= every_s or final:
@@ -225,6 +226,7 @@ class WalSource:
             self._store.reset(server)
         slot = slot or self._create(conn, stored, server)
         check_slot(slot, conn)
+        self._status_every_s = status_every_s(conn, settings.status_every_s)
         after, warning = resume_at(stored, slot, server, trust_slot=settings.trust_slot)
         if self._server and (server.system_id, server.timeline) != (self._server.system_id, self._server.timeline):
             self._server = None  # LSNs of another WAL: what is under way is dropped, and all begins from what is stored

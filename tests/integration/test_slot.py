@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 from relays import insert, until
 from servers import Database
 
@@ -183,16 +184,18 @@ def test_a_silent_server_is_noticed(database: Database, wal: WalSettings, source
     while conn.receive(0.05):
         while conn.frames(100, 1_000_000):
             pass
-    now[0] = 11.0
 
-    def listen() -> None:
-        for _ in range(1000):  # the server tells of what other tests write, too
-            conn.receive(0.01)
-            while conn.frames(100, 1_000_000):
-                pass
+    def listen() -> bool:
+        conn.receive(0.01)  # the server tells of what other tests write, too
+        while conn.frames(100, 1_000_000):
+            pass
+        return conn._asked_at is not None
 
-    with pytest.raises(SourceError, match="no answer for 11 s") as raised:
-        listen()
+    now[0] = 11.0  # nobody has read so long: that is no silence of the server
+    until(listen, "it is asked for an answer")
+    now[0] = 17.0
+    with pytest.raises(SourceError, match="no answer for 17 s") as raised:
+        until(lambda: listen() and False, "it is given up")
     assert raised.value.retryable
     conn.close()
 
@@ -208,6 +211,20 @@ def test_what_the_client_library_raises_is_translated(database: Database) -> Non
         conn.rows("SELECT pg_sleep(60)")
     assert raised.value.retryable
     conn.close()
+
+
+def test_the_server_is_told_in_its_time_that_the_relay_lives(
+    database: Database, wal: WalSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    dsn = make_conninfo(database.dsn, options="-c wal_sender_timeout=2000")
+    for wanted_s, told_s in ((0.5, 0.5), (60, 1)):
+        source = WalSource(dsn, replace(wal, status_every_s=wanted_s), bind)
+        until(source.start, "the slot is free")
+        assert source._status_every_s == told_s
+        source.close()
+    told = [message for message in caplog.messages if "wal_sender_timeout" in message]
+    assert told == ["the server's wal_sender_timeout is 2 s: status.update.interval.ms is taken as 1000, not 60000"]
 
 
 def test_frames_are_bounded_by_count_and_by_bytes(database: Database, wal: WalSettings, source: WalSource) -> None:

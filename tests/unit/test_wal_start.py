@@ -42,6 +42,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
             return Slot(name, made.active, made.slot_confirmed, "reserved", 0, "pgoutput", "d")
 
         def rows(self, sql: str) -> list[tuple[str, ...]]:
+            if "wal_sender_timeout" in sql:
+                return [("60000",)]
             return (
                 [("d",)] if "current_database" in sql else [("s", "t")] if "pg_publication_tables" in sql else [("1",)]
             )
