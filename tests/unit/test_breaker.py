@@ -156,7 +156,7 @@ def test_what_ends_late_or_says_nothing_of_the_dependency_neither_opens_nor_clos
     assert circuit.state == "half-open"
     assert circuit.admits("probe")
     circuit.passed("probe")  # an error that counts: the next one is tried
-    assert (circuit.state, circuit.free) == ("half-open", 1)
+    assert (circuit.state, circuit.free()) == ("half-open", 1)
     assert circuit.admits("another")
 
 
