@@ -60,7 +60,8 @@ class Limits:
     """Bounds of one worker.
 
     ``concurrency`` counts attempts side by side; ``records`` and ``bytes`` bound what is in flight, ``backlog`` what
-    waits behind one held-back key. ``drain_s`` is how long running handlers may take at a rebalance or at the end.
+    waits behind one held-back key; one poll, of 200 records at most, may go beyond ``bytes``. ``drain_s`` is how long
+    running handlers may take at a rebalance or at the end.
     A record is dead that ``unclean_ends`` workers did not survive while it ran and nothing else did.
     """
 

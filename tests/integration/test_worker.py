@@ -8,7 +8,10 @@ import json
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -16,11 +19,12 @@ from working import Broker, Running, running, wait_until
 
 from pipeline import Context, Event, Job, Pipeline, Reject, RetryLater, RetryPolicy
 from pipeline.definition import Group
-from pipeline.errors import BrokerError, SchemaError
+from pipeline.errors import BrokerError
 from pipeline.headers import DeadLetter, RetryState
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.producer import AckProducer
 from pipeline.record import Record
+from pipeline.registry.client import RegistrySchemas
 from pipeline.worker import Limits
 
 
@@ -45,6 +49,14 @@ ONCE = RetryPolicy(attempts=1)
 @pytest.fixture
 def app(prefix: str) -> Pipeline:
     return Pipeline("shop", topic_prefix=f"{prefix}.", partitions=3)
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def only(app: Pipeline) -> Group:
@@ -436,7 +448,7 @@ def test_unknown_events_are_skipped_and_unknown_jobs_wait(broker: Broker, app: P
     assert broker.count(email.dlq) == broker.count(billing.dlq) == 0
 
 
-def test_while_the_registry_is_down_the_worker_waits_and_is_not_ready(
+def test_while_the_registry_refuses_the_worker_waits_and_is_not_ready(
     broker: Broker, app: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     from pipeline.avro import schema_of
@@ -445,30 +457,35 @@ def test_while_the_registry_is_down_the_worker_waits_and_is_not_ready(
     class Sold(Event, aggregate="order", key="order_id"):
         order_id: str
 
-    class Registry:
-        up = False
+    class Registry(BaseHTTPRequestHandler):
+        status = 503
 
-        def text(self, schema_id: int) -> str:
-            if not self.up:
-                raise SchemaError("the registry is down", retryable=True)
-            return schema_of(Sold).text
+        def do_GET(self) -> None:
+            body = {"schema": schema_of(Sold).text} if self.status == 200 else {"error_code": 1, "message": "refused"}
+            self.send_response(self.status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_args: object) -> None: ...
 
     seen: list[str] = []
     app.consumer(Sold, group="billing", retry=ONCE)(lambda event, ctx: seen.append(event.order_id))
     broker.create(app)
-    group, registry = only(app), Registry()
+    group = only(app)
     broker.put(group.topics[0], "Sold", encode(Sold(order_id="a"), 5), key="a")
     broker.put(group.topics[0], None, encode(Sold(order_id="b"), 5), key="b")
     broker.flush()
-    with running(broker, group, schemas=registry) as worker:
-        wait_until(lambda: not worker.ready)
-        assert "the registry is down" in str(worker.health.state())
+    with serving(Registry) as url, running(broker, group, schemas=RegistrySchemas(url)) as worker:
+        for status in (503, 401, 403, 404):  # down; the password is wrong; no right to read it; an id that is not there
+            Registry.status = status
+            wait_until(lambda: f"({status})" in str(worker.health.state()), why=f"it says {status}")  # noqa: B023
+            assert not worker.ready
         assert f"{group.topics[0]}[" in str(worker.health.state())
         said = [one for one in caplog.records if getattr(one, "action", "") == "worker.waiting"]
         assert {one.topic for one in said} == {group.topics[0]}  # type: ignore[attr-defined]
         assert len(said) <= 2  # once for each record, not for each look
         assert broker.committed(group.name, group.topics[0]) == 0
-        registry.up = True
+        Registry.status = 200
         all_committed(broker, group, 2)
         wait_until(lambda: worker.ready)
     assert sorted(seen) == ["a", "b"]
@@ -614,7 +631,17 @@ def test_a_thread_that_overruns_is_reported_and_awaited(
 # ── bounds ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_in_flight_is_bounded_and_a_long_handler_keeps_its_partitions(broker: Broker, app: Pipeline) -> None:
+@pytest.mark.parametrize(
+    ("limits", "most", "options", "longer_s"),
+    [  # the least interval that either protocol allows, and a handler that takes longer
+        (Limits(4, records=50), 50, {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000"}, 7),
+        (Limits(4, bytes=50_000), 50 + 200, {"max.poll.interval.ms": "1000", "group.protocol": "consumer"}, 2),
+    ],
+    ids=["records-classic", "bytes-kip848"],
+)
+def test_what_is_in_flight_is_bounded_and_a_long_handler_keeps_its_partitions(
+    broker: Broker, app: Pipeline, limits: Limits, most: int, options: dict[str, str], longer_s: float
+) -> None:
     release = threading.Event()
     seen: list[int] = []
 
@@ -625,16 +652,18 @@ def test_what_is_in_flight_is_bounded_and_a_long_handler_keeps_its_partitions(br
 
     broker.create(app)
     group = only(app)
-    put_mails(broker, group, 300)
-    limits = Limits(concurrency=4, records=50)
-    options = {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000"}
+    for n in range(600):
+        broker.put(group.topics[0], "Mail", {"n": n, "beside": "x" * 1000}, key=f"id{n}")
+    broker.flush()
     with running(broker, group, limits=limits, **options) as worker:
         wait_until(lambda: worker.meter.values["pipeline_paused_partitions", group.name, "full"] >= 3)
-        assert 50 <= worker.meter.values["pipeline_in_flight_records", group.name] < 60
-        time.sleep(7)  # longer than max.poll.interval.ms: who does not poll loses its partitions
+        assert most - 200 <= worker.meter.values["pipeline_in_flight_records", group.name] < most + 10
+        time.sleep(longer_s)  # who does not poll meanwhile loses its partitions
+        assert not seen
         release.set()
-        all_committed(broker, group, 300)
-    assert sorted(seen) == list(range(300))
+        all_committed(broker, group, 600)
+        wait_until(lambda: not worker.meter.values["pipeline_paused_partitions", group.name, "full"])
+    assert sorted(seen) == list(range(600))
 
 
 def test_the_backlog_behind_a_held_key_pauses_its_partition_only(broker: Broker, app: Pipeline) -> None:

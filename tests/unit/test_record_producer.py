@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -109,6 +110,8 @@ class Fatal:
         self.closed = True
 
     def flush(self, _wait_s: float) -> int:
+        if not self.closed:
+            raise KafkaException(KafkaError(KafkaError._FATAL))
         return 0
 
     def poll(self, _wait_s: float) -> int:
@@ -136,13 +139,18 @@ def test_after_a_fatal_error_single_records_go_by_another_client(monkeypatch: py
     assert (clients[0].closed, made._producer) == (True, clients[1])
 
 
-def test_a_fatal_error_that_comes_with_the_reports_replaces_the_client_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "call", [lambda made: made.poll() == [], lambda made: made.flush(0) == 0], ids=["poll", "flush"]
+)
+def test_a_fatal_error_that_comes_with_the_reports_replaces_the_client_too(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[[AckProducer], bool]
+) -> None:
     clients = [Fatal(), Fatal()]
     left = list(clients)
     monkeypatch.setattr(module, "_connect", lambda _options: left.pop(0))
     made = AckProducer({})
-    assert made.poll() == []
-    assert made._producer is clients[1]
+    assert call(made)
+    assert (clients[0].closed, made._producer) == (True, clients[1])
 
 
 def test_a_fatal_error_without_reports_is_a_lost_client(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
+from confluent_kafka import KafkaError
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -23,6 +24,7 @@ from hypothesis.stateful import (
 from pipeline import Breaker, Context, Event, Job, Pipeline, Reject, RetryPolicy
 from pipeline.errors import BrokerError
 from pipeline.headers import EVENT_ID
+from pipeline.kafka.errors import translate
 from pipeline.progress import Progress
 from pipeline.testing import Faults, Harness
 from pipeline.worker import Limits
@@ -212,6 +214,50 @@ def test_a_refusing_dlq_stops_the_worker_and_commits_nothing_past_it() -> None:
     harness.broker.refusals.clear()
     harness.run_until_idle()
     assert len(harness.dead_letters) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, "grant this user WRITE"),
+        (KafkaError.CLUSTER_AUTHORIZATION_FAILED, "grant this user IDEMPOTENT_WRITE"),
+        (KafkaError.SASL_AUTHENTICATION_FAILED, "check the user and password"),
+    ],
+)
+def test_what_the_broker_does_not_let_this_user_do_is_said_and_waited_for_and_kills_no_record(
+    code: int, remedy: str
+) -> None:
+    app = Pipeline("e", topic_prefix="", partitions=1)
+
+    class Task(Job, queue="work", format="json"):
+        reject: bool
+
+    @app.job(Task, retry=RetryPolicy(attempts=2, first_s=1))
+    def second_time(task: Task, ctx: Context) -> None:
+        if task.reject:
+            raise Reject("never")
+        if ctx.attempt == 1:
+            raise ValueError("not yet")
+
+    harness = Harness(app)
+    for topic in ("e.jobs.work.retry.0s", "e.jobs.work.retry.1s", "e.jobs.work.dlq"):
+        harness.broker.refusals[topic] = translate(KafkaError(code), f"topic {topic}")
+    harness.enqueue(Task(reject=False))
+    harness.run_for(60)
+    assert KafkaError(code).str() in harness.not_ready["e.jobs.work retry topics"]
+    assert (harness.open, harness.handled, harness.broker.records("e.jobs.work.dlq")) == ({"e.jobs.work": 1}, [], [])
+
+    harness.enqueue(Task(reject=True))
+    with pytest.raises(BrokerError, match="cannot be stored on the DLQ") as raised:  # it could go nowhere else
+        harness.run_for(60)
+    assert remedy in raised.value.remedy
+    assert harness.open == {"e.jobs.work": 2}
+
+    harness.broker.refusals.clear()
+    harness.run_until_idle()
+    assert [one.message for one in harness.handled] == [Task(reject=False)]
+    assert [one.message for one in harness.dead_letters] == [Task(reject=True)]
+    assert harness.not_ready == {}
 
 
 @pytest.mark.parametrize("seed", range(12))
