@@ -57,13 +57,21 @@ def _plan(app: Pipeline, topics: Topics) -> list[Change]:
     specs = app.topics()
     partitions = topics.partitions()
     configs = topics.configs(spec.name for spec in specs if spec.name in partitions)
+    waits_s = {topic: wait_s for group in app.groups.values() for topic, wait_s in group.retry_topics.items()}
     return [
-        change for spec in specs for change in _changes(spec, partitions.get(spec.name), configs.get(spec.name, {}))
+        change
+        for spec in specs
+        for change in _changes(
+            spec, partitions.get(spec.name), configs.get(spec.name, {}), wait_s=waits_s.get(spec.name, 0)
+        )
     ]
 
 
-def _changes(spec: TopicSpec, partitions: int | None, config: dict[str, str]) -> list[Change]:
-    """Return what a topic needs: one change, or two where partitions and settings differ."""
+def _changes(spec: TopicSpec, partitions: int | None, config: dict[str, str], *, wait_s: float) -> list[Change]:
+    """Return what a topic needs: one change, or two where partitions and settings differ.
+
+    ``wait_s`` is how long a record waits on it before it is due.
+    """
     settings = " ".join(f"{key}={value}" for key, value in spec.config.items())
     if partitions is None:
         return [Change(spec.name, "create", f"{spec.partitions} partitions {settings}".strip(), spec)]
@@ -73,7 +81,13 @@ def _changes(spec: TopicSpec, partitions: int | None, config: dict[str, str]) ->
         found.append(Change(spec.name, "partitions", detail, spec))
     differing = [f"{k}: {config.get(k)} → {v}" for k, v in spec.config.items() if config.get(k) != v]
     if differing:
-        found.append(Change(spec.name, "config", ", ".join(differing), spec))
+        detail = ", ".join(differing)
+        if 0 <= int(config.get("retention.ms", "-1")) <= wait_s * 1000:
+            detail += (
+                f": records wait here for {wait_s:g} s and may be deleted before they are due, which loses them; "
+                "pipeline topics apply --allow config"
+            )
+        found.append(Change(spec.name, "config", detail, spec))
     if partitions > spec.partitions:
         detail = f"has {partitions} partitions, declared are {spec.partitions}"
         found.append(Change(spec.name, "fewer", detail, spec))

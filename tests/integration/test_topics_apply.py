@@ -75,6 +75,24 @@ def test_a_topic_that_needs_both_gets_both(prefix: str, settings: Settings, topi
     assert not [change for change in plan_topics(app, settings) if change.open]
 
 
+def test_a_retry_topic_that_would_lose_what_waits_on_it_is_said_with_what_to_do(
+    prefix: str, settings: Settings, topics: Topics
+) -> None:
+    app = Pipeline("shop", topic_prefix=f"{prefix}.", partitions=2)
+    app.job(Mail, retry=RetryPolicy(attempts=3, first_s=60, factor=60, cap_s=3600))(handle)
+    minute, hour = (f"{prefix}.shop.jobs.email.retry.{delay}" for delay in ("60s", "3600s"))
+    for topic in (minute, hour):
+        topics.create(topic, config={"retention.ms": "3600000", "message.timestamp.type": "LogAppendTime"})
+    told = {change.topic: change.detail for change in apply_topics(app, settings) if change.action == "config"}
+    assert told[minute] == "retention.ms: 3600000 → 1209600000"  # enough for it, if less than declared
+    assert told[hour] == (
+        "retention.ms: 3600000 → 1209600000: records wait here for 3600 s and may be deleted before they are due, "
+        "which loses them; pipeline topics apply --allow config"
+    )
+    apply_topics(app, settings, allow=("config", "partitions"))
+    assert not [change for change in plan_topics(app, settings) if change.open]
+
+
 def test_more_partitions_than_declared_are_said_and_kept(prefix: str, settings: Settings, topics: Topics) -> None:
     topics.create(f"{prefix}.outbox.event.order", partitions=5)
     app = made(prefix)
