@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
+from pipeline.connect.avro_options import APICURIO, AVRO_OPTIONS, CONFLUENT, AvroRegistry, avro_registry
 from pipeline.connect.columns import ColumnType
 from pipeline.connect.expansion import quoted
 from pipeline.connect.schema import Schema, schema_text
@@ -15,6 +16,7 @@ __all__ = [
     "AS_TEXT",
     "CLASSES",
     "CONVERTER_OPTIONS",
+    "OF_HEADERS",
     "SIMPLE",
     "Converter",
     "Refuse",
@@ -23,7 +25,7 @@ __all__ = [
     "text_writer",
 ]
 
-Kind = Literal["string", "bytes", "binary", "json", "simple"]
+Kind = Literal["string", "bytes", "binary", "json", "simple", "avro"]
 Refuse = Callable[[str, str, tuple[str, ...]], NoReturn]
 """Takes a key, its value and what is accepted instead, and raises ConfigError."""
 
@@ -35,8 +37,11 @@ _KINDS: dict[str, Kind] = {
     "io.debezium.converters.BinaryDataConverter": "binary",
     "org.apache.kafka.connect.json.JsonConverter": "json",
     SIMPLE: "simple",
+    CONFLUENT: "avro",
+    APICURIO: "avro",
 }
 CLASSES = tuple(name for name, kind in _KINDS.items() if kind != "simple")
+OF_HEADERS = tuple(name for name, kind in _KINDS.items() if kind != "avro")  # those are no HeaderConverter
 _TEXT = Schema("string", optional=False)
 _DELEGATE = "delegate.converter.type"
 _OPTIONS: dict[Kind, dict[str, tuple[str, ...]]] = {
@@ -44,16 +49,21 @@ _OPTIONS: dict[Kind, dict[str, tuple[str, ...]]] = {
     "json": {"schemas.enable": ("true", "false"), "decimal.format": ("BASE64", "base64")},
 }
 """Of each converter: the options that mean something, and the values that are honoured."""
-CONVERTER_OPTIONS = (*(f".{name}" for options in _OPTIONS.values() for name in options), f".{_DELEGATE}")
+_NAMED = (*(name for options in _OPTIONS.values() for name in options), *AVRO_OPTIONS, _DELEGATE)
+CONVERTER_OPTIONS = tuple(f".{name}" for name in _NAMED)
 
 
 @dataclass(frozen=True, slots=True)
 class Converter:
-    """``schemas``: JSON with its schema beside it. ``delegate``: BinaryDataConverter's, for what is not bytes."""
+    """``schemas``: JSON with its schema beside it. ``delegate``: BinaryDataConverter's, for what is not bytes.
+
+    ``avro``: that JSON is what the relay makes Avro of behind the router, with schemas in this registry.
+    """
 
     kind: Kind = "string"
     schemas: bool = False
     delegate: Converter | None = None
+    avro: AvroRegistry | None = None
 
     @property
     def of_structs(self) -> Converter | None:
@@ -76,6 +86,10 @@ def converter(key: str, config: Mapping[str, str], default: str, refuse: Refuse)
     if name not in _KINDS:
         refuse(key, name, tuple(_KINDS))
     kind = _KINDS[name]
+    if kind == "avro":
+        if key.endswith(_DELEGATE):
+            refuse(key, name, tuple(one for one in CLASSES if _KINDS[one] != "avro"))
+        return Converter("json", schemas=True, avro=avro_registry(key, name, config, refuse))
     for option, accepted in _OPTIONS.get(kind, {}).items():
         if (value := config.get(f"{key}.{option}", accepted[0])) not in accepted:
             refuse(f"{key}.{option}", value, accepted)

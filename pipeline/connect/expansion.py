@@ -69,7 +69,8 @@ class Expansion:
         """Return what is left of a document. Raises ValueError or RecursionError."""
         if text[:1] not in {b"{", b"["}:
             raise ValueError
-        return self._value(_DECODER.raw_decode(text.decode())[0])
+        value = self._value(_DECODER.raw_decode(text.decode())[0])
+        return [] if value is _ABSENT else value  # an array at the top stays
 
     def _value(self, node: Any) -> Any:
         """Return what is left of a node, or _ABSENT. Raises _NotUniform."""

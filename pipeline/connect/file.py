@@ -311,6 +311,11 @@ class _Config:
         if self._get("pipeline.payload.encode") == "none":
             return False
         for router in routers:
+            if router.value.avro:
+                raise ConfigError(
+                    f"{self._path}: pipeline.payload.encode: this value.converter makes Avro of payloads itself",
+                    remedy="remove it, or set value.converter=org.apache.kafka.connect.storage.StringConverter",
+                )
             if not any((one.to, one.alias) == ("header", "type") for one in router.placements):
                 raise ConfigError(
                     f"{self._path}: pipeline.payload.encode: avro needs the record's name in a header type",

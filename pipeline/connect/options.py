@@ -5,7 +5,7 @@ Taken from Debezium 3.7's PostgreSQL connector, its Event Router, and Kafka Conn
 
 from __future__ import annotations
 
-from pipeline.connect.converters import CLASSES, SIMPLE
+from pipeline.connect.converters import CLASSES, OF_HEADERS, SIMPLE
 
 __all__ = ["DECODER", "HONOURED", "NOT_YET", "PREDICATES", "PRODUCER", "ROUTER", "WITHOUT_MEANING"]
 
@@ -77,7 +77,7 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
     "extended.headers.enabled": (("true", "false"), "true"),
     "key.converter": (CLASSES, ""),
     "value.converter": (CLASSES, ""),
-    "header.converter": ((*CLASSES, SIMPLE), SIMPLE),
+    "header.converter": (OF_HEADERS, SIMPLE),
     "transforms": ((), ""),
     "predicates": ((), ""),
     "topic.creation.groups": ((), ""),

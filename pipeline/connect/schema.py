@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any  # JSON
 
-__all__ = ["Schema", "json_text", "schema_text"]
+__all__ = ["Schema", "json_text", "schema_of", "schema_text"]
 
 _JSON_NAMES = {"float32": "float", "float64": "double"}
+_NAMES = {text: name for name, text in _JSON_NAMES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,21 @@ class Schema:
 def schema_text(schema: Schema) -> str:
     """Return a schema's JSON, its keys in JsonConverter's order."""
     return json_text(_described(schema))
+
+
+def schema_of(made: dict[str, Any]) -> Schema:
+    """Return the schema that ``schema_text`` wrote."""
+    return Schema(
+        type=_NAMES.get(made["type"], made["type"]),
+        optional=made["optional"],
+        name=made.get("name", ""),
+        version=made.get("version"),
+        parameters=tuple(made.get("parameters", {}).items()),
+        default=made.get("default"),
+        fields=tuple((field["field"], schema_of(field)) for field in made.get("fields", ())),
+        items=schema_of(made["items"]) if "items" in made else None,
+        doc=made.get("doc", ""),
+    )
 
 
 def json_text(value: object) -> str:

@@ -1,7 +1,8 @@
 """Batches of records with JSON values in, the same with Avro values in the registry's wire format out.
 
-Encoded by the newest schema of subject topic-type. A value that does not fit is dead; while the registry cannot tell a
-schema the batch waits, nothing overtakes it, and the relay is not ready.
+Encoded by the newest schema of subject topic-type, or converted as Kafka Connect's Avro converters do it. A value that
+does not fit is dead; while the registry cannot tell a schema, or take one, the batch waits, nothing overtakes it, and
+the relay is not ready.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from pipeline.capture import Batch, Headers, Unroutable
+from pipeline.capture import Batch, Headers, Unroutable, weight
 from pipeline.codec import frame, subject_of
 from pipeline.errors import PoisonError, SchemaError
 from pipeline.fitting import Fitting
 from pipeline.relay.delivery import Health
 
-__all__ = ["EncodedSource", "Source", "Subjects"]
+__all__ = ["Convert", "ConvertedSource", "EncodedSource", "Source", "Subjects"]
 
 _FRESH_S = 30.0
 _AGAIN_S = 1.0
@@ -46,24 +47,20 @@ class Subjects(Protocol):
         """Return id and text of the newest version. Raises SchemaError, retryable, where it cannot be had."""
 
 
-class EncodedSource:
-    """A source whose values are encoded. A schema is asked for anew each 30 s, and when a value does not fit."""
+Convert = Callable[[str, bytes], bytes | None]
+"""Takes a topic and a key or a value. Raises SchemaError where it is to wait, PoisonError where it is dead."""
+
+
+class _WaitingSource:
+    """A source whose records are encoded one after the other, each as soon as the registry lets it."""
 
     def __init__(
-        self,
-        source: Source,
-        subjects: Subjects,
-        health: Health,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        self, source: Source, health: Health, clock: Callable[[], float], sleep: Callable[[float], None]
     ) -> None:
         self._source = source
-        self._subjects = subjects
         self._health = health
         self._clock = clock
         self._sleep = sleep
-        self._known: dict[str, tuple[int, Fitting, float]] = {}
         self._waiting: Batch | None = None
         self._next = 0  # of the waiting batch: not encoded from here on
         self._ask_at = 0.0
@@ -98,6 +95,62 @@ class EncodedSource:
             self._health.ready("registry")
         self._waiting = None
         return batch
+
+    def _encode(self, batch: Batch, index: int) -> None:
+        """Encode a record in its place. Raises SchemaError where it is to wait."""
+        raise NotImplementedError
+
+
+class ConvertedSource(_WaitingSource):
+    """A source whose keys, values or both are converted; None: they are bytes as they are to be."""
+
+    def __init__(
+        self,
+        source: Source,
+        key: Convert | None,
+        value: Convert | None,
+        health: Health,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__(source, health, clock, sleep)
+        self._key = key
+        self._value = value
+
+    def _encode(self, batch: Batch, index: int) -> None:
+        record = batch.records[index]
+        if index in batch.dead:
+            return
+        topic, key, value, headers, at_ms, partition = record
+        try:
+            if self._key and key is not None:
+                key = self._key(topic, key)
+            if self._value and value is not None:
+                value = self._value(topic, value)
+        except PoisonError as error:
+            batch.dead[index] = (Unroutable(f"{topic}: {error.what}", record), batch.lsn)
+            return
+        made = (topic, key, value, headers, at_ms, partition)
+        batch.size += weight(made) - weight(record)
+        batch.records[index] = made
+
+
+class EncodedSource(_WaitingSource):
+    """A source whose values are encoded. A schema is asked for anew each 30 s, and when a value does not fit."""
+
+    def __init__(
+        self,
+        source: Source,
+        subjects: Subjects,
+        health: Health,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__(source, health, clock, sleep)
+        self._subjects = subjects
+        self._known: dict[str, tuple[int, Fitting, float]] = {}
 
     def _encode(self, batch: Batch, index: int) -> None:
         topic, key, value, headers, at_ms, partition = batch.records[index]

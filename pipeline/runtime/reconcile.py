@@ -21,7 +21,7 @@ from pipeline.connect.routing import RouterOptions
 from pipeline.connect.shards import expanded
 from pipeline.connect.tracing import Tracing
 from pipeline.connector import Connector
-from pipeline.endpoints import kafka_options, registry_address
+from pipeline.endpoints import kafka_options
 from pipeline.errors import ConfigError
 from pipeline.kafka.archive import TopicArchive
 from pipeline.kafka.producer import RecordProducer
@@ -33,8 +33,8 @@ from pipeline.postgres.retained import Range, Retained, Source
 from pipeline.postgres.snapshot_only import stored_as
 from pipeline.postgres.table import captured
 from pipeline.relay.delivery import Delivery
-from pipeline.relay.encoding import EncodedSource
 from pipeline.runtime.capture import publishes_once
+from pipeline.runtime.encoding import converting, encoding
 from pipeline.runtime.relay import read_connector
 from pipeline.topics import dead_letters
 
@@ -59,15 +59,7 @@ class Reconciliation:
         """Publish what is missing; return how many rows, and how many were pruned meanwhile."""
         health = _Reasons()
         missing = self._comparison.missing()
-        source: reconcile.Source = missing
-        if self._file.encodes:
-            from pipeline.registry.client import (
-                RegistrySchemas,
-            )  # the relay is imported with this, and saves the memory
-
-            address = registry_address(self._settings)
-            registry = RegistrySchemas(address.url, address.username, address.password)
-            source = EncodedSource(missing, registry, health)
+        source = converting(self._file, health)(encoding(self._file, self._settings, health)(missing))
         delivery = Delivery(
             self._file.name,
             lambda: RecordProducer(self._kafka),

@@ -21,7 +21,7 @@ from pipeline.connect.heartbeats import heartbeats
 from pipeline.connect.shards import chosen
 from pipeline.connect.sources import connectors
 from pipeline.connector import Connector
-from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn, registry_address
+from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn
 from pipeline.errors import BrokerError, ConfigError
 from pipeline.kafka.producer import RecordProducer
 from pipeline.metrics import PrometheusMeter
@@ -30,9 +30,9 @@ from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.postgres.statistics import SlotWatch
 from pipeline.relay import Relay, Source
 from pipeline.relay.creation import CreatingSource
-from pipeline.relay.encoding import EncodedSource, Subjects
 from pipeline.relay.heartbeat import BeatingSource
 from pipeline.runtime.capture import run_captured
+from pipeline.runtime.encoding import converting, encoding
 from pipeline.runtime.slots import SlotMetrics
 from pipeline.runtime.topic_making import TopicMaking
 from pipeline.topics import TopicSpec, dead_letters
@@ -155,19 +155,13 @@ def _wrapping(
     ask: Callable[[str], None],
 ) -> Callable[[Source], Source]:
     """Return what a source is wrapped in where the file wants it: encoding of JSON, creation of topics, heartbeats."""
-    registry: Subjects | None = None
-    if file.encodes:
-        address = registry_address(settings)
-        from pipeline.registry.client import RegistrySchemas  # 17 MB of memory, which few relays need
-
-        registry = RegistrySchemas(address.url, address.username, address.password)
+    encoded, converted = encoding(file, settings, readiness), converting(file, readiness)
 
     def wrap(source: Source) -> Source:
-        if registry is not None:
-            source = EncodedSource(source, registry, readiness)
+        source = encoded(source)
         if file.topic_groups:
             source = CreatingSource(source, ask)
-        return BeatingSource(source, beat, file.heartbeat_every_s) if beat else source
+        return converted(BeatingSource(source, beat, file.heartbeat_every_s) if beat else source)
 
     return wrap
 

@@ -51,7 +51,11 @@ class Link:
         self.port = int(self._socket.getsockname()[1])
 
     async def listen(self) -> None:
-        await asyncio.start_server(self._connected, sock=self._socket)
+        self._server = await asyncio.start_server(self._connected, sock=self._socket)
+
+    def unlisten(self) -> None:
+        """Take no more connections, for good."""
+        self._server.close()
 
     def refuse(self) -> int:
         """Reset all connections and every new one; return how many there were."""
@@ -138,7 +142,8 @@ class Proxies:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
+        self._thread.start()
         self.links: dict[str, Link] = {}
 
     def link(self, name: str, target: tuple[str, int]) -> Link:
@@ -151,6 +156,8 @@ class Proxies:
         """End all connections and the thread."""
 
         async def cancel() -> None:
+            for link in self.links.values():
+                link.unlisten()
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             for task in tasks:
                 task.cancel()
@@ -158,6 +165,8 @@ class Proxies:
 
         asyncio.run_coroutine_threadsafe(cancel(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
 
     def restore(self) -> None:
         """Let all pass everywhere."""

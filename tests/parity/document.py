@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cases import CASES, COLUMN_MODES, RESTART
 from durability import DURABILITY
-from outcomes import Differs, Fails, Outcome, Refused, Same
-from sources import CREATED, LISTS, MESSAGES, MODES, PREDICATED, SNAPSHOTS, SOURCES, TRACED, UPDATED
+from outcomes import Differs, Fails, Ours, Outcome, Refused, Same
+from sources import AVRO, CREATED, LISTS, MESSAGES, MODES, PREDICATED, SNAPSHOTS, SOURCES, TRACED, UPDATED
 
 _ROUTER = "transforms.outbox."
 _ENVELOPE = Same("placements: the envelope, with aliases, of each type, NULL, a missing column ignored")
@@ -86,6 +86,12 @@ SOURCE: dict[str, Outcome] = {
         Same(LISTS),
     ),
     "topic.creation.…": Same(CREATED),
+    "key.converter, value.converter: Apicurio's AvroConverter": Same(AVRO),
+    "key.converter, value.converter: Confluent's AvroConverter": Ours(
+        "tests/integration/test_relay_avro.py",
+        "test_records_wait_for_the_registry_and_for_a_schema_that_it_does_not_take",
+    ),
+    "header.converter: an AvroConverter": Refused("header.converter", "io.confluent.connect.avro.AvroConverter", True),
     "skipped.operations": Same(UPDATED),
     "extended.headers.enabled": Same(TRACED),
     "slot.drop.on.stop=true": Differs(
@@ -246,6 +252,12 @@ _DIFFERENCES = """
   ByteArrayConverter and BinaryDataConverter here.
 - **A struct with StringConverter**, from an envelope or an expanded payload, is refused; Debezium publishes Java's
   `Struct{payload=…}`, which nothing reads.
+- **Avro**: compared with Apicurio's converter 2.6. Confluent's is not measured beside it: its schemas are the same, but
+  that a struct that can be NULL is a union at the top, too. A schema that the registry refuses ends Connect's task; the
+  native relay waits, not ready, with the registry's answer. A field that Avro has no name for, such as `"to tal"` in
+  expanded JSON, ends it too; that row is a dead letter here. An Avro converter as BinaryDataConverter's delegate,
+  options that change what is written (`scrub.invalid.names`, `use.latest.version`, other subject names, ids in headers
+  or of eight bytes), and a registry that wants certificates or tokens, are refused by their key.
 - **Not measured**: Debezium's side of what "both refuse" or "both end": that is what its own tests say.
 - **A table that no router takes**, by its predicate: Debezium publishes its change events, or its task ends where
   converters are for bytes; the native relay ends with an error that names table, topic and router.

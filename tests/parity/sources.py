@@ -11,7 +11,8 @@ PREDICATED = "several routers under predicates: TopicNameMatches, HasHeaderKey, 
 UPDATED = "updates: warn, error, fatal, and where skipped.operations has them"
 TRACED = "headers of the connector's run, and of the trace that a row was written in"
 CREATED = "topics that are missing, created by topic.creation.…: default, groups, what they include and exclude"
-SOURCES = (SNAPSHOTS, LISTS, MESSAGES, DURABLE, HEARTBEATS, PREDICATED, UPDATED, TRACED, CREATED)
+AVRO = "Avro converters: keys, payloads, expanded payloads and envelopes, byte for byte, by one registry"
+SOURCES = (SNAPSHOTS, LISTS, MESSAGES, DURABLE, HEARTBEATS, PREDICATED, UPDATED, TRACED, CREATED, AVRO)
 
 # mode → what else the file says, whether its slot is dropped while it is stopped, which rows come
 MODES: dict[str, tuple[dict[str, str | None], bool, str]] = {

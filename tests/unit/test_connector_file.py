@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.capture import Routed, Unroutable
+from pipeline.connect.avro_options import AvroRegistry
 from pipeline.connect.converters import AS_BYTES, Converter
 from pipeline.connect.file import ConnectorFile, Polling, read
 from pipeline.connect.router import Router
@@ -35,11 +36,24 @@ CREATED = {CREATION + "default.replication.factor": "1", CREATION + "default.par
 JSON = "org.apache.kafka.connect.json.JsonConverter"
 
 
+AVRO = {"value.converter": "io.confluent.connect.avro.AvroConverter"}
+REGISTERED = AVRO | {"value.converter.schema.registry.url": "http://r"}
+APICURIO: dict[str, str | None] = {
+    "key.converter": "io.apicurio.registry.utils.converter.AvroConverter",
+    "key.converter.apicurio.registry.url": "http://r/apis/registry/v2",
+    "key.converter.apicurio.registry.auto-register": "true",
+    "key.converter.apicurio.registry.as-confluent": "true",
+    "key.converter.apicurio.registry.use-id": "contentId",
+    "key.converter.apicurio.registry.headers.enabled": "false",
+}
+BINARY = "io.debezium.converters.BinaryDataConverter"
+
+
 def load(folder: Path, changes: dict[str, Any] | None = None, **options: Any) -> ConnectorFile:
     loaded = json.loads(OURS.read_text())
     for key, value in (changes or {}).items():
         if value is None:
-            del loaded["config"][key]
+            loaded["config"].pop(key, None)
         else:
             loaded["config"][key] = value
     path = folder / "outbox.json"
@@ -145,6 +159,25 @@ def test_our_file_is_honoured_whole() -> None:
         ({"exactly.once.support": "required"}, ["exactly.once.support", "'required'", "requested"]),
         ({"key.converter": "org.example.Converter"}, ["key.converter", "org.example.Converter", "StringConverter"]),
         ({"value.converter": JSON, "value.converter.schemas.enable": "x"}, ["value.converter.schemas.enable", "'x'"]),
+        (AVRO, ["value.converter.schema.registry.url", "''", "http"]),
+        (AVRO | {"value.converter.schema.registry.url": "http://a,http://b"}, ["registry.url", "one http"]),
+        (REGISTERED | {"value.converter.basic.auth.credentials.source": "SASL_INHERIT"}, ["source", "USER_INFO"]),
+        (REGISTERED | {"value.converter.basic.auth.credentials.source": "USER_INFO"}, ["user.info", "user:password"]),
+        (REGISTERED | {"value.converter.auto.register.schemas": "false"}, ["auto.register.schemas", "'false'", "true"]),
+        (REGISTERED | {"value.converter.bearer.auth.token": "x"}, ["value.converter.bearer.auth.token", "basic.auth"]),
+        (
+            REGISTERED | {"pipeline.payload.encode": "avro"},
+            ["pipeline.payload.encode", "makes Avro"],
+        ),
+        ({"header.converter": AVRO["value.converter"]}, ["header.converter", "AvroConverter", "SimpleHeaderConverter"]),
+        (
+            {"value.converter": BINARY, "value.converter.delegate.converter.type": AVRO["value.converter"]},
+            ["value.converter.delegate.converter.type", "AvroConverter", "JsonConverter"],
+        ),
+        (APICURIO | {"key.converter.apicurio.registry.use-id": "globalId"}, ["use-id", "'globalId'", "contentId"]),
+        (APICURIO | {"key.converter.apicurio.registry.as-confluent": None}, ["as-confluent", "'false'", "true"]),
+        (APICURIO | {"key.converter.apicurio.registry.headers.enabled": None}, ["headers.enabled", "'true'", "false"]),
+        (APICURIO | {"key.converter.apicurio.registry.url": "http://r/apis"}, ["registry.url", "/apis/registry/v2"]),
         ({"key.converter.encoding": "UTF-16"}, ["key.converter.encoding", "UTF-16"]),
         ({"transforms": "outbox,other", "transforms.other.type": "x"}, ["transforms.other.type", "'x'"]),
         ({R + "type": None}, [R + "type", "missing"]),
@@ -558,3 +591,17 @@ def test_without_opentelemetry_a_rows_trace_goes_on_as_it_came(
 @given(st.text())
 def test_no_trace_makes_a_row_fail(text: str) -> None:
     assert route(RouterOptions(), TRACED, tracingspancontext=text.encode(errors="replace"))[3][-1][0] == "id"
+
+
+def test_avro_converters_name_their_registries(tmp_path: Path) -> None:
+    more = {
+        "key.converter.apicurio.auth.username": "u", "key.converter.apicurio.auth.password": "p",
+        "value.converter.basic.auth.credentials.source": "USER_INFO",
+        "value.converter.basic.auth.user.info": "u:p:q", "value.converter.max.schemas.per.subject": "7",
+    }  # fmt: skip
+    found = load(tmp_path, APICURIO | REGISTERED | more)
+    (router,) = found.routers
+    assert router.key.avro == AvroRegistry("http://r/apis/ccompat/v7", "u", "p", unions=False)
+    assert router.value.avro == AvroRegistry("http://r", "u", "p:q", unions=True)
+    assert "p:q" not in repr(found)
+    assert not [notice for notice in found.notices if "converter" in notice]

@@ -1,0 +1,113 @@
+"""The relay with Confluent's Avro converters on a real registry: what waits for it, what is dead, what is written."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import fastavro
+import psycopg
+import pytest
+from confluent_kafka import Message
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from faults.proxy import Link, Proxies
+from relays import RelayProcess, connector_file, headers, read_topic, until
+from servers import Database, Topics
+
+from pipeline.codec import unframe
+from pipeline.local import Endpoints
+
+AVRO = "io.confluent.connect.avro.AvroConverter"
+
+
+@pytest.fixture
+def link(endpoints: Endpoints) -> Iterator[Link]:
+    """A way to the registry, which refuses at first."""
+    address = urlsplit(endpoints.registry)
+    proxies = Proxies()
+    made = proxies.link("registry", (address.hostname or "", address.port or 0))
+    made.refuse()
+    yield made
+    proxies.close()
+
+
+def converters(link: Link, endpoints: Endpoints) -> dict[str, str]:
+    own = {
+        "": AVRO,
+        ".schema.registry.url": f"http://127.0.0.1:{link.port}{urlsplit(endpoints.registry).path}",
+        ".basic.auth.credentials.source": "USER_INFO",
+        ".basic.auth.user.info": f"{endpoints.registry_username}:{endpoints.registry_password}",
+    }
+    return {f"{part}.converter{key}": value for part in ("key", "value") for key, value in own.items()}
+
+
+def test_records_wait_for_the_registry_and_for_a_schema_that_it_does_not_take(
+    tmp_path: Path, prefix: str, topics: Topics, cli_environment: Mapping[str, str], database: Database,
+    bootstrap_servers: str, registry_client: SchemaRegistryClient, endpoints: Endpoints, link: Link,
+) -> None:  # fmt: skip
+    topic, beats = f"{prefix}.events", f"__debezium-heartbeat.{prefix}"
+    topics.create(topic)
+    file = connector_file(
+        tmp_path, prefix, **converters(link, endpoints), **{
+            "table.include.list": "public.events", "publication.name": "events", "topic.prefix": prefix,
+            "heartbeat.interval.ms": "300", "transforms.outbox.table.expand.json.payload": "true",
+            "transforms.outbox.table.fields.additional.placement": None,
+        },
+    )  # fmt: skip
+
+    def read(framed: bytes | None) -> tuple[str, object]:
+        schema_id, body = unframe(framed or b"")
+        text = registry_client.get_schema(schema_id).schema_str or ""
+        return text, fastavro.schemaless_reader(io.BytesIO(body), fastavro.parse_schema(json.loads(text)), None)
+
+    def records(count: int) -> list[Message]:
+        return until(lambda: len(m := read_topic(bootstrap_servers, topic)) >= count and m, f"{count} records")
+
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "CREATE TABLE events (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregateid text NOT NULL, topic text,"
+            " payload jsonb, created_at timestamp DEFAULT (now() AT TIME ZONE 'UTC'))"
+        )
+        conn.execute("CREATE PUBLICATION events FOR TABLE events WITH (publish = 'insert')")
+
+        def write(document: str) -> None:
+            conn.execute("INSERT INTO events (aggregateid, topic, payload) VALUES ('k', %s, %s)", (topic, document))
+
+        with RelayProcess(file, cli_environment) as relay:
+            relay.reading()
+            reasons = lambda: str(relay.readiness()["reasons"])  # noqa: E731
+            write('{"total": 7}')
+            until(lambda: "registry: register " in reasons(), "not ready: the registry is away")
+            registry_client.set_compatibility(f"{topic}-value", "BACKWARD")
+            link.restore()
+            (first,) = records(1)
+            until(lambda: relay.readiness()["ready"], "ready")
+
+            write('{"total": "seven"}')
+            until(lambda: f"register {topic}-value: HTTP 409" in reasons(), "not ready: the schema is incompatible")
+            registry_client.set_compatibility(f"{topic}-value", "NONE")
+            second = records(2)[1]
+            link.refuse()
+            write('{"to tal": 7}')  # no name in Avro, whatever the registry says
+            write('{"total": 8}')  # by a schema that is known
+            (letter,) = until(lambda: read_topic(bootstrap_servers, f"{prefix}.dlq"), "the dead letter")
+            third = records(3)[2]
+            (beat, *_) = until(lambda: read_topic(bootstrap_servers, beats), "a heartbeat")
+            assert relay.stop() == 0
+    topics.delete([beats])
+    assert read(first.key()) == ('"string"', "k")
+    record = '{"type":"record","name":"payload","fields":[%s],"connect.name":"payload"}'
+    field = '{"name":"total","type":["null","%s"],"default":null}'
+    assert read(first.value()) == (f'["null",{record % (field % "int")}]', {"total": 7})
+    assert read(second.value()) == (f'["null",{record % (field % "string")}]', {"total": "seven"})
+    assert read(third.value()) == (read(first.value())[0], {"total": 8})
+    assert json.loads(letter.value() or b"")["payload"] == {"to tal": 7}
+    assert b"'to tal' is no name in Avro" in headers(letter)["__dlq.errors.message"]
+    text, key = read(beat.key())
+    assert (json.loads(text)["connect.name"], key) == (
+        "io.debezium.connector.common.ServerNameKey", {"serverName": prefix},
+    )  # fmt: skip
+    assert isinstance(dict(read(beat.value())[1]).get("ts_ms"), int)  # type: ignore[call-overload]
