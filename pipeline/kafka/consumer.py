@@ -158,7 +158,10 @@ class GroupConsumer:
                 raise translate(partition.error, f"commit of {partition.topic} [{partition.partition}]")
 
     def close(self) -> None:
-        """Leave the group; a static member (``group.instance.id``) stays in it, for who comes in its place."""
+        """Leave the group; a static member (``group.instance.id``) stays in it, for who comes in its place.
+
+        A client that has failed for good leaves nothing: what it failed of was told by ``poll``.
+        """
         self._closing = True
         try:
             if not self._static and not self._consumer.assignment():
@@ -166,7 +169,8 @@ class GroupConsumer:
                 self._consumer.unsubscribe()
             self._consumer.close()
         except KafkaException as raised:
-            raise translate(raised.args[0], f"leaving group {self._group}") from raised
+            if raised.args[0].code() != KafkaError._FATAL:  # noqa: SLF001
+                raise translate(raised.args[0], f"leaving group {self._group}") from raised
 
     def pause(self, partitions: Sequence[Partition]) -> None:
         """Fetch no more of these."""
@@ -189,12 +193,12 @@ class GroupConsumer:
         return found
 
     def reachable(self) -> bool:
-        """Ask whether the broker answers within half a second."""
+        """Ask whether the broker answers within half a second, and lets this group read its topics."""
         try:
-            self._consumer.list_topics(timeout=0.5)
+            found = self._consumer.committed([TopicPartition(topic, 0) for topic in self._starts], timeout=0.5)
         except KafkaException:
             return False
-        return True
+        return all(partition.error is None for partition in found)
 
     # ── membership ─────────────────────────────────────────────────────────────────────────────────────────────────
 

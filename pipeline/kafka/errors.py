@@ -65,7 +65,12 @@ def translate(error: KafkaError, where: str) -> BrokerError:
 
 def _cause(error: KafkaError) -> int:
     """Return the code behind a fatal error, which has it in its text only."""
-    causes = (KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID)
+    causes = (
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.UNRELEASED_INSTANCE_ID,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    )
     code = error.code()
     if code == KafkaError._FATAL:  # noqa: SLF001
         return next((cause for cause in causes if KafkaError(cause).str() in error.str()), code)

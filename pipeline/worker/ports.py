@@ -61,7 +61,7 @@ class Flow(Protocol):
         """End offsets as far as they are known without asking the broker."""
 
     def reachable(self) -> bool:
-        """Ask whether the broker answers, for a moment at most."""
+        """Ask whether the broker answers, for a moment at most, and lets this group read."""
 
 
 class Producer(Protocol):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from pipeline.errors import BrokerError
 from pipeline.kafka.consumer import GroupConsumer
@@ -19,6 +20,69 @@ class Fails:
 
     def consume(self, _count: int, _wait_s: float) -> Any:
         raise KafkaException(KafkaError(KafkaError._FATAL, "fenced", fatal=True))
+
+
+def denied(what: str) -> KafkaException:
+    return KafkaException(KafkaError(KafkaError._FATAL, what, fatal=True))
+
+
+class Denied:
+    """A client that may not read its group any more: KIP-848 makes that fatal, and then it takes no call."""
+
+    def poll(self, _wait_s: float) -> object:
+        raise denied("ConsumerGroupHeartbeat fatal error: Broker: Group authorization failed")
+
+    def assignment(self) -> list[object]:
+        return []
+
+    def unsubscribe(self) -> None:
+        raise denied("Failed to remove subscription: Local: Fatal error")
+
+    def close(self) -> None:
+        raise denied("Local: Fatal error")
+
+
+class Answers:
+    """A client whose broker tells what each topic's committed offset is, or why not."""
+
+    def __init__(self, **errors: int) -> None:
+        self._errors = errors
+
+    def committed(self, partitions: list[TopicPartition], timeout: float) -> list[Any]:
+        assert 0 < timeout <= 0.5
+        if "group" in self._errors:
+            raise KafkaException(KafkaError(self._errors["group"]))
+        errors = [self._errors.get(partition.topic) for partition in partitions]
+        return [SimpleNamespace(error=None if code is None else KafkaError(code)) for code in errors]
+
+
+@pytest.mark.parametrize(
+    ("errors", "reachable"),
+    [
+        ({}, True),
+        ({"group": KafkaError._TIMED_OUT}, False),
+        ({"group": KafkaError.GROUP_AUTHORIZATION_FAILED}, False),
+        ({"retries": KafkaError.TOPIC_AUTHORIZATION_FAILED}, False),
+    ],
+)
+def test_a_broker_that_answers_and_does_not_let_the_group_read_is_as_one_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, errors: dict[str, int], reachable: bool
+) -> None:
+    consumer = GroupConsumer({"bootstrap.servers": "localhost:1"}, "shop.billing")
+    monkeypatch.setattr(consumer, "_starts", {"orders": "earliest", "retries": "earliest"})
+    monkeypatch.setattr(consumer, "_consumer", Answers(**errors))
+    assert consumer.reachable() == reachable
+
+
+def test_a_client_that_failed_for_want_of_a_right_says_which_and_its_end_says_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    consumer = GroupConsumer({"bootstrap.servers": "localhost:1"}, "shop.billing")
+    monkeypatch.setattr(consumer, "_consumer", Denied())
+    with pytest.raises(BrokerError, match="Group authorization failed") as raised:
+        consumer.poll(10, 0)
+    assert raised.value.remedy == "grant this user READ on the group"
+    consumer.close()  # used to raise "leaving group …: Fatal error" in place of that
 
 
 def test_a_client_that_fails_between_two_records_is_told_as_a_broker_error(monkeypatch: pytest.MonkeyPatch) -> None:
