@@ -52,8 +52,8 @@ share.coordinator.state.topic.num.partitions=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
-# After a kill the broker may come back only when its session has run out; a machine that stands still for as long fences
-# it, and members of groups that it loads at that moment never expire.
+# After a kill the broker may come back only when its session has run out. A machine that stands still for as long
+# fences it, and members of groups that it loads at that moment never expire.
 broker.session.timeout.ms=6000
 broker.heartbeat.interval.ms=500
 num.network.threads=2
