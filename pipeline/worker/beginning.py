@@ -79,7 +79,8 @@ class Beginning:
         return self._since is not None
 
     def go_on(self, now: float) -> None:
-        """Begin what may begin by now of what is begun with care."""
+        """Begin what may begin by now of what is begun with care, and what is behind keys that became free."""
+        self._watch.release()
         if (self._watch.busy or self._since is not None) and now >= self._next_naming:
             self._begin_watched(now)
 

@@ -30,12 +30,14 @@ class Begin(NamedTuple):
 class Gate:
     """``window`` bounds how many may be begun and not ended (None: any number, where there are no priorities).
 
-    ``tokens`` is how many may begin now, None without a rate; ``paused`` holds everything.
+    ``tokens`` is how many may begin now, None without a rate; ``owed`` is how many have begun without; ``paused`` holds
+    everything.
     """
 
     def __init__(self, *, window: int | None, rated: bool) -> None:
         self.paused = True  # until somebody has asked
         self.tokens: int | None = 0 if rated else None
+        self.owed = 0
         self._window = window
         self._begun = 0
         self._turn = 0
@@ -63,8 +65,21 @@ class Gate:
         return sum(delivery.key == key for waiting in self._waiting.values() for delivery in waiting)
 
     def begin(self, count: int) -> None:
-        """Count in what begins without asking."""
+        """Count in what begins without asking. It pays with the first tokens that come."""
         self._begun += count
+        if self.tokens is not None:
+            self.owed += count
+
+    @property
+    def wants(self) -> int:
+        """How many tokens are of use."""
+        return len(self) + self.owed
+
+    def grant(self, tokens: int) -> None:
+        """Take tokens; what was not spent of those before is gone."""
+        paid = min(self.owed, tokens)
+        self.owed -= paid
+        self.tokens = tokens - paid
 
     def ended(self) -> None:
         """Count off one that had begun."""

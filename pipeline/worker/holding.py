@@ -81,7 +81,7 @@ class Holding:
         """Hold a record's key back, for who says when it is taken up; False where its partition is taken away."""
         if delivery.assigned.closed:
             self.let_go(delivery)
-            self._engine.release(delivery)
+            self.let_next(delivery)
             self._in_flight.leave(delivery)
             return False
         self._watch.rest(delivery)
@@ -123,6 +123,10 @@ class Holding:
         self._watch.ended(delivery)
         self._release_key(delivery.key)
 
+    def let_next(self, delivery: Delivery) -> None:
+        """Let what is behind a record go on whose key was held back for it, and is not any more."""
+        self._watch.let_next(lambda: self._engine.release(delivery))
+
     def wake(self, now: float) -> None:
         """Take up again what is due."""
         timers = self._timers
@@ -148,7 +152,7 @@ class Holding:
         if held:
             self._release_key(delivery.key)
             self.waiting.discard(delivery)
-            self._engine.release(delivery)
+            self.let_next(delivery)
         self._watch.ended(delivery)
         self._in_flight.leave(delivery)
 

@@ -203,7 +203,7 @@ class Journal:
         self._engine.tend()
 
     def begin_at_once(self, begin: Begin) -> None:
-        """Take what has its turn now or never: priority and rate do not hold it up."""
+        """Take what has its turn now or never: priority and rate do not hold it up, and it pays for the rate later."""
         with self._lock:
             self._gate.begin(len(begin.again) + len(begin.new))
             self._start(begin)
@@ -257,10 +257,10 @@ class Journal:
             self._next_running = now + _RUNNING_S
             self._tell_running()
         if self._queue.rate is not None and not self._gate.paused:
-            wanted = min(len(self._gate), self._queue.rate.block)
+            wanted = min(self._gate.wants, self._queue.rate.block)
             granted = self._store.lease(self._queue, wanted) if wanted else 0
             with self._lock:
-                self._gate.tokens = granted  # what was not spent of the last block is gone
+                self._gate.grant(granted)
         self._begin()
 
     def _store_outcomes(self) -> None:

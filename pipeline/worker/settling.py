@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pipeline.worker.circuits import Circuits
-from pipeline.worker.delivery import Assigned, Delivery, Engine, InFlight, Outcome
+from pipeline.worker.delivery import Assigned, Delivery, InFlight, Outcome
 from pipeline.worker.gauges import Gauges
 from pipeline.worker.holding import Holding
 from pipeline.worker.outlet import Outlet
@@ -30,7 +30,6 @@ class Settling:
         self,
         group: str,
         outcomes: deque[Outcome],
-        engine: Engine,
         holding: Holding,
         circuits: Circuits,
         watch: Watch,
@@ -41,7 +40,6 @@ class Settling:
     ) -> None:
         self._group = group
         self._outcomes = outcomes
-        self._engine = engine
         self._holding = holding
         self._circuits = circuits
         self._watch = watch
@@ -87,7 +85,7 @@ class Settling:
         self._circuits.tried(delivery)
         if isinstance(decision, HandBack) or delivery.assigned.lost:
             if isinstance(decision, InPlace):
-                self._engine.release(delivery)  # its key is held back for a next attempt that will not be made here
+                self._holding.let_next(delivery)  # its key is held back for a next attempt that will not be made here
             self._holding.let_go(delivery)
             self._in_flight.leave(delivery)
             return

@@ -39,6 +39,7 @@ class Watch:
         self._begun: set[Delivery] = set()
         self._tried: set[Delivery] = set()  # suspects that were begun: each holds its key back until it is settled
         self._spared: set[Delivery] = set()
+        self._releases: deque[Callable[[], None]] = deque()
         self.alone: Delivery | None = None
         self.unsaid: set[Assigned] = set()
 
@@ -58,6 +59,16 @@ class Watch:
             for delivery in deliveries:
                 delivery.assigned.careful = True
             self.add(deliveries, again=again)
+
+    def let_next(self, release: Callable[[], None]) -> None:
+        """Call ``release``, which lets the next of a key begin by itself: now, or when something may begin."""
+        self._releases.append(release)
+        self.release()
+
+    def release(self) -> None:
+        """Let those begin that could not when their keys became free."""
+        while self._releases and self._solitude.admit(self._releases[0]):
+            self._releases.popleft()
 
     def add(self, deliveries: Iterable[Delivery], *, again: bool = False) -> None:
         """Take deliveries; ``again``: their keys are held back for them."""

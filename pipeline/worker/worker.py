@@ -167,7 +167,7 @@ class Worker:
             gauges, wall,
         )  # fmt: skip
         self._settling = Settling(
-            name, outcomes, self._engine, self._holding, self._circuits, watch, outlet, self._in_flight, gauges, wall
+            name, outcomes, self._holding, self._circuits, watch, outlet, self._in_flight, gauges, wall
         )
         self._handover = HandOver(
             name, source, producer, self._engine, self._partitions, self._settling, self._holding, self._circuits,

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from pipeline import Job, RetryPolicy
-from pipeline.definition import Handler, Queue
+from pipeline.definition import Handler, Queue, Rate
 from pipeline.errors import ConfigError
 from pipeline.probes import Readiness
 from pipeline.progress import Progress
 from pipeline.record import Record
 from pipeline.report import Entry
 from pipeline.worker.delivery import Assigned, Delivery, Route
+from pipeline.worker.gate import Begin
 from pipeline.worker.journal import Control, Journal
 from pipeline.worker.settlement import Dead
 from pipeline.worker.solitude import Solitude
@@ -93,8 +94,8 @@ class Idle:
         return lambda *_: None
 
 
-def journal_around(idle: Any) -> tuple[Journal, Callable[[int], Delivery]]:
-    journal = Journal(idle, Queue("q"), worker="w", health=Readiness("w"), concurrency=1, threaded=False)
+def journal_around(idle: Any, rate: Rate | None = None) -> tuple[Journal, Callable[[int], Delivery]]:
+    journal = Journal(idle, Queue("q", rate), worker="w", health=Readiness("w"), concurrency=1, threaded=False)
     journal.around(idle, lambda _outcome: None, lambda error: None, Solitude().admit)
     assigned = Assigned("q", 0, Progress(0, 0), None)
     return journal, lambda n: Delivery(assigned, Record("q", 0, n, b"k", b"", [], 0), {}, None, b"k", None)
@@ -116,6 +117,26 @@ def test_what_waited_for_the_gate_is_not_overtaken_by_what_comes_when_it_opens()
     journal.step()
     later.join(10)
     assert idle.begun == [1, 2, 3]
+
+
+def test_what_may_not_wait_for_the_rate_pays_with_the_next_tokens() -> None:
+    idle, asked = Idle(), []
+
+    def lease(_queue: Queue, wanted: int) -> int:
+        asked.append(wanted)
+        return min(wanted, 2)
+
+    idle.lease = lease  # type: ignore[attr-defined]
+    journal, delivery = journal_around(idle, Rate(30))
+    journal.step()
+    journal.begin_at_once(Begin([], [delivery(1), delivery(2), delivery(3)]))
+    journal.submit([delivery(4), delivery(5)])
+    begun = []
+    for _ in range(4):
+        journal.step()
+        begun.append(len(idle.begun))
+    assert asked == [3, 3, 1]  # by its block; of what came, two and one went for what had begun
+    assert begun == [3, 4, 5, 5]
 
 
 def test_what_ends_while_somebody_looks_what_runs_is_seen() -> None:

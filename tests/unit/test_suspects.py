@@ -505,6 +505,32 @@ def test_what_comes_while_a_suspect_waits_for_its_next_attempt_does_not_begin_wi
     world.run()
 
 
+def test_a_key_that_a_rebalance_frees_does_not_go_on_beside_a_suspect() -> None:
+    world = World("", "", "s", groups=[BILL])
+    suspect = (BILL, 2, 0)
+    for _ in range(2):
+        world.step()
+        world.kill()
+    world.step()
+    world.end(suspect, again_s=30)
+    world.step()
+    for n in (0, 1):
+        world.pass_through(n)
+    for n in (0, 1):  # as of two topics that have the key
+        world.put(n, "a")
+        world.step()
+    world.end((BILL, 0, 2), again_s=3600)
+    world.until_one_runs()
+    assert world.running == [suspect]
+    world.workers[0].revoked([(TOPIC, 0)])
+    for _ in range(5):
+        world.step(0.1)
+        assert world.running == [suspect]
+    world.end(suspect)
+    world.until_one_runs()
+    assert world.running == [(BILL, 1, 2)]
+
+
 def test_what_comes_for_another_group_waits_until_the_suspect_has_ended() -> None:
     world = World("a", "")
     suspect = (BILL, 0, 0)
