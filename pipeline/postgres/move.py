@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ __all__ = ["ToPolling", "ToWal", "settle"]
 log = logging.getLogger(__name__)
 
 _DROP_S = 5.0
+_LOCK_S = 2.0
 
 
 class _Point(NamedTuple):
@@ -83,7 +85,7 @@ class ToPolling:
             past = conn.execute(_PASSED, {"slot": self._slot, "lsn": lsn_text(self._point.lsn)}).fetchone()
             if past is None or poll_position.line(conn) != self._point.line:
                 return False
-            if not poll_position.try_lock(conn, self._slot) or poll_position.load(conn, self._slot) is not None:
+            if not _lock(conn, self._slot) or poll_position.load(conn, self._slot) is not None:
                 return False
             poll_position.begin(conn, self._slot, self._point.snapshot)
             try:
@@ -148,7 +150,7 @@ class ToWal:
         if made is None or not self.done:
             return False
         with _connected(self._dsn) as conn:
-            if not poll_position.try_lock(conn, self._slot):
+            if not _lock(conn, self._slot):
                 return False
             stored = poll_position.load(conn, self._slot)
             if stored is None or not poll_position.covers(stored.taken, made.snapshot):
@@ -165,7 +167,7 @@ class ToWal:
         if self._made is None:
             return
         with _connected(self._dsn) as conn:
-            if poll_position.try_lock(conn, self._slot) and poll_position.load(conn, self._slot) is not None:
+            if _lock(conn, self._slot) and poll_position.load(conn, self._slot) is not None:
                 if not self._made.snapshot:  # a server that waits does not see that nobody waits for it
                     conn.execute(_END, (self._slot,))
                 _drop(conn, self._dsn, self._slot)
@@ -256,6 +258,16 @@ def settle(dsn: str, slot: str, conn: psycopg.Connection[Any], stored: Reached |
             f"'{slot}' of pipeline.relay_position, start again, which polls what commits from then on, and publish "
             "what is missing: pipeline connector reconcile FILE --execute",
         )
+    return True
+
+
+def _lock(conn: psycopg.Connection[Any], slot: str) -> bool:
+    """Take the pollers' lock, which the session of before has for as long as the server does not see that it ended."""
+    until = time.monotonic() + _LOCK_S
+    while not poll_position.try_lock(conn, slot):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
     return True
 
 

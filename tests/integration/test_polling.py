@@ -13,6 +13,7 @@ import pytest
 from commands import CommandLine
 from relays import RelayProcess, connector_file, headers, ids, insert, read_topic, until
 from servers import Database, Topics
+from waiting import wait_until
 
 from pipeline.capture import Routed
 from pipeline.errors import SourceError
@@ -184,8 +185,9 @@ def test_a_table_of_your_own_is_polled_once_it_has_what_is_needed(
     settings = PollSettings(prefix, lambda schema, _table: schema == "public", "public.message", "body", seq="n")
 
     def refused(settings: PollSettings) -> str:
+        source = PollingSource(database.dsn, settings, lambda _relation: ((), lambda: None))  # type: ignore[arg-type,return-value]
         with pytest.raises(SourceError) as raised:
-            PollingSource(database.dsn, settings, lambda _relation: ((), lambda: None)).start()  # type: ignore[arg-type,return-value]
+            wait_until(source.start, why="an error")  # False while the server has not seen the session of before end
         assert not raised.value.retryable
         return str(raised.value)
 

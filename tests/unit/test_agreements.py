@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +34,12 @@ def commands() -> list[str]:
         else:
             found.append(name)
     return found
+
+
+def test_no_two_modules_of_tests_have_one_name() -> None:
+    """Else pytest collects one of them only, and says so only where it collects both."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if not (path.parent / "__init__.py").exists())
+    assert [name for name, count in names.items() if count > 1 and name != "conftest.py"] == []
 
 
 @pytest.mark.parametrize("command", commands())
