@@ -46,7 +46,10 @@ class Registers(Protocol):
 
 
 class AvroWriter:
-    """The converter of keys (``of`` is "key") or values ("value"); ``unions`` as AvroRegistry has it."""
+    """The converter of keys (``of`` is "key") or values ("value").
+
+    ``unions``: a struct that can be NULL is a union at the top too, as Confluent's converter has it.
+    """
 
     def __init__(self, registry: Registers, of: str, *, unions: bool) -> None:
         self._registry = registry
@@ -92,9 +95,9 @@ class AvroWriter:
 
 
 def avro_text(schema: Schema, *, unions: bool) -> str:
-    """Return the Avro schema of Connect's, as Java writes it. Raises PoisonError for a name that Avro does not allow.
+    """Return the Avro schema of Connect's, as Java writes it; ``unions`` as AvroWriter has it.
 
-    ``unions``: also a struct at the top that can be NULL is a union.
+    Raises PoisonError for a name that Avro does not allow.
     """
     made = _Text().of(schema, "")
     return json_text(made[1] if schema.type == "struct" and schema.optional and not unions else made)

@@ -52,7 +52,7 @@ _APICURIO: dict[str, tuple[tuple[str, ...], str]] = {
 }
 _OPTIONS = {CONFLUENT: _CONFLUENT, APICURIO: _APICURIO}
 AVRO_OPTIONS = (*_CONFLUENT, *_APICURIO)
-_NATIVE_API = re.compile(r"(https?://.+)/apis/registry/v[23]/?")
+_NATIVE_API = re.compile(r"https?://.+/apis/registry/v2/?")
 
 
 class Refuse(Protocol):
@@ -64,12 +64,12 @@ class Refuse(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AvroRegistry:
-    """A registry by Confluent's API. ``unions``: a value that can be NULL is of a union also where it is a struct."""
+    """A registry, by Apicurio's own API or by Confluent's."""
 
     url: str
     username: str | None = None
     password: str | None = field(default=None, repr=False)
-    unions: bool = True
+    apicurio: bool = False
 
 
 def avro_registry(key: str, name: str, config: Mapping[str, str], refuse: Refuse) -> AvroRegistry:
@@ -88,10 +88,10 @@ def avro_registry(key: str, name: str, config: Mapping[str, str], refuse: Refuse
             refuse(prefix + option, get(option), accepted)
     if name == APICURIO:
         url = get("apicurio.registry.url")
-        if not (found := _NATIVE_API.fullmatch(url)):
+        if not _NATIVE_API.fullmatch(url):
             refuse(f"{prefix}apicurio.registry.url", url, ("http://…/apis/registry/v2",))
         username = get("apicurio.auth.username") or None
-        return AvroRegistry(f"{found[1]}/apis/ccompat/v7", username, get("apicurio.auth.password"), unions=False)
+        return AvroRegistry(url.rstrip("/"), username, get("apicurio.auth.password"), apicurio=True)
     url = get("schema.registry.url")
     if not re.fullmatch(r"https?://[^,]+", url):
         refuse(f"{prefix}schema.registry.url", url, ("one http://… or https://…",))

@@ -40,6 +40,8 @@ def _convert(converter: Converter, of: str) -> Convert | None:
     if (found := converter.avro) is None:
         return None
     from pipeline.connect.avro import AvroWriter
+    from pipeline.registry.apicurio import ApicurioSubjects
     from pipeline.registry.subjects import Subjects
 
-    return AvroWriter(Subjects(found.url, found.username, found.password), of, unions=found.unions)
+    made = ApicurioSubjects if found.apicurio else Subjects
+    return AvroWriter(made(found.url, found.username, found.password), of, unions=not found.apicurio)

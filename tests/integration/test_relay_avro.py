@@ -1,4 +1,4 @@
-"""The relay with Confluent's Avro converters on a real registry: what waits for it, what is dead, what is written."""
+"""The relay with Avro converters on a real registry: what waits for it, what is dead, what is written."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from servers import Database, Topics
 from pipeline.codec import unframe
 from pipeline.local import Endpoints
 
-AVRO = "io.confluent.connect.avro.AvroConverter"
-
 
 @pytest.fixture
 def link(endpoints: Endpoints) -> Iterator[Link]:
@@ -34,24 +32,38 @@ def link(endpoints: Endpoints) -> Iterator[Link]:
     proxies.close()
 
 
-def converters(link: Link, endpoints: Endpoints) -> dict[str, str]:
+def converters(name: str, link: Link, endpoints: Endpoints) -> dict[str, str]:
+    server, user, password = f"http://127.0.0.1:{link.port}", endpoints.registry_username, endpoints.registry_password
     own = {
-        "": AVRO,
-        ".schema.registry.url": f"http://127.0.0.1:{link.port}{urlsplit(endpoints.registry).path}",
-        ".basic.auth.credentials.source": "USER_INFO",
-        ".basic.auth.user.info": f"{endpoints.registry_username}:{endpoints.registry_password}",
+        "confluent": {
+            "": "io.confluent.connect.avro.AvroConverter",
+            ".schema.registry.url": server + urlsplit(endpoints.registry).path,
+            ".basic.auth.credentials.source": "USER_INFO",
+            ".basic.auth.user.info": f"{user}:{password}",
+        },
+        "apicurio": {
+            "": "io.apicurio.registry.utils.converter.AvroConverter",
+            ".apicurio.registry.url": f"{server}/apis/registry/v2",
+            ".apicurio.auth.username": user or "",
+            ".apicurio.auth.password": password or "",
+            ".apicurio.registry.auto-register": "true",
+            ".apicurio.registry.as-confluent": "true",
+            ".apicurio.registry.use-id": "contentId",
+            ".apicurio.registry.headers.enabled": "false",
+        },
     }
-    return {f"{part}.converter{key}": value for part in ("key", "value") for key, value in own.items()}
+    return {f"{part}.converter{key}": value for part in ("key", "value") for key, value in own[name].items()}
 
 
+@pytest.mark.parametrize("name", ["confluent", "apicurio"])
 def test_records_wait_for_the_registry_and_for_a_schema_that_it_does_not_take(
-    tmp_path: Path, prefix: str, topics: Topics, cli_environment: Mapping[str, str], database: Database,
+    name: str, tmp_path: Path, prefix: str, topics: Topics, cli_environment: Mapping[str, str], database: Database,
     bootstrap_servers: str, registry_client: SchemaRegistryClient, endpoints: Endpoints, link: Link,
 ) -> None:  # fmt: skip
     topic, beats = f"{prefix}.events", f"__debezium-heartbeat.{prefix}"
     topics.create(topic)
     file = connector_file(
-        tmp_path, prefix, **converters(link, endpoints), **{
+        tmp_path, prefix, **converters(name, link, endpoints), **{
             "table.include.list": "public.events", "publication.name": "events", "topic.prefix": prefix,
             "heartbeat.interval.ms": "300", "transforms.outbox.table.expand.json.payload": "true",
             "transforms.outbox.table.fields.additional.placement": None,
@@ -87,7 +99,8 @@ def test_records_wait_for_the_registry_and_for_a_schema_that_it_does_not_take(
             until(lambda: relay.readiness()["ready"], "ready")
 
             write('{"total": "seven"}')
-            until(lambda: f"register {topic}-value: HTTP 409" in reasons(), "not ready: the schema is incompatible")
+            told = {"confluent": "HTTP 409", "apicurio": "HTTP 400, Incompatible artifact"}[name]
+            until(lambda: f"register {topic}-value: {told}" in reasons(), "not ready: the schema is incompatible")
             registry_client.set_compatibility(f"{topic}-value", "NONE")
             second = records(2)[1]
             link.refuse()
@@ -101,8 +114,9 @@ def test_records_wait_for_the_registry_and_for_a_schema_that_it_does_not_take(
     assert read(first.key()) == ('"string"', "k")
     record = '{"type":"record","name":"payload","fields":[%s],"connect.name":"payload"}'
     field = '{"name":"total","type":["null","%s"],"default":null}'
-    assert read(first.value()) == (f'["null",{record % (field % "int")}]', {"total": 7})
-    assert read(second.value()) == (f'["null",{record % (field % "string")}]', {"total": "seven"})
+    schema = '["null",%s]' if name == "confluent" else "%s"
+    assert read(first.value()) == (schema % (record % (field % "int")), {"total": 7})
+    assert read(second.value()) == (schema % (record % (field % "string")), {"total": "seven"})
     assert read(third.value()) == (read(first.value())[0], {"total": 8})
     assert json.loads(letter.value() or b"")["payload"] == {"to tal": 7}
     assert b"'to tal' is no name in Avro" in headers(letter)["__dlq.errors.message"]

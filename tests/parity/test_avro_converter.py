@@ -89,7 +89,7 @@ def test_both_write_the_same_avro(
         start("-a", **{**options, "topic.prefix": f"{prefix}a", "table.include.list": tables}),
         start(
             "-b", **{
-                **options, "topic.prefix": f"{prefix}b", "table.include.list": "public.enveloped",
+                **options, "topic.prefix": f"{prefix}-b", "table.include.list": "public.enveloped",
                 "time.precision.mode": "connect",
                 "transforms.outbox.table.fields.additional.placement": placed,
                 "transforms.outbox.table.field.event.schema.version": "version",

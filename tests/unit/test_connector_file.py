@@ -601,7 +601,7 @@ def test_avro_converters_name_their_registries(tmp_path: Path) -> None:
     }  # fmt: skip
     found = load(tmp_path, APICURIO | REGISTERED | more)
     (router,) = found.routers
-    assert router.key.avro == AvroRegistry("http://r/apis/ccompat/v7", "u", "p", unions=False)
-    assert router.value.avro == AvroRegistry("http://r", "u", "p:q", unions=True)
+    assert router.key.avro == AvroRegistry("http://r/apis/registry/v2", "u", "p", apicurio=True)
+    assert router.value.avro == AvroRegistry("http://r", "u", "p:q")
     assert "p:q" not in repr(found)
     assert not [notice for notice in found.notices if "converter" in notice]
