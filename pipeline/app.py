@@ -22,6 +22,7 @@ from pipeline.flow import Flow
 from pipeline.job import EnqueueOptions, Options, Wanted, replace_payload, store_jobs
 from pipeline.jobs import tick as make_tick
 from pipeline.outbox import Envelope, Outbox, SchemaIds, Steps, adrive, drive, uuid7, uuids7
+from pipeline.surroundings import stored_within
 from pipeline.trace import current_traceparent
 from pipeline.writers import AsyncConnection, Connection, async_executor, executor
 
@@ -187,17 +188,30 @@ class Pipeline(Declarations):
         return await adrive(steps, async_executor(conn))
 
     def _store_flow(self, flow: Flow, given: EnqueueOptions) -> Steps[UUID]:
-        def make(job: Job, own: EnqueueOptions) -> Wanted:
-            return self._wanted(job, _options({**given, **own}))
+        def wanted(headers: Headers) -> list[Wanted]:
+            added = dict(headers.items() - (given.get("headers") or {}).items())
 
-        wanted = flow.wanted(make)
-        ids = yield from store_jobs(wanted, self.outbox, self._schema_ids)
-        return ids[-1]
+            def make(job: Job, own: EnqueueOptions) -> Wanted:
+                mine = {**added, **(own["headers"] or {})} if "headers" in own else headers
+                return self._wanted(job, _options({**given, **own, "headers": mine}))
+
+            return flow.wanted(make)
+
+        def store(headers: Headers) -> Steps[UUID]:
+            ids = yield from store_jobs(wanted(headers), self.outbox, self._schema_ids)
+            return ids[-1]
+
+        headers = given.get("headers") or {}
+        jobs = [one.job for one in wanted(headers)] if self._publish_middleware else []
+        return stored_within(self._publish_middleware, jobs, headers, store)
 
     def _store_jobs(self, jobs: Iterable[Job], given: EnqueueOptions) -> Steps[list[UUID]]:
-        options = _options(given)
-        wanted = [self._wanted(job, options) for job in _several(jobs, "enqueue")]
-        return store_jobs(wanted, self.outbox, self._schema_ids)
+        def store(headers: Headers) -> Steps[list[UUID]]:
+            options = _options({**given, "headers": headers})
+            return store_jobs([self._wanted(job, options) for job in jobs], self.outbox, self._schema_ids)
+
+        jobs = list(_several(jobs, "enqueue"))
+        return stored_within(self._publish_middleware, jobs, given.get("headers"), store)
 
     def _wanted(self, job: Job, options: Options) -> Wanted:
         check_kind(type(job), Job, "enqueue")
@@ -212,16 +226,20 @@ class Pipeline(Declarations):
     def _store(
         self, messages: Iterable[Message], kind: type[Message], headers: Headers | None, traceparent: str | None
     ) -> Steps[list[UUID]]:
-        trace, headers = traceparent or current_traceparent(), headers or {}
-        envelopes = []
-        topics: dict[type[Message], str] = {}
-        for message in _several(messages, "publish"):
-            model = type(message)
-            if model not in topics:
-                check_kind(model, kind, "publish" if kind is Event else "enqueue")
-                topics[model] = self.topic_of(model)
-            envelopes.append(Envelope(message, topics[model], headers, trace))
-        return self.outbox.store(envelopes, self._schema_ids, uuids7)
+        def store(headers: Headers) -> Steps[list[UUID]]:
+            trace = traceparent or current_traceparent()
+            envelopes = []
+            topics: dict[type[Message], str] = {}
+            for message in messages:
+                model = type(message)
+                if model not in topics:
+                    check_kind(model, kind, "publish" if kind is Event else "enqueue")
+                    topics[model] = self.topic_of(model)
+                envelopes.append(Envelope(message, topics[model], headers, trace))
+            return self.outbox.store(envelopes, self._schema_ids, uuids7)
+
+        messages = list(_several(messages, "publish"))
+        return stored_within(self._publish_middleware, messages, headers, store)
 
 
 def _options(given: EnqueueOptions) -> Options:

@@ -18,7 +18,7 @@ from pipeline.event import Event, Job, Message
 from pipeline.foreign import Decode, EventId, Foreign, foreign
 from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
 from pipeline.schedule import Missed, Overlap, Schedule, tick_handler, tick_model
-from pipeline.surroundings import Lifespan, Middleware, check_generator
+from pipeline.surroundings import Lifespan, Middleware, PublishMiddleware, check_generator, is_async
 from pipeline.terms import is_number
 from pipeline.topics import Names, TopicSpec, check_name
 
@@ -46,6 +46,7 @@ class Declarations:
         self._queues: dict[str, Queue] = {}
         self._schedules: dict[str, Schedule] = {}
         self._middleware: list[Middleware] = []
+        self._publish_middleware: list[PublishMiddleware] = []
         self._lifespans: list[Lifespan] = []
 
     # ── declare ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -116,6 +117,22 @@ class Declarations:
         """
         check_generator(function, "middleware")
         self._middleware.append(function)
+        return function
+
+    def publish_middleware(self, function: F) -> F:
+        """Declare what goes around publish and enqueue: a generator function ``(messages, headers)`` that yields once.
+
+        ``messages`` are those of one call; what it puts into ``headers`` goes with all of them. The first that is
+        declared is the outermost. An error comes out of the yield, and is raised whatever becomes of it there: nothing
+        was stored. A plain generator, for async connections too; not around ticks of schedules.
+        """
+        check_generator(function, "publish_middleware")
+        if is_async(function):
+            raise ConfigError(
+                f"publish_middleware {function.__qualname__}: is async",
+                remedy="write it as a plain generator: it goes around apublish and aenqueue too",
+            )
+        self._publish_middleware.append(function)
         return function
 
     def lifespan(self, function: F) -> F:

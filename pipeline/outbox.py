@@ -71,11 +71,19 @@ class Envelope(NamedTuple):
 
 
 def drive(steps: Steps[T], execute: Callable[[Statement], list[tuple[Any, ...]]]) -> T:
-    """Run the statements one after another with a driver's ``execute``; return the result."""
+    """Run the statements one after another with a driver's ``execute``; return the result.
+
+    What ``execute`` raises comes out of the step that asked for it.
+    """
     try:
         statement = next(steps)
         while True:
-            statement = steps.send(execute(statement))
+            try:
+                rows = execute(statement)
+            except BaseException as error:  # noqa: BLE001 — it is the steps' to raise
+                statement = steps.throw(error)
+            else:
+                statement = steps.send(rows)
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
 
@@ -85,7 +93,12 @@ async def adrive(steps: Steps[T], execute: Callable[[Statement], Awaitable[list[
     try:
         statement = next(steps)
         while True:
-            statement = steps.send(await execute(statement))
+            try:
+                rows = await execute(statement)
+            except BaseException as error:  # noqa: BLE001 — as above
+                statement = steps.throw(error)
+            else:
+                statement = steps.send(rows)
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
 

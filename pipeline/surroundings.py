@@ -1,23 +1,43 @@
 """What an application puts around its handlers in, callables within it out: middleware, and what lives with a worker.
 
-Both are generator functions that yield once, as for ``contextlib.contextmanager``: what stands before the yield comes
-first, what stands after it comes last, also after an error. Async ones are for coroutines alone.
+Around what it publishes too. All are generator functions that yield once, as for ``contextlib.contextmanager``: what
+stands before the yield comes first, what stands after it comes last, also after an error. Async ones are for coroutines
+alone.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import ConfigError
+from pipeline.event import Message
 
-__all__ = ["Lifespan", "Middleware", "State", "aenter", "check_generator", "enter", "is_async", "surrounded"]
+__all__ = [
+    "Lifespan",
+    "Middleware",
+    "PublishMiddleware",
+    "State",
+    "aenter",
+    "check_generator",
+    "enter",
+    "is_async",
+    "stored_within",
+    "surrounded",
+]
+
+Y = TypeVar("Y")
+S = TypeVar("S")
+R = TypeVar("R")
 
 Middleware = Callable[..., Iterator[None]] | Callable[..., AsyncIterator[None]]
 """``(message, ctx)``, yields once: the handler runs there. What it does not raise again is settled as done."""
+
+PublishMiddleware = Callable[[Sequence[Message], dict[str, str]], Iterator[None]]
+"""``(messages, headers)``, yields once: they are stored there, with ``headers`` as they are then."""
 
 Lifespan = Callable[[], Iterator[Mapping[str, Any] | None]] | Callable[[], AsyncIterator[Mapping[str, Any] | None]]
 """Yields once what handlers find in ``ctx.state``: entered before the first record, left after the last."""
@@ -46,6 +66,36 @@ def surrounded(call: Callable[..., Any], middleware: Sequence[Middleware], *, aw
     for one in reversed(middleware):
         call = _awaited(one, call) if awaits else _called(one, call)
     return call
+
+
+def stored_within(
+    middleware: Sequence[PublishMiddleware],
+    messages: Sequence[Message],
+    headers: Mapping[str, str] | None,
+    store: Callable[[Mapping[str, str]], Generator[Y, S, R]],
+) -> Generator[Y, S, R]:
+    """Return the steps of ``store``, of the headers that middleware leaves, within all of it, the first outermost."""
+    return _stored(middleware, messages, dict(headers or {}), store) if middleware else store(headers or {})
+
+
+def _stored(
+    middleware: Sequence[PublishMiddleware],
+    messages: Sequence[Message],
+    headers: dict[str, str],
+    store: Callable[[Mapping[str, str]], Generator[Y, S, R]],
+) -> Generator[Y, S, R]:
+    failure = None
+    entered: ExitStack[bool] = ExitStack()
+    with entered as stack:
+        try:
+            for one in middleware:
+                stack.enter_context(contextmanager(one)(messages, headers))  # type: ignore[arg-type]  # it may pass over
+            return (yield from store(headers))
+        except BaseException as error:
+            failure = error
+            raise
+    assert failure is not None
+    raise failure  # middleware has passed it over: but nothing was stored, and there are no ids to return
 
 
 def enter(lifespans: Sequence[Lifespan], stack: ExitStack) -> dict[str, Any]:

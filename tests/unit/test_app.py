@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from pipeline import Event, Job, Pipeline
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceError
+from pipeline.event import Message
+from pipeline.flow import Flow
+from pipeline.outbox import Statement, drive
+from pipeline.testing import FakeConnection
+from pipeline.testing.connection import AsyncFakeConnection
+from pipeline.testing.stored import Row
 
 
 class Placed(Event, aggregate="order", key="order_id"):
@@ -84,3 +93,101 @@ def test_decorators_give_the_function_back() -> None:
     assert app.consumer(Placed, group="g")(handle) is handle
     assert app.job(Mail)(handle) is handle
     assert app.messages == (Mail, Placed)
+
+
+# ── around publish ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Noted(Event, aggregate="note", key="n", format="json"):
+    n: int
+
+
+class Task(Job, queue="tasks", format="json"):
+    n: int
+
+
+def headers_of(row: Row) -> dict[str, str]:
+    return dict(json.loads(row.headers or "{}"))
+
+
+@pytest.mark.parametrize("awaits", [False, True], ids=["sync", "async"])
+def test_publish_middleware_goes_around_what_is_stored_in_order_and_adds_headers(awaits: bool) -> None:
+    app, told = Pipeline("notes", topic_prefix=""), []
+
+    def within(name: str) -> None:
+        @app.publish_middleware
+        def around(messages: Sequence[Message], headers: dict[str, str]) -> Iterator[None]:
+            told.append((name, [one.n for one in messages], headers.get("by")))  # type: ignore[attr-defined]
+            headers["by"] = headers.get("by", "") + name
+            try:
+                yield
+            except BaseException as error:
+                told.append((name, type(error).__name__))
+                raise
+            told.append(name)
+
+    within("outer ")
+    within("inner")
+    conn = FakeConnection(app)
+    calls: list[tuple[str, Any]] = [
+        ("publish", Noted(n=1)),
+        ("publish_many", [Noted(n=2), Noted(n=3)]),
+        ("enqueue", Task(n=4)),
+        ("enqueue_many", [Task(n=5)]),
+    ]
+    for name, given in calls:
+        numbers = [one.n for one in (given if isinstance(given, list) else [given])]
+        if awaits:
+            asyncio.run(getattr(app, f"a{name}")(AsyncFakeConnection(conn), given, headers={"mine": "x"}))
+        else:
+            getattr(app, name)(conn, given, headers={"mine": "x"})
+        assert told == [("outer ", numbers, None), ("inner", numbers, "outer "), "inner", "outer "]
+        told.clear()
+    assert [headers_of(row) for row in conn.rows] == [{"mine": "x", "by": "outer inner"}] * 5
+
+    def refuse(statement: Statement) -> list[tuple[Any, ...]]:
+        raise SourceError("the database refuses it")
+
+    with pytest.raises(SourceError, match="refuses it"):
+        drive(app._store([Noted(n=6)], Event, None, None), refuse)
+    assert told[2:] == [("inner", "SourceError"), ("outer ", "SourceError")]
+
+
+def test_children_and_parents_of_a_flow_have_the_headers_of_publish_middleware_beside_their_own() -> None:
+    app = Pipeline("notes", topic_prefix="")
+
+    @app.publish_middleware
+    def tenant(messages: Sequence[Message], headers: dict[str, str]) -> Iterator[None]:
+        headers["tenant"] = str(len(messages))
+        yield
+
+    conn = FakeConnection(app)
+    app.enqueue_flow(conn, Flow(Task(n=1), (Task(n=2), Flow(Task(n=3), options={"headers": {"own": "y"}}))))
+    found = {row.message.n: headers_of(row) for row in conn.rows}  # type: ignore[attr-defined]
+    assert found == {1: {"tenant": "3"}, 2: {"tenant": "3"}, 3: {"tenant": "3", "own": "y"}}
+
+
+def test_publish_middleware_may_refuse_and_may_not_pass_an_error_over() -> None:
+    app, refused = Pipeline("notes", topic_prefix=""), []
+
+    @app.publish_middleware
+    def silent(messages: Sequence[Message], headers: dict[str, str]) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            refused.append(error)
+
+    @app.publish_middleware
+    def strict(messages: Sequence[Message], headers: dict[str, str]) -> Iterator[None]:
+        raise ValueError("not from here")
+        yield
+
+    conn = FakeConnection(app)
+    with pytest.raises(ValueError, match="not from here"):
+        app.publish(conn, Noted(n=1))
+    assert (len(refused), conn.rows) == (1, [])
+    with pytest.raises(ConfigError, match="is async"):
+
+        @app.publish_middleware
+        async def waits(messages: Sequence[Message], headers: dict[str, str]) -> AsyncIterator[None]:
+            yield
