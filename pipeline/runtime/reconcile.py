@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,6 @@ class Reconciliation:
         """Publish what is missing; return how many rows, and how many were pruned meanwhile."""
         health = _Reasons()
         missing = self._comparison.missing()
-        source = converting(self._file, health)(encoding(self._file, self._settings, health)(missing))
         delivery = Delivery(
             self._file.name,
             lambda: RecordProducer(self._kafka),
@@ -69,7 +68,9 @@ class Reconciliation:
             clock=time.monotonic,
             now=time.time,
         )
-        with closing(delivery):
+        with closing(delivery), ExitStack() as ends:
+            encoded = encoding(self._file, self._settings, health, ends)(missing)
+            source = converting(self._file, health, ends)(encoded)
             reconcile.publish(source, missing.total, delivery, health.why, step=step)
         return missing.total - missing.pruned, missing.pruned
 

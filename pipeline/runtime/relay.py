@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -116,7 +117,8 @@ def run_relay(
     if beat:
         made.append(TopicSpec(file.heartbeat_topic, 1, {}))
     topics = TopicMaking(file, kafka, made)
-    wrap = _wrapping(settings, file, beat, readiness, topics.ask)
+    ends = ExitStack()
+    wrap = _wrapping(settings, file, beat, readiness, topics.ask, ends)
 
     def relay(source: Source) -> Relay:
         return Relay(
@@ -143,6 +145,7 @@ def run_relay(
         run_captured(dsn, file, relay, until, at_once)
     finally:
         done.set()
+        ends.close()
         for thread in aside:  # one that is within librdkafka when the interpreter ends can end the process by a signal
             thread.join(_ASIDE_S)
 
@@ -153,9 +156,10 @@ def _wrapping(
     beat: Callable[[], Routed] | None,
     readiness: probes.Readiness,
     ask: Callable[[str], None],
+    ends: ExitStack,
 ) -> Callable[[Source], Source]:
     """Return what a source is wrapped in where the file wants it: encoding of JSON, creation of topics, heartbeats."""
-    encoded, converted = encoding(file, settings, readiness), converting(file, readiness)
+    encoded, converted = encoding(file, settings, readiness, ends), converting(file, readiness, ends)
 
     def wrap(source: Source) -> Source:
         source = encoded(source)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import fastavro
 import psycopg
 import pytest
+from commands import CommandLine
 from confluent_kafka import Message
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from faults.proxy import Link, Proxies
@@ -57,8 +58,9 @@ def converters(name: str, link: Link, endpoints: Endpoints) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["confluent", "apicurio"])
 def test_records_wait_for_the_registry_and_for_a_schema_that_it_does_not_take(
-    name: str, tmp_path: Path, prefix: str, topics: Topics, cli_environment: Mapping[str, str], database: Database,
-    bootstrap_servers: str, registry_client: SchemaRegistryClient, endpoints: Endpoints, link: Link,
+    name: str, tmp_path: Path, prefix: str, topics: Topics, pipeline: CommandLine,
+    cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str,
+    registry_client: SchemaRegistryClient, endpoints: Endpoints, link: Link,
 ) -> None:  # fmt: skip
     topic, beats = f"{prefix}.events", f"__debezium-heartbeat.{prefix}"
     topics.create(topic)
@@ -110,6 +112,17 @@ def test_records_wait_for_the_registry_and_for_a_schema_that_it_does_not_take(
             third = records(3)[2]
             (beat, *_) = until(lambda: read_topic(bootstrap_servers, beats), "a heartbeat")
             assert relay.stop() == 0
+
+        write('{"total": 9}')  # which no relay reads: its slot is lost
+        conn.execute("SELECT pg_drop_replication_slot(%s)", (prefix,))
+        conn.execute("DELETE FROM pipeline.relay_position")
+        link.restore()
+        with RelayProcess(file, cli_environment) as relay:
+            relay.reading()
+            done = pipeline("connector", "reconcile", str(file), "--execute")
+            assert (done.code, "published: 1" in done.stderr) == (0, True), done
+            fourth = records(4)[3]
+            assert relay.stop() == 0
     topics.delete([beats])
     assert read(first.key()) == ('"string"', "k")
     record = '{"type":"record","name":"payload","fields":[%s],"connect.name":"payload"}'
@@ -118,6 +131,7 @@ def test_records_wait_for_the_registry_and_for_a_schema_that_it_does_not_take(
     assert read(first.value()) == (schema % (record % (field % "int")), {"total": 7})
     assert read(second.value()) == (schema % (record % (field % "string")), {"total": "seven"})
     assert read(third.value()) == (read(first.value())[0], {"total": 8})
+    assert (read(fourth.key()), read(fourth.value())) == (read(third.key()), (read(first.value())[0], {"total": 9}))
     assert json.loads(letter.value() or b"")["payload"] == {"to tal": 7}
     assert b"'to tal' is no name in Avro" in headers(letter)["__dlq.errors.message"]
     text, key = read(beat.key())
