@@ -429,8 +429,12 @@ def test_middleware_goes_around_every_attempt_and_handlers_find_their_state(awai
 
     @bells.middleware
     def inner(message: Rung, ctx: Context) -> Iterator[None]:
+        if message.n == 3 and ctx.attempt == 1:
+            raise TimeoutError
         with suppress(LookupError):  # who does not raise it again settles the record
             yield
+        if message.n == 4 and ctx.attempt == 1:
+            raise TimeoutError
 
     def ring(event: Rung, ctx: Context) -> None:
         told.append(ctx.state.bell)
@@ -458,6 +462,14 @@ def test_middleware_goes_around_every_attempt_and_handlers_find_their_state(awai
     harness.publish(Rung(n=2))
     harness.run_until_idle()
     assert (told, harness.dead_letters) == (["outer 1", "ding", "outer after"], [])
+    for n, first in (
+        (3, []),
+        (4, ["ding"]),
+    ):  # an error of middleware's own is the attempt's, before the handler and after
+        told.clear()
+        harness.publish(Rung(n=n))
+        harness.run_until_idle()
+        assert told == ["outer 1", *first, "outer saw it", "outer 2", "ding", "outer after"]
 
 
 def test_middleware_that_cannot_work_is_refused_where_it_is_declared() -> None:
