@@ -42,8 +42,8 @@ class RouterOptions:
     """What the Event Router and the converters are told. ``prefix`` is how the router's keys begin, for messages.
 
     ``expansion`` is what is made of a JSON payload, None where it is not expanded; ``topic_prefix`` how the names of
-    schemas begin; ``takes`` tells of the topic of a table's changes whether they come here; ``context`` are headers of
-    each record.
+    schemas begin, ``adjusted`` whether for Avro; ``takes`` tells of the topic of a table's changes whether they come
+    here; ``context`` are headers of each record.
     """
 
     prefix: str = "transforms.outbox."
@@ -64,6 +64,7 @@ class RouterOptions:
     header: Converter = AS_TEXT
     modes: Modes = Modes()  # noqa: RUF009 — frozen
     topic_prefix: str = ""
+    adjusted: bool = False
     on_update: str = "warn"
     tracing: Tracing = Tracing()  # noqa: RUF009 — frozen
     context: tuple[tuple[str, str], ...] = ()
@@ -127,6 +128,7 @@ def router_options(
         header=converter("header.converter", config, SIMPLE, refuse),
         modes=Modes(get("binary.handling.mode"), get("time.precision.mode"), get("decimal.handling.mode")),
         topic_prefix=config.get("topic.prefix", ""),
+        adjusted=get("schema.name.adjustment.mode") == "avro",
         on_update="skip" if "u" in _skipped(get, refuse) else get("table.op.invalid.behavior"),
         tracing=Tracing(
             get("tracing.span.context.field"),

@@ -102,6 +102,8 @@ def _typed(row: Row, expansion: Expansion) -> Callable[[bytes | str | None], tup
 def _heads(row: Row, inside: list[Placement]) -> Callable[..., bytes]:
     """Return what gives a struct's schema, by what the row is routed by, its version and its payload's own schema."""
     first = re.sub(r"[^\w.-]", "_", f"{row.options.topic_prefix}.{row.table}", flags=re.ASCII)
+    if row.options.adjusted:
+        first = re.sub(r"^\d|-", "_", first)
     fields = tuple((placed.alias, row.schema(placed.column)) for placed in inside)
     plain = row.schema(row.options.payload)
     known: dict[tuple[object, ...], bytes] = {}

@@ -91,6 +91,8 @@ SOURCE: dict[str, Outcome] = {
         "tests/integration/test_relay_avro.py",
         "test_records_wait_for_the_registry_and_for_a_schema_that_it_does_not_take",
     ),
+    "schema.name.adjustment.mode": Same(AVRO),
+    "schema.name.adjustment.mode=avro_unicode": Refused("schema.name.adjustment.mode", "avro_unicode"),
     "header.converter: an AvroConverter": Refused("header.converter", "io.confluent.connect.avro.AvroConverter", True),
     "skipped.operations": Same(UPDATED),
     "extended.headers.enabled": Same(TRACED),

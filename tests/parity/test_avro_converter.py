@@ -87,20 +87,20 @@ def test_both_write_the_same_avro(
     tables = ",".join(f"public.{table}" for table in TABLES)
     pairs = [
         start("-a", **{**options, "topic.prefix": f"{prefix}a", "table.include.list": tables}),
-        start(
-            "-b", **{
-                **options, "topic.prefix": f"{prefix}-b", "table.include.list": "public.enveloped",
-                "time.precision.mode": "connect",
+        *(start(
+            f"-{mode}", **{
+                **options, "topic.prefix": f"{prefix}-{mode}", "table.include.list": "public.enveloped",
+                "time.precision.mode": "connect", "schema.name.adjustment.mode": mode,
                 "transforms.outbox.table.fields.additional.placement": placed,
                 "transforms.outbox.table.field.event.schema.version": "version",
                 "transforms.outbox.table.json.payload.null.behavior": "optional_bytes",
                 "transforms.outbox.table.json.payload.empty.array.behavior": "optional_string",
                 "transforms.outbox.table.field.event.timestamp": None,
             },
-        ),
+        ) for mode in ("none", "avro")),
     ]  # fmt: skip
-    counts = [write_plain(conn), write_enveloped(conn)]
-    for pair, count in zip(pairs, counts, strict=True):
+    plain, enveloped = write_plain(conn), write_enveloped(conn)
+    for pair, count in zip(pairs, (plain, enveloped, enveloped), strict=True):
         found: dict[str, list[Message]] = {}
         for side in SIDES:
             one = pair[side]
