@@ -54,6 +54,8 @@ _OPTIONS = {CONFLUENT: _CONFLUENT, APICURIO: _APICURIO}
 AVRO_OPTIONS = (*_CONFLUENT, *_APICURIO)
 _NATIVE_API = re.compile(r"https?://.+/apis/registry/v2/?")
 
+_HIDDEN = "…"  # in the place of what may be a secret
+
 
 class Refuse(Protocol):
     """Raises ConfigError."""
@@ -76,9 +78,9 @@ def avro_registry(key: str, name: str, config: Mapping[str, str], refuse: Refuse
     """Read the options of the converter of class ``name`` at ``key``; ``refuse`` is called for what is not honoured."""
     known = _OPTIONS[name]
     prefix = f"{key}."
-    for option, value in config.items():
+    for option in config:
         if option.startswith(prefix) and option.removeprefix(prefix) not in known:
-            refuse(option, value, tuple(prefix + one for one in known))
+            refuse(option, _HIDDEN, tuple(known))
 
     def get(option: str) -> str:
         return config.get(prefix + option, known[option][1]).strip()
@@ -89,15 +91,19 @@ def avro_registry(key: str, name: str, config: Mapping[str, str], refuse: Refuse
     if name == APICURIO:
         url = get("apicurio.registry.url")
         if not _NATIVE_API.fullmatch(url):
-            refuse(f"{prefix}apicurio.registry.url", url, ("http://…/apis/registry/v2",))
+            refuse(f"{prefix}apicurio.registry.url", _shown(url), ("http://…/apis/registry/v2",))
         username = get("apicurio.auth.username") or None
         return AvroRegistry(url.rstrip("/"), username, get("apicurio.auth.password"), apicurio=True)
     url = get("schema.registry.url")
     if not re.fullmatch(r"https?://[^,]+", url):
-        refuse(f"{prefix}schema.registry.url", url, ("one http://… or https://…",))
+        refuse(f"{prefix}schema.registry.url", _shown(url), ("one http://… or https://…",))
     if get("basic.auth.credentials.source") == "URL":
         return AvroRegistry(url)
     username, _, password = next(filter(None, map(get, _USER_INFO)), "").partition(":")
     if not username:
         refuse(f"{prefix}basic.auth.user.info", "", ("user:password",))
     return AvroRegistry(url, username, password)
+
+
+def _shown(url: str) -> str:
+    return _HIDDEN if "@" in url else url

@@ -164,7 +164,8 @@ def test_our_file_is_honoured_whole() -> None:
         (REGISTERED | {"value.converter.basic.auth.credentials.source": "SASL_INHERIT"}, ["source", "USER_INFO"]),
         (REGISTERED | {"value.converter.basic.auth.credentials.source": "USER_INFO"}, ["user.info", "user:password"]),
         (REGISTERED | {"value.converter.auto.register.schemas": "false"}, ["auto.register.schemas", "'false'", "true"]),
-        (REGISTERED | {"value.converter.bearer.auth.token": "x"}, ["value.converter.bearer.auth.token", "basic.auth"]),
+        (REGISTERED | {"value.converter.bearer.auth.token": "x"}, ["bearer.auth.token: '…'", "basic.auth"]),
+        (AVRO | {"value.converter.schema.registry.url": "http://u:p@a,http://b"}, ["registry.url: '…'"]),
         (
             REGISTERED | {"pipeline.payload.encode": "avro"},
             ["pipeline.payload.encode", "makes Avro"],
