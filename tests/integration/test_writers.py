@@ -10,6 +10,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
@@ -31,6 +32,7 @@ from pipeline import Event, Job, Outbox, Pipeline
 from pipeline.avro import schema_of
 from pipeline.codec import Decoder, subject_of
 from pipeline.errors import ConfigError, PipelineError, SchemaError, SourceError
+from pipeline.job import EnqueueOptions, Unique
 from pipeline.postgres.schema_ids import SchemaIdTable
 
 
@@ -481,6 +483,59 @@ def test_a_refusal_of_the_server_is_said_without_the_row(pushed: Database, way: 
         way.run(pushed.dsn, writing(is_async, Placed(order_id="secret")), True)
     assert "secret" not in str(caught.value)
     assert "SQLSTATE 23514" in str(caught.value)
+
+
+def test_a_job_with_its_options_is_stored_by_every_driver(pushed: Database, way: Way, is_async: bool) -> None:
+    shop = Pipeline("shop", topic_prefix="")
+    shop.queue("email", priorities=True)
+    at = datetime(2124, 3, 1, 12, 30, 15, 250_000, tzinfo=timezone(timedelta(hours=2)))
+    wanted: list[tuple[str, EnqueueOptions]] = [
+        ("now", {"tags": ["é", "b%s"], "priority": "high", "timeout_s": 2.5, "headers": {"h": "ö"}}),
+        ("later", {"delay_s": 3600.5}),
+        ("whole", {"delay_s": 60}),
+        ("at", {"run_at": at}),
+        ("kept", {"unique": Unique(key="k", period_s=60)}),
+        ("not kept", {"unique": Unique(key="k", period_s=60)}),
+        ("replaced", {"delay_s": 60, "unique": Unique(key="r")}),
+        ("replaces", {"unique": Unique(key="r", on_conflict="replace")}),
+        ("untracked", {"delay_s": 60, "track": False}),
+    ]
+
+    def work(conn: Any, execute: Any) -> dict[str, UUID]:
+        execute(BUSINESS)
+        return {to: shop.enqueue(conn, Mail(to=to), **options) for to, options in wanted}
+
+    async def awork(conn: Any, execute: Any) -> dict[str, UUID]:
+        await execute(BUSINESS)
+        return {to: await shop.aenqueue(conn, Mail(to=to), **options) for to, options in wanted}
+
+    tables = ("business", "pipeline.outbox", "pipeline.due", "pipeline.job", "pipeline.job_key")
+    way.run(pushed.dsn, awork if is_async else work, False)
+    assert [rows(pushed, table) for table in tables] == [[]] * len(tables)
+
+    ids = way.run(pushed.dsn, awork if is_async else work, True)
+    assert ids["not kept"] == ids["kept"]
+    assert {row["id"] for row in rows(pushed)} == {ids["now"], ids["kept"], ids["replaces"]}
+    due = {row["id"]: row for row in rows(pushed, "pipeline.due")}
+    assert set(due) == {ids[to] for to in ("later", "whole", "at", "untracked")}
+    assert due[ids["at"]]["due_at"] == at
+    assert json.loads(due[ids["at"]]["payload"]) == {"to": "at"}
+
+    jobs = {row["id"]: row for row in rows(pushed, "pipeline.job")}
+    assert {to: jobs[job_id]["state"] for to, job_id in ids.items() if job_id in jobs} == {
+        "now": "waiting", "later": "delayed", "whole": "delayed", "at": "delayed", "kept": "waiting",
+        "not kept": "waiting", "replaced": "cancelled", "replaces": "waiting",
+    }  # fmt: skip
+    now = jobs[ids["now"]]
+    assert (now["tags"], now["priority"], now["terms"]) == (["é", "b%s"], "high", {"timeout_s": 2.5})
+    assert jobs[ids["at"]]["due_at"] == at
+    for to, delay_s in (("later", 3600.5), ("whole", 60)):
+        job = jobs[ids[to]]  # its two times are read from the clock within microseconds
+        off = job["due_at"] - job["created_at"] - timedelta(seconds=delay_s)
+        assert abs(off) < timedelta(seconds=0.25)
+        assert abs(due[ids[to]]["due_at"] - job["due_at"]) < timedelta(minutes=10)  # statements one after another
+    held = {row["job_id"]: row["until"] for row in rows(pushed, "pipeline.job_key")}
+    assert set(held) == {ids["kept"], ids["replaces"]}
 
 
 # ── what is psycopg's or a framework's own ─────────────────────────────────────────────────────────────────────────
