@@ -48,6 +48,16 @@ class Differs:
 
 
 @dataclass(frozen=True, slots=True)
+class Uncompared:
+    """Neither by Debezium beside it nor by a test that is named."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return f"not compared: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
 class Ours:
     """What a test of ours holds the native relay to, without Debezium beside it."""
 
@@ -58,4 +68,4 @@ class Ours:
         return f"pass, by our own test: {self.test.removeprefix('test_').replace('_', ' ')}"
 
 
-Outcome = Same | Refused | Fails | Differs | Ours
+Outcome = Same | Refused | Fails | Differs | Uncompared | Ours

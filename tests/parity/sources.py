@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from outcomes import Ours
+
 SNAPSHOTS = "rows that are there already, in each snapshot.mode"
 LISTS = "lists of schemas, tables and columns"
 MESSAGES = "logical messages, decoded: transactional or not, prefixes, fields, null fields"
@@ -12,7 +14,25 @@ UPDATED = "updates: warn, error, fatal, and where skipped.operations has them"
 TRACED = "headers of the connector's run, and of the trace that a row was written in"
 CREATED = "topics that are missing, created by topic.creation.…: default, groups, what they include and exclude"
 AVRO = "Avro converters: keys, payloads, expanded payloads and envelopes, byte for byte, by one registry"
-SOURCES = (SNAPSHOTS, LISTS, MESSAGES, DURABLE, HEARTBEATS, PREDICATED, UPDATED, TRACED, CREATED, AVRO)
+
+_SOURCES = "tests/parity/test_sources.py"
+_TRANSFORMS = "tests/parity/test_transforms.py"
+# case → the tests that are it
+SOURCES: dict[str, tuple[Ours, ...]] = {
+    SNAPSHOTS: (Ours("tests/parity/test_snapshots.py", "test_both_publish_the_same_rows_in_each_mode"),),
+    LISTS: (Ours(_SOURCES, "test_lists_of_schemas_tables_and_columns"),),
+    MESSAGES: (Ours(_SOURCES, "test_logical_messages_that_are_decoded"),),
+    DURABLE: (Ours(_SOURCES, "test_transactions_and_tables_that_come_and_go"),),
+    HEARTBEATS: (Ours(_SOURCES, "test_heartbeat_records"),),
+    PREDICATED: (Ours(_TRANSFORMS, "test_each_row_goes_through_the_routers_that_its_predicates_let_it_to"),),
+    UPDATED: (
+        Ours(_TRANSFORMS, "test_each_row_goes_through_the_routers_that_its_predicates_let_it_to"),
+        Ours(_TRANSFORMS, "test_fatal_ends_both_at_an_update_and_not_where_updates_are_skipped"),
+    ),
+    TRACED: (Ours("tests/parity/test_run_headers.py", "test_both_give_the_headers_of_run_and_trace"),),
+    CREATED: (Ours("tests/parity/test_topic_creation.py", "test_both_create_the_same_topics"),),
+    AVRO: (Ours("tests/parity/test_avro_converter.py", "test_both_write_the_same_avro"),),
+}
 
 # mode → what else the file says, whether its slot is dropped while it is stopped, which rows come
 MODES: dict[str, tuple[dict[str, str | None], bool, str]] = {

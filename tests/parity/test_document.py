@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from cases import CASES, RESTART
 from document import COLUMNS, OPTIONS, SOURCE, TESTS, document
 from durability import DURABILITY
+from keys import KEYS
 from outcomes import Fails, Ours, Outcome, Refused, Same
 from relays import connector_file
 from sources import SOURCES
 
 from pipeline.connect.file import read
-from pipeline.connect.options import ROUTER
+from pipeline.connect.options import HONOURED, ROUTER
 from pipeline.connect.router import Router
 from pipeline.connect.routing import Placement, RouterOptions
 from pipeline.errors import ConfigError
@@ -23,6 +26,7 @@ OUTCOMES: list[Outcome] = [
     *OPTIONS.values(),
     *COLUMNS.values(),
     *SOURCE.values(),
+    *KEYS.values(),
     *(one for tests in (*TESTS.values(), *DURABILITY.values()) for one in tests.values()),
 ]
 ENVIRONMENT = {f"PG{name}": "1" for name in ("HOST", "PORT", "USER", "PASSWORD", "DATABASE")}
@@ -33,6 +37,8 @@ def test_the_page_is_what_the_suite_knows() -> None:
     assert page.read_text() == document(), "python tests/parity/document.py > docs/debezium-parity.md"
     assert {one.case for one in OUTCOMES if isinstance(one, Same)} <= {*CASES, RESTART, *SOURCES}
     assert ROUTER.keys() - {"type", "plugin.version"} <= OPTIONS.keys()
+    rows = [row.partition(": ")[0] for row in (*COLUMNS, *SOURCE, *KEYS)]
+    assert HONOURED.keys() - {key.partition("=")[0] for row in rows for key in row.split(", ")} == set()
     assert {name: len(tests) for name, tests in TESTS.items()} == {
         "EventRouterTest": 44,
         "AbstractEventRouterTest": 9,
@@ -43,15 +49,20 @@ def test_the_page_is_what_the_suite_knows() -> None:
 
 
 def test_tests_of_ours_that_are_named_are_there() -> None:
-    named = {one for one in OUTCOMES if isinstance(one, Ours)}
+    every_case = Ours("tests/parity/test_parity.py", "test_both_make_the_same_record_of_each_row")
+    named = {every_case, *chain(*SOURCES.values()), *(one for one in OUTCOMES if isinstance(one, Ours))}
     root = Path(__file__).parents[2]
-    assert named
-    assert [one for one in named if f"def {one.test}(" not in (root / one.file).read_text()] == []
+    there = {
+        file: re.findall(r"^def (test_\w+)\(", (root / file).read_text(), re.M) for file in {one.file for one in named}
+    }
+    assert [one for one in named if one.test not in there[one.file]] == []
+    assert all(SOURCES.values())
 
 
 @pytest.mark.parametrize("outcome", sorted({one for one in OUTCOMES if isinstance(one, Refused)}, key=str), ids=str)
 def test_what_is_called_refused_is_refused_by_its_key(outcome: Refused, tmp_path: Path) -> None:
-    more = {"transforms.decode.type": "io.debezium.transforms.X"} if outcome.key == "transforms" else {}
+    json_converter = "org.apache.kafka.connect.json.JsonConverter"
+    more = {"value.converter": json_converter} if outcome.key == "value.converter.decimal.format" else {}
     file = connector_file(tmp_path, "refused", **{outcome.key: outcome.value}, **more)
     with pytest.raises(ConfigError) as refused:
         read(file, ENVIRONMENT)

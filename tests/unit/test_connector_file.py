@@ -243,8 +243,9 @@ def test_unknown_keys_can_be_ignored_but_are_noted(tmp_path: Path) -> None:
 
 
 def test_what_has_no_meaning_here_is_noted_with_the_reason(tmp_path: Path) -> None:
-    notices = load(tmp_path, {"max.queue.size": "99", "errors.tolerance": "all"}).notices
-    assert any(notice.startswith("max.queue.size has no meaning") for notice in notices)
+    bounds = ("max.batch.size", "max.queue.size", "max.queue.size.in.bytes")
+    notices = load(tmp_path, {**dict.fromkeys(bounds, "99"), "errors.tolerance": "all"}).notices
+    assert all(any(notice.startswith(f"{key} has no meaning") for notice in notices) for key in bounds)
     assert any(notice.startswith("errors.tolerance has no meaning") and "dlq" in notice for notice in notices)
 
 
@@ -325,6 +326,7 @@ def test_polling_is_asked_for_by_keys_of_ours_and_takes_no_snapshot(tmp_path: Pa
     polled = {"pipeline.capture": "polling", "poll.interval.ms": "50", "pipeline.polling.seq": "n"}
     found = load(tmp_path, polled)
     assert (found.polls, found.polling) == (True, Polling("n", "xid", 0.05))
+    assert load(tmp_path, {**polled, "pipeline.polling.xid": "x"}).polling == Polling("n", "x", 0.05)
     assert not any("poll.interval.ms" in notice for notice in found.notices)
     beating = load(tmp_path, {**polled, "heartbeat.interval.ms": "1000", "slot.failover": "true"})
     assert beating.heartbeat_every_s == 1
