@@ -49,8 +49,9 @@ def process_csv(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Declare what is done with the rows of a CSV file with a header: ``(rows, conn, job)``, rows as dicts.
 
-    ``batch`` rows a part; ``dsn`` is the database's, by default PIPELINE_POSTGRES__DSN. Progress is told in bytes, the
-    result is the number of rows. A file that is gone, or that changed since the job began, is dead.
+    ``batch`` rows a part, blank lines passed over; no more than a part is in memory. ``dsn`` is the database's, by
+    default PIPELINE_POSTGRES__DSN. Progress is told in bytes, the result is the number of rows. A file that is gone, or
+    that changed since the job began, is dead.
     """
 
     def declare(function: Callable[..., None]) -> Callable[..., None]:
@@ -83,10 +84,10 @@ def process_folder(
     dsn: str | None = None,
     retry: RetryPolicy = _POLICY,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Declare what is done with each file of a folder (images, documents): ``(file, conn, job)``, by name.
+    """Declare what is done with each file of a folder (images, documents): ``(file, conn, job)``, by path.
 
-    ``pattern`` picks files, as ``*.png``. Progress is told in files, the result is their number. A file that comes
-    while the job runs is done where its name is behind the last one that was.
+    ``pattern`` picks files, as ``*.png`` or, in folders below too, ``**/*.png``. Progress is told in files, the result
+    is their number. A file that comes while the job runs is done where its path is behind the last one that was.
     """
 
     def declare(function: Callable[..., None]) -> Callable[..., None]:
@@ -95,19 +96,19 @@ def process_folder(
             folder = Path(job.path)
             if not folder.is_dir():
                 raise Reject(f"{folder.name}: is not a folder")
-            files = sorted(file for file in folder.glob(pattern) if file.is_file())
+            found = {file.relative_to(folder).as_posix(): file for file in folder.glob(pattern) if file.is_file()}
             with connected(dsn or postgres_dsn(Settings.load())) as conn:
                 checkpoint = Checkpoint(conn, ctx.event_id)
                 begun = checkpoint.value or {"last": "", "files": 0}
                 last, count = str(begun["last"]), int(begun["files"])
-                for file in files:
-                    if file.name <= last:
+                for name, file in sorted(found.items()):
+                    if name <= last:
                         continue
                     ctx.raise_if_cancelled()
                     count += 1
-                    with checkpoint.part({"last": file.name, "files": count}):
+                    with checkpoint.part({"last": name, "files": count}):
                         function(file, conn, job)
-                    ctx.progress(count, max(count, len(files)))
+                    ctx.progress(count, max(count, len(found)))
             ctx.result({"files": count})
 
         return function
@@ -144,12 +145,12 @@ def _batches(
                 at += len(line)
                 yield line.decode(encoding)
 
-        header = next(csv.reader(lines(), delimiter=delimiter), None)
+        header = next(filter(None, csv.reader(lines(), delimiter=delimiter)), None)
         if header is None:
             return
         if start > at:
             file.seek(start)
             at = start
-        reader = csv.reader(lines(), delimiter=delimiter)
+        reader = filter(None, csv.reader(lines(), delimiter=delimiter))  # a blank line is [], as for csv.DictReader
         while rows := [dict(zip(header, row, strict=False)) for row in islice(reader, batch)]:
             yield rows, at

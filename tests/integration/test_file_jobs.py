@@ -7,8 +7,9 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from io import DEFAULT_BUFFER_SIZE
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import pytest
@@ -19,6 +20,7 @@ from servers import Database
 from working import Broker, wait_until
 
 from pipeline import Job, Pipeline, RetryPolicy
+from pipeline.jobs_library import files
 from pipeline.jobs_library.files import _batches, process_csv, process_folder
 from pipeline.local import Endpoints
 
@@ -70,11 +72,21 @@ def open_desk(endpoints: Endpoints, database: Database) -> Iterator[Callable[[Pi
         desk.conn.close()
 
 
-def write(path: Path, rows: int) -> Path:
+class Opened(type(Path())):  # type: ignore[misc] — the class of this system's paths
+    """A path that keeps the file that was opened by it."""
+
+    files: ClassVar[list[Any]] = []
+
+    def open(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+        self.files.append(super().open(*args, **options))
+        return self.files[-1]
+
+
+def write(path: Path, rows: int, padding: str = "") -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "name"])
-        writer.writerows([n, f'näme, "{n}"\nof two lines'] for n in range(rows))
+        writer.writerows([n, f'näme, "{n}"\nof two lines{padding}'] for n in range(rows))
     return path
 
 
@@ -119,13 +131,16 @@ def test_a_killed_worker_goes_on_behind_the_last_part_and_shows_how_far_it_is(
 
 
 def test_a_failed_attempt_is_gone_on_with_and_files_that_are_gone_or_changed_are_dead(
-    app: Pipeline, open_desk: Callable[[Pipeline], Desk], database: Database, tmp_path: Path
-) -> None:
-    failures, parts = iter([0, 0, 1]), []
+    app: Pipeline, open_desk: Callable[[Pipeline], Desk], database: Database, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(files, "Path", Opened)
+    failures, parts, read = iter([0, 0, 1]), [], []
 
     @process_csv(app, Load, batch=10, dsn=database.dsn, retry=RetryPolicy(attempts=5, first_s=0.1))
     def load(rows: list[dict[str, str]], conn: Any, job: Load) -> None:
         parts.append(rows[0]["id"])
+        read.append(Opened.files[-1].raw.tell())
         conn.cursor().executemany("INSERT INTO loaded VALUES (%(id)s, %(name)s)", rows)
         if next(failures, 0):
             raise TimeoutError
@@ -134,13 +149,15 @@ def test_a_failed_attempt_is_gone_on_with_and_files_that_are_gone_or_changed_are
             raise TimeoutError
 
     desk = open_desk(app)
-    good = desk.put(Load(path=str(write(tmp_path / "good.csv", 45))))
+    good = desk.put(Load(path=str(write(tmp_path / "good.csv", 45, "x" * 4000))))
     empty = desk.put(Load(path=str(write(tmp_path / "empty.csv", 0))))
     desk.carry()
     with desk.working(concurrency=1):
         assert desk.until(good, "done")["result"] == {"rows": 45}
         assert parts == ["0", "10", "20", "20", "30", "40"]
         assert len(loaded(database)) == 45
+        for first, at in zip(parts, read, strict=True):  # streamed: a part and what a buffer reads ahead
+            assert at <= (int(first) + 10) * 4100 + DEFAULT_BUFFER_SIZE
         assert desk.until(empty, "done")["result"] == {"rows": 0}
         gone = desk.put(Load(path=str(tmp_path / "nowhere.csv")))
         changing = desk.put(Load(path=str(write(tmp_path / "changing.csv", 20))))
@@ -154,17 +171,19 @@ def test_the_files_of_a_folder_are_done_one_by_one(
 ) -> None:
     failing, sizes = [True], {}
 
-    @process_folder(app, Load, pattern="*.png", dsn=database.dsn, retry=RetryPolicy(attempts=5, first_s=0.1))
+    @process_folder(app, Load, pattern="**/*.png", dsn=database.dsn, retry=RetryPolicy(attempts=5, first_s=0.1))
     def measure(file: Path, conn: Any, job: Load) -> None:
-        if file.name == "3.png" and failing and failing.pop():
+        name = file.relative_to(images).as_posix()
+        if name == "b/3.png" and failing and failing.pop():
             raise TimeoutError
-        assert file.name not in sizes
-        sizes[file.name] = len(file.read_bytes())
+        assert name not in sizes
+        sizes[name] = len(file.read_bytes())
 
     images = tmp_path / "images"
-    images.mkdir()
-    for number in range(6):
-        (images / f"{number}.png").write_bytes(b"x" * number)
+    wanted = ["9.png", "a/9.png", "b/1.png", "b/3.png", "b-c/2.png", "c/0.png"]  # names go up and down
+    for size, name in enumerate(wanted):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(b"x" * size)
     (images / "notes.txt").write_text("no image")
     desk = open_desk(app)
     done, wrong = desk.put(Load(path=str(images))), desk.put(Load(path=str(images / "notes.txt")))
@@ -173,7 +192,7 @@ def test_the_files_of_a_folder_are_done_one_by_one(
         job = desk.until(done, "done")
         desk.until(wrong, "dead")
     assert (job["result"], job["progress"], job["total"]) == ({"files": 6}, 6, 6)
-    assert sizes == {f"{number}.png": number for number in range(6)}
+    assert sizes == {name: size for size, name in enumerate(wanted)}
 
 
 @given(
@@ -192,3 +211,16 @@ def test_wherever_it_goes_on_the_rows_are_those_that_are_left(
     assert [[row["a"], row["b"]] for part, _ in whole for row in part] == rows
     for (_, at), number in zip(whole, itertools.count(1), strict=False):
         assert list(_batches(path, at, batch, "utf-8", ",")) == whole[number:]
+
+
+def test_blank_lines_are_passed_over_as_by_the_dict_reader(tmp_path: Path) -> None:
+    path = tmp_path / "blank.csv"
+    path.write_bytes(b"\r\nid,name\r\n\r\n1,a\r\n\n\n2,\r\n3\n\n")
+    whole = list(_batches(path, 0, 1, "utf-8", ","))
+    assert [row for rows, _ in whole for row in rows] == [
+        {"id": "1", "name": "a"},
+        {"id": "2", "name": ""},
+        {"id": "3"},
+    ]
+    for number, (_, at) in enumerate(whole, 1):
+        assert list(_batches(path, at, 1, "utf-8", ",")) == whole[number:]
