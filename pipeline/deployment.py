@@ -127,10 +127,13 @@ class Waiting:
 
 
 def plan(connectors: Iterable[Connector], cluster: Cluster) -> list[Plan]:
-    """Compare connectors with what runs. Changes nothing."""
+    """Compare connectors with what runs. Changes nothing. Raises ConnectError, naming the file."""
     found = []
     for connector in connectors:
-        running, said = cluster.config(connector.name), _said(connector, cluster)
+        try:
+            running, said = cluster.config(connector.name), _said(connector, cluster)
+        except ConnectError as error:
+            raise _of(connector, error) from error
         found.append(Plan(connector, running, differences(running, connector.config, said.secrets), said))
     return found
 
@@ -165,17 +168,25 @@ def deploy(
     """Check all connectors, then put each that differs, and wait for it unless ``waiting`` is None.
 
     Raises ConfigError where Connect refuses a configuration, with nothing changed; ConnectError where a connector does
-    not run: then ``put_back`` restores what ran before, or removes what was new. Those before it stay deployed.
+    not run, or Connect does not answer as it should: then ``put_back`` restores what ran before, or removes what was
+    new. The error names the file, and says what stands now. Those before it stay deployed.
     """
     check(plans, cluster, ignore_unknown=ignore_unknown)
     done: list[str] = []
     for one in plans:
-        if one.action != "unchanged":
-            cluster.put(one.connector)
-        if waiting is not None:
-            problem = healthy(one.connector, cluster, waiting)
-            if problem is not None:
-                _give_up(one, cluster, problem, waiting, done, put_back=put_back)
+        taken = False
+        try:
+            if one.action != "unchanged":
+                cluster.put(one.connector)
+                taken = True
+            state = None if waiting is None else healthy(one.connector, cluster, waiting)
+        except ConnectError as error:
+            problem = _of(one.connector, error).what + (f"; {error.remedy}" if error.remedy else "")
+            raise _given_up(one, cluster, problem, waiting, done, taken=taken, put_back=put_back) from error
+        if state is not None:
+            name = one.connector.name
+            problem = f"{one.connector.source or name}: connector {name} does not run: {state.summary}{_traces(state)}"
+            raise _given_up(one, cluster, problem, waiting, done, taken=taken, put_back=put_back)
         if one.action != "unchanged":
             done.append(one.connector.name)
 
@@ -310,20 +321,49 @@ def _is_current(connector: Connector, cluster: Cluster) -> bool:
     )
 
 
-def _give_up(
-    one: Plan, cluster: Cluster, state: State, waiting: Waiting, done: Sequence[str], *, put_back: bool
-) -> None:
-    name = one.connector.name
-    what = f"{one.connector.source or name}: connector {name} does not run: {state.summary}{_traces(state)}"
+def _of(connector: Connector, error: ConnectError) -> ConnectError:
+    """Return an error of Connect that names the file whose connector it was about."""
+    where = connector.source or f"connector {connector.name}"
+    return ConnectError(f"{where}: {error.what}", remedy=error.remedy, retryable=error.retryable)
+
+
+def _given_up(
+    one: Plan,
+    cluster: Cluster,
+    problem: str,
+    waiting: Waiting | None,
+    done: Sequence[str],
+    *,
+    taken: bool,
+    put_back: bool,
+) -> ConnectError:
+    """Put back what ran before, where that is wanted and can be done; return the error that says what stands now.
+
+    ``taken``: Connect said that it took the new one. Where it did not, its worker may have taken it nevertheless.
+    """
     if done:
-        what += f"\n    before it were deployed, and run: {', '.join(done)}"
-    if not put_back or one.action == "unchanged":
-        raise ConnectError(what, remedy=_LOOK)
-    if one.running is None:
-        delete(name, cluster, waiting)
-        raise ConnectError(what, remedy="it was removed again (--keep leaves it there); correct the file")
-    cluster.put(Connector(name, one.running))
-    raise ConnectError(what, remedy="what ran before was put back (--keep does not); correct the file")
+        problem += f"\n    before it were deployed{', and run' if waiting else ''}: {', '.join(done)}"
+    if one.action == "unchanged":
+        return ConnectError(problem, remedy=_LOOK)
+    try:
+        if not taken and cluster.config(one.connector.name) == one.running:
+            return ConnectError(problem, remedy=f"nothing was changed by this file; {_LOOK}")
+        if not put_back:
+            return ConnectError(problem, remedy=f"the new configuration stands; {_LOOK}")
+        if one.running is not None:
+            cluster.put(Connector(one.connector.name, one.running))
+            return ConnectError(problem, remedy="what ran before was put back (--keep does not); correct the file")
+        if waiting is None:
+            cluster.delete(one.connector.name)
+        else:
+            delete(one.connector.name, cluster, waiting)
+        return ConnectError(problem, remedy="it was removed again (--keep leaves it there); correct the file")
+    except ConnectError as error:
+        problem += f"\n    and what ran before could not be put back: {error.what}" if put_back else ""
+        return ConnectError(
+            problem,
+            remedy="the new configuration may stand: once Connect answers, pipeline connector diff FILE says so",
+        )
 
 
 def _traces(state: State) -> str:
