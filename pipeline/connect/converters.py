@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NoReturn
@@ -15,12 +16,13 @@ __all__ = [
     "AS_BYTES",
     "AS_TEXT",
     "CLASSES",
-    "CONVERTER_OPTIONS",
     "OF_HEADERS",
+    "OPTIONS_WITHOUT_MEANING",
     "SIMPLE",
     "Converter",
     "Refuse",
     "converter",
+    "converter_option",
     "expression",
     "text_writer",
 ]
@@ -45,12 +47,17 @@ OF_HEADERS = tuple(name for name, kind in _KINDS.items() if kind != "avro")  # t
 _TEXT = Schema("string", optional=False)
 _DELEGATE = "delegate.converter.type"
 _OPTIONS: dict[Kind, dict[str, tuple[str, ...]]] = {
-    "string": {"encoding": ("UTF-8", "UTF8", "utf-8", "utf8")},
-    "json": {"schemas.enable": ("true", "false"), "decimal.format": ("BASE64", "base64")},
+    "string": {"converter.encoding": ("UTF-8", "UTF8", "utf-8", "utf8")},
+    "json": {
+        "schemas.enable": ("true", "false"),
+        "decimal.format": ("BASE64", "base64"),
+        "replace.null.with.default": ("true",),
+    },
 }
 """Of each converter: the options that mean something, and the values that are honoured."""
 _NAMED = (*(name for options in _OPTIONS.values() for name in options), *AVRO_OPTIONS, _DELEGATE)
-CONVERTER_OPTIONS = tuple(f".{name}" for name in _NAMED)
+OPTIONS_WITHOUT_MEANING = ("schemas.cache.size", "schema.content", "converter.type")
+_OPTION = re.compile(rf"((?:key|value|header)\.converter(?:\.{re.escape(_DELEGATE)})*)\.(.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,17 @@ def converter(key: str, config: Mapping[str, str], default: str, refuse: Refuse)
     if kind == "binary" and f"{key}.{_DELEGATE}" in config:
         delegate = converter(f"{key}.{_DELEGATE}", config, "", refuse)
     return Converter(kind, kind == "json" and config.get(f"{key}.schemas.enable", "true") == "true", delegate)
+
+
+def converter_option(key: str, config: Mapping[str, str]) -> tuple[str, tuple[str, ...]] | None:
+    """Return the option that ``key`` is of a converter, and those that it may be (none: ``converter`` looks at it).
+
+    None where it is no converter's.
+    """
+    if (found := _OPTION.fullmatch(key)) is None:
+        return None
+    avro = _KINDS.get(config.get(found[1], "")) == "avro"
+    return found[2], () if avro else (*_NAMED, *OPTIONS_WITHOUT_MEANING)
 
 
 def text_writer(made: Converter) -> Callable[[str], str | bytes] | None:

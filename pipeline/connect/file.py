@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.connect.converters import CONVERTER_OPTIONS
+from pipeline.connect.converters import OPTIONS_WITHOUT_MEANING, converter_option
 from pipeline.connect.database import database, statements
 from pipeline.connect.filters import Filters, chosen, filters
 from pipeline.connect.json_file import load, parse
@@ -192,8 +192,8 @@ class _Config:
                     raise self._refusal(key, value, known[0])
             elif key.startswith(("producer.override.", f"{OVERRIDES}.")):
                 pass  # checked where it is used
-            elif re.fullmatch(r"(key|value|header)\.converter\..*", key):
-                self._converter_option(key)
+            elif option := converter_option(key, self._values):
+                self._converter_option(key, *option)
             elif why := _found(key, WITHOUT_MEANING):
                 self._notices.append(f"{key} has no meaning in the native relay: {WITHOUT_MEANING[why]}")
             elif key.startswith((*predicates, TOPIC_CREATION)):
@@ -222,14 +222,19 @@ class _Config:
                 return (DECODER if one.decodes else ROUTER).get(key.removeprefix(one.prefix))
         return HONOURED.get(key)
 
-    def _converter_option(self, key: str) -> None:
-        if not key.endswith(CONVERTER_OPTIONS):
+    def _converter_option(self, key: str, option: str, known: tuple[str, ...]) -> None:
+        if option in OPTIONS_WITHOUT_MEANING:
             self._notices.append(f"{key} has no meaning in the native relay: its converters need no such thing")
+        elif known and option not in known:
+            head = key.removesuffix(option)
+            self._no_such(key, [head + near for near in difflib.get_close_matches(option, known, 1)])
 
     def _unknown(self, key: str) -> None:
         routers = [one.prefix for one in self._transforms if not one.decodes]
         known = [*HONOURED, *WITHOUT_MEANING, *(prefix + option for prefix in routers for option in ROUTER)]
-        near = difflib.get_close_matches(key, known, 1)
+        self._no_such(key, difflib.get_close_matches(key, known, 1))
+
+    def _no_such(self, key: str, near: Sequence[str]) -> None:
         what = f"{self._path}: {key}: unknown key"
         if not self._ignore_unknown:
             hint = f"did you mean {near[0]}? else remove it" if near else "remove it"

@@ -47,6 +47,7 @@ APICURIO: dict[str, str | None] = {
     "key.converter.apicurio.registry.headers.enabled": "false",
 }
 BINARY = "io.debezium.converters.BinaryDataConverter"
+DELEGATE = "value.converter.delegate.converter.type"
 
 
 def load(folder: Path, changes: dict[str, Any] | None = None, **options: Any) -> ConnectorFile:
@@ -179,7 +180,20 @@ def test_our_file_is_honoured_whole() -> None:
         (APICURIO | {"key.converter.apicurio.registry.as-confluent": None}, ["as-confluent", "'false'", "true"]),
         (APICURIO | {"key.converter.apicurio.registry.headers.enabled": None}, ["headers.enabled", "'true'", "false"]),
         (APICURIO | {"key.converter.apicurio.registry.url": "http://r/apis"}, ["registry.url", "/apis/registry/v2"]),
-        ({"key.converter.encoding": "UTF-16"}, ["key.converter.encoding", "UTF-16"]),
+        ({"key.converter.converter.encoding": "UTF-16"}, ["key.converter.converter.encoding", "UTF-16"]),
+        ({"key.converter.encoding": "UTF-8"}, ["key.converter.encoding", "did you mean key.converter.converter.enc"]),
+        ({"value.converter.schemas.enabl": "false"}, ["unknown key", "did you mean value.converter.schemas.enable?"]),
+        ({"header.converter.schema.enable": "false"}, ["unknown key", "did you mean header.converter.schemas.enable?"]),
+        ({"value.converter.nothing.known": "1"}, ["value.converter.nothing.known: unknown key", "--ignore-unknown"]),
+        ({"value.converter.x.schemas.enable": "true"}, ["value.converter.x.schemas.enable: unknown key"]),
+        (
+            {"value.converter": BINARY, DELEGATE: JSON, DELEGATE + ".schemas.enabl": "false"},
+            [f"did you mean {DELEGATE}.schemas.enable?"],
+        ),
+        (
+            {"value.converter": JSON, "value.converter.replace.null.with.default": "false"},
+            ["replace.null.with.default", "'false'", "true"],
+        ),
         ({"transforms": "outbox,other", "transforms.other.type": "x"}, ["transforms.other.type", "'x'"]),
         ({R + "type": None}, [R + "type", "missing"]),
         ({R + "table.fields.additional.placement": "type:elsewhere"}, ["placement", "type:elsewhere"]),
@@ -240,6 +254,8 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 def test_unknown_keys_can_be_ignored_but_are_noted(tmp_path: Path) -> None:
     found = load(tmp_path, {"my.own": "x"}, ignore_unknown=True)
     assert any("my.own: unknown key: ignored" in notice for notice in found.notices)
+    found = load(tmp_path, {"value.converter.schemas.enabl": "false"}, ignore_unknown=True)
+    assert any("value.converter.schemas.enabl: unknown key: ignored" in notice for notice in found.notices)
 
 
 def test_what_has_no_meaning_here_is_noted_with_the_reason(tmp_path: Path) -> None:
@@ -247,6 +263,8 @@ def test_what_has_no_meaning_here_is_noted_with_the_reason(tmp_path: Path) -> No
     notices = load(tmp_path, {**dict.fromkeys(bounds, "99"), "errors.tolerance": "all"}).notices
     assert all(any(notice.startswith(f"{key} has no meaning") for notice in notices) for key in bounds)
     assert any(notice.startswith("errors.tolerance has no meaning") and "dlq" in notice for notice in notices)
+    notices = load(tmp_path, {"value.converter": JSON, "value.converter.schemas.cache.size": "9"}).notices
+    assert any(notice.startswith("value.converter.schemas.cache.size has no meaning") for notice in notices)
 
 
 def test_a_flat_config_and_a_secret_from_a_file(tmp_path: Path) -> None:
