@@ -47,6 +47,12 @@ def states(pipeline: CommandLine, name: str) -> list[str]:
     return [found["state"], *(task["state"] for task in found["tasks"])]
 
 
+def on_connect(pipeline: CommandLine, file: Path, check: str = "") -> list[dict[str, str]]:
+    """What the doctor finds on Connect, of one thing or of all."""
+    found = json.loads(pipeline("doctor", str(file), "-o", "json").stdout)
+    return [one for one in found if one["area"] == "connect" and check in {"", one["check"]}]
+
+
 def test_a_connector_is_planned_deployed_changed_commanded_and_deleted(
     file: Path, prefix: str, pipeline: CommandLine, database: Database, topics: Topics, bootstrap_servers: str
 ) -> None:
@@ -275,12 +281,30 @@ def test_a_failed_task_is_restarted_once_its_cause_is_mended(
     changed(file, **{"publication.name": prefix})
     assert pipeline("connector", "deploy", str(file), "--keep").code == 1
     assert pipeline("connector", "list").code == 2
+    (told,) = on_connect(pipeline, file, f"connector {prefix}")
+    assert (told["level"], told["fix"].split(", ")[0]) == ("problem", f"pipeline connector status {prefix}")
+    assert "FAILED" in told["found"]
     again = pipeline("connector", "restart", str(file), "--only-failed")
     assert (again.code, "Publication autocreation is disabled" in again.stderr) == (1, True)
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         conn.execute(f"CREATE PUBLICATION {prefix} FOR TABLE pipeline.outbox")
     assert pipeline("connector", "restart", str(file), "--only-failed").code == 0
     assert states(pipeline, prefix) == ["RUNNING", "RUNNING"]
+    assert [one["level"] for one in on_connect(pipeline, file)] == ["ok", "ok"]
+
+
+def test_the_doctor_says_which_keys_connect_refuses_and_which_no_plugin_reads(
+    file: Path, prefix: str, pipeline: CommandLine
+) -> None:
+    assert [(one["check"], one["level"]) for one in on_connect(pipeline, file)] == [("Kafka Connect", "ok")]
+    changed(file, **{"max.batch.size": "x", "max.btch.size": "1", "nobodys.key": "1"})
+    told = {one["check"]: (one["level"], one["found"], one["fix"]) for one in on_connect(pipeline, file)}
+    assert told.keys() == {"max.batch.size", "max.btch.size", "nobodys.key"}
+    assert told["max.batch.size"][::2] == ("problem", f"correct max.batch.size in {file}")
+    assert "max.batch.size" in told["max.batch.size"][1]
+    passed_over = ("warning", "is unknown, and passed over in silence")
+    assert told["max.btch.size"] == (*passed_over, "did you mean max.batch.size?")
+    assert told["nobodys.key"] == (*passed_over, f"remove nobodys.key from {file}")
 
 
 def test_names_may_be_files_and_offsets_come_in_connects_own_form(
@@ -442,9 +466,7 @@ def test_a_file_that_is_polled_is_not_for_connect_and_passed_over_in_a_folder(
     assert pipeline("connector", "deploy", str(folder)).code == 0
     assert pipeline("connector", "status", f"{prefix}-polled").code == 1
     changed(file, **{"pipeline.capture": "polling", "database.dbname": database.name})
-    (told,) = [
-        one for one in json.loads(pipeline("doctor", str(file), "-o", "json").stdout) if one["area"] == "connect"
-    ]
+    (told,) = on_connect(pipeline, file)
     assert told["fix"].startswith(f"pipeline connector stop {prefix}")
 
 
