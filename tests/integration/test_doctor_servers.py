@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -52,6 +52,25 @@ def run(conn: Connection, fix: str) -> None:
             conn.execute(statement.encode())
 
 
+@contextmanager
+def writing(dsn: str) -> Iterator[None]:
+    """Somebody who writes WAL all the time."""
+    enough = threading.Event()
+
+    def write() -> None:
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            while not enough.is_set():
+                conn.execute("SELECT pg_logical_emit_message(false, 'noise', repeat('x', 1000))")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        writer.join()
+
+
 def restart(stack: LocalStack) -> None:
     stack.postgres.stop()
     stack.up()
@@ -78,8 +97,15 @@ def test_settings_of_the_server(
         conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (prefix,))
         (found,) = said(pipeline, file, f"slot {prefix}")  # the bound is set by the remedy above
         assert re.search(r"read by nobody for \d+ s, \d+ bytes behind, \d+ bytes to invalidation", found["found"])
+        with writing(private_database.dsn):
+            (found,) = said(pipeline, file, f"slot {prefix}")
+            told = re.search(r"(\d+) bytes to invalidation: (\d+) s at this rate", found["found"])
+            assert told, found["found"]
+            left, seconds = map(int, told.groups())
+            assert 0 < seconds < left
         conn.execute("SELECT pg_drop_replication_slot(%s)", (prefix,))
         set_(conn, "wal_level = 'replica'", "max_wal_senders = 1", "max_prepared_transactions = 5")
+        set_(conn, "max_replication_slots = 1")
     restart(private_stack)
     assert said(pipeline, file, "wal_level")[0]["found"] == "replica"
     with connect() as conn:
@@ -98,6 +124,14 @@ def test_settings_of_the_server(
         until(lambda: not said(pipeline, file, "long transactions"), "it was ended")
     restart(private_stack)
     assert said(pipeline, file, "wal_level") == []
+    with connect() as conn:
+        assert said(pipeline, file, f"slot {prefix}")[0]["found"] == "is not there"
+        conn.execute("SELECT pg_create_logical_replication_slot('other', 'pgoutput')")
+        (found,) = said(pipeline, file, f"slot {prefix}")
+        assert (found["level"], found["found"]) == ("problem", "is not there, and all slots are taken")
+        assert "max_replication_slots" in found["fix"]
+        conn.execute("SELECT pg_drop_replication_slot('other')")
+        assert said(pipeline, file, f"slot {prefix}")[0]["level"] == "warning"
     with closing(ReplicationConnection(private_database.dsn)):
         assert said(pipeline, file, "max_wal_senders")[0]["found"] == "all are taken"
     with connect() as conn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -50,7 +51,17 @@ def test_a_slot_that_lost_its_wal_ends_the_relay_which_says_how_to_go_on(
         assert f"slot {prefix} is lost" in (relay_said := relay.log)
         assert "max_slot_wal_keep_size" in relay.log
         assert f"pg_drop_replication_slot('{prefix}')" in relay.log
-        conn.execute("SELECT pg_drop_replication_slot(%s)", (prefix,))  # as it says
+        found = subprocess.run(
+            [sys.executable, "-m", "pipeline", "doctor", str(file), "-o", "json"],
+            env=private_cli_environment, capture_output=True, check=False, timeout=60,
+        )  # fmt: skip
+        (told,) = [one for one in json.loads(found.stdout) if one["check"] == f"slot {prefix}"]
+        assert (found.returncode, told["level"]) == (2, "problem")
+        assert told["found"].startswith("was invalidated (")
+        assert told["found"].endswith("): its WAL is gone")
+        drop, _, then = told["fix"].partition("; then ")
+        assert then == "pipeline connector reconcile"
+        conn.execute(drop.encode())
         conn.execute("DELETE FROM pipeline.relay_position WHERE slot = %s", (prefix,))
         with RelayProcess(file, private_cli_environment) as relay:
             relay.reading()
