@@ -23,6 +23,7 @@ WORKER = CLI | {"confluent_kafka", "prometheus_client"}
 MAY_NEED = {
     "pipeline.cli": CLI | WORKER,
     "pipeline.connect.rest": CLI,
+    "pipeline.django": {"django"},
     "pipeline.demo": WORKER | {"psutil"},
     "pipeline.jobs_library.celery": {"celery"},
     "pipeline.kafka": WORKER,

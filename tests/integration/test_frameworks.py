@@ -1,7 +1,8 @@
-"""Alembic and Django leave the schema ``pipeline`` alone."""
+"""Alembic and Django leave the schema ``pipeline`` alone; handlers are at home in Django."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -131,3 +132,82 @@ def test_django_neither_sees_nor_changes_the_schema(database: Database, tmp_path
         found = conn.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'pipeline'").fetchone()
     assert found is not None
     assert found[0] > 5
+
+
+CLERK = """
+    from asgiref.sync import sync_to_async
+    from pipeline import Context, Event, Pipeline
+    from pipeline.django import afresh_connections, install
+
+    app = Pipeline("clerk", topic_prefix="")
+    if INSTALLED:
+        install(app)
+    from django.contrib.contenttypes.models import ContentType  # a model: its app must be loaded by now
+    from django.db import connection
+
+    class Placed(Event, aggregate="order", key="order_id", format="json"):
+        order_id: str
+
+    def pid():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            return cursor.fetchone()[0]
+
+    pids = {"function": [], "coroutine": []}
+
+    @app.consumer(Placed, group="billing")
+    def bill(event: Placed, ctx: Context) -> None:
+        pids["function"].append((ctx.attempt, pid()))
+
+    @app.consumer(Placed, group="mail")
+    @(afresh_connections() if INSTALLED else lambda function: function)
+    async def mail(event: Placed, ctx: Context) -> None:
+        pids["coroutine"].append((ctx.attempt, await sync_to_async(pid)()))
+"""
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_handler_does_not_meet_a_connection_of_django_that_the_server_has_ended(
+    database: Database, tmp_path: Path, installed: bool
+) -> None:
+    parts = conninfo.conninfo_to_dict(database.dsn)
+    options = {
+        "ENGINE": "django.db.backends.postgresql", "NAME": parts["dbname"], "USER": parts["user"],
+        "PASSWORD": parts["password"], "HOST": parts["host"], "PORT": parts["port"],
+        "CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True,
+    }  # fmt: skip
+    (tmp_path / "settings.py").write_text(
+        f"DATABASES = {{'default': {options!r}}}\nINSTALLED_APPS = ['django.contrib.contenttypes']\nUSE_TZ = True\n"
+    )
+    setup = "" if installed else "import django; django.setup()\n"
+    (tmp_path / "clerk.py").write_text(setup + textwrap.dedent(CLERK).replace("INSTALLED", str(installed)))
+    script = f"""
+        import psycopg
+        from clerk import Placed, app, pids
+        from pipeline.testing import Harness
+        harness = Harness(app)
+        for n in range(3):
+            harness.publish(Placed(order_id=str(n)))
+            harness.run_until_idle()
+            assert not harness.dead_letters, harness.dead_letters
+            if n == 1:
+                with psycopg.connect({database.dsn!r}, autocommit=True) as conn:
+                    for _, pid in {{seen[-1] for seen in pids.values()}}:
+                        conn.execute("SELECT pg_terminate_backend(%s, 30000)", [pid])
+        for what, seen in pids.items():
+            print(what, [attempt for attempt, _ in seen], seen[0][1] == seen[1][1], seen[1][1] == seen[2][1])
+    """
+    if installed:
+        command = [sys.executable, "-c", "import clerk"]
+        unset = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+        run = subprocess.run(command, cwd=tmp_path, env=unset, text=True, capture_output=True, check=False)
+        assert "→ export DJANGO_SETTINGS_MODULE" in run.stderr
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "settings"}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+    if installed:
+        assert (run.returncode, run.stdout) == (0, "function [1, 1, 1] True False\ncoroutine [1, 1, 1] True False\n"), (
+            run
+        )
+    else:  # no attempt of that thread works ever again
+        assert "attempts=5, error='django.db.utils.OperationalError', text='the connection is closed'" in run.stderr
