@@ -148,12 +148,17 @@ def reschedule(job_id: UUID | str, *, run_at: datetime | None = None, delay_s: f
 def retry(job_id: UUID | str) -> Steps[None]:
     """Send a dead or cancelled job to its queue again, from its first attempt. Its dead letter counts as redriven.
 
-    Raises JobError where it is neither, or where its outbox row is gone (see ``pipeline dlq redrive`` then).
+    Raises JobError where it is neither, or where its outbox row is gone (see ``pipeline dlq redrive`` then), or never
+    was: a flow's parent that died of its child is enqueued with its flow anew.
     """
     found = yield from find(job_id)
     if found.state not in {"dead", "cancelled"}:
         raise JobError(f"job {job_id} is {found.state}: only a dead or cancelled one is sent again")
     if not (yield from retry_many([job_id])):
+        if found.error == "ChildFailed":
+            raise JobError(
+                f"job {job_id}: a child of it failed, and it never began", remedy="enqueue the flow anew: pipeline.flow"
+            )
         raise JobError(
             f"job {job_id}: its outbox row is not there any more",
             remedy="pipeline dlq redrive, where it died; or enqueue it anew",

@@ -207,7 +207,7 @@ def retry(
     sent, left = stage.retry_all(settings, states, which)
     say(f"sent again: {sent}")
     if left:
-        say(f"left: {left}: their outbox rows are not there any more; pipeline dlq redrive, where they died")
+        say(f"left: {left}: their outbox rows are gone: pipeline dlq redrive where they died, or enqueue anew")
     context.exit(2 if left else 0)
 
 

@@ -19,8 +19,8 @@ from jobbing import Desk
 from servers import Database
 from working import Broker, wait_until
 
-from pipeline import Context, Job, Pipeline
-from pipeline.errors import ConfigError
+from pipeline import Context, Job, Pipeline, jobs
+from pipeline.errors import ConfigError, JobError
 from pipeline.flow import Flow, batch, chain
 from pipeline.postgres.due import DueStore
 from pipeline.retry import RetryPolicy
@@ -116,6 +116,9 @@ def test_failure_rules(desk: Desk) -> None:
     row = psycopg.connect(desk.database.dsn, autocommit=True)
     assert row.execute("SELECT error FROM pipeline.job WHERE id = %s", (failing,)).fetchone() == ("ChildFailed",)
     assert row.execute("SELECT count(*) FROM pipeline.due WHERE id = %s", (failing,)).fetchone() == (0,)
+    with row.transaction(), pytest.raises(JobError, match="never began") as refused:
+        desk.app.run(row, jobs.retry(failing))
+    assert "enqueue the flow anew" in (refused.value.remedy or "")
     row.close()
 
 
