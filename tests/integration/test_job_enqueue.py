@@ -241,3 +241,42 @@ def test_cancel_ends_a_delayed_job_at_once_and_asks_for_the_end_of_a_waiting_one
     assert dict(rows) == {delayed: "cancelled", waiting: "waiting"}
     assert (count(conn, "due"), count(conn, "job_key")) == (0, 0)
     assert counted(conn) == {"cancelled": 1, "waiting": 1}
+
+
+def test_unique_replaces_a_holder_that_waits_and_lets_one_that_runs_go_on(conn: psycopg.Connection[Any]) -> None:
+    latest = Unique(key="report", on_conflict="replace")
+    left = app.enqueue(conn, Mail(to="on its way"), unique=latest)
+    begun = app.enqueue(conn, Mail(to="running"), unique=Unique(key="long", on_conflict="replace"))
+    conn.execute("SELECT pipeline.settle_jobs(%s)", (f'[{{"id": "{begun}", "state": "running"}}]',))
+    second = app.enqueue(conn, Mail(to="new"), unique=latest)
+    third = app.enqueue(conn, Mail(to="new"), unique=Unique(key="long", on_conflict="replace"))
+    assert len({left, begun, second, third}) == 4
+    # a worker ends what waits before it begins; what runs is not told to end, and its key is the new one's
+    assert {job["id"]: (job["state"], job["cancel_at"] is not None) for job in jobs(conn)} == {
+        left: ("waiting", True),
+        begun: ("running", False),
+        second: ("waiting", False),
+        third: ("waiting", False),
+    }
+    for ended, state in ((left, "cancelled"), (begun, "done")):
+        conn.execute("SELECT pipeline.settle_jobs(%s)", (f'[{{"id": "{ended}", "state": "{state}"}}]',))
+    # the ends of those that were replaced do not free the keys of those that came after
+    assert set(conn.execute("SELECT job_id FROM pipeline.job_key").fetchall()) == {(second,), (third,)}
+    assert app.enqueue(conn, Mail(to="b"), unique=Unique(key="report")) == second
+    assert count(conn, "outbox") == 4
+
+
+def test_many_are_copied_and_few_are_inserted(conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[str] = []
+    copy = psycopg.Cursor.copy
+
+    def spy(cursor: psycopg.Cursor[Any], statement: bytes, *given: Any, **named: Any) -> Any:
+        copied.append(statement.decode().split(" (")[0])
+        return copy(cursor, statement, *given, **named)
+
+    monkeypatch.setattr(psycopg.Cursor, "copy", spy)
+    app.enqueue_many(conn, [Fast(n=n) for n in range(19)])
+    assert copied == []
+    app.enqueue_many(conn, [Mail(to=str(n)) for n in range(20)])
+    assert copied == ['COPY "pipeline"."outbox"']
+    assert (count(conn, "outbox"), count(conn, "job")) == (39, 20)

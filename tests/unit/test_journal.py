@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from pipeline.record import Record
 from pipeline.report import Entry
 from pipeline.worker.delivery import Assigned, Delivery, Route
 from pipeline.worker.gate import Begin
-from pipeline.worker.journal import Control, Journal
+from pipeline.worker.journal import _BREATHE_S, _LOOK_S, Control, Journal
 from pipeline.worker.settlement import Dead
 from pipeline.worker.solitude import Solitude
 
@@ -94,8 +95,11 @@ class Idle:
         return lambda *_: None
 
 
-def journal_around(idle: Any, rate: Rate | None = None) -> tuple[Journal, Callable[[int], Delivery]]:
-    journal = Journal(idle, Queue("q", rate), worker="w", health=Readiness("w"), concurrency=1, threaded=False)
+def journal_around(
+    idle: Any, rate: Rate | None = None, clock: Callable[[], float] = time.monotonic
+) -> tuple[Journal, Callable[[int], Delivery]]:
+    queue, health = Queue("q", rate), Readiness("w")
+    journal = Journal(idle, queue, worker="w", health=health, concurrency=1, threaded=False, clock=clock)
     journal.around(idle, lambda _outcome: None, lambda error: None, Solitude().admit)
     assigned = Assigned("q", 0, Progress(0, 0), None)
     return journal, lambda n: Delivery(assigned, Record("q", 0, n, b"k", b"", [], 0), {}, None, b"k", None)
@@ -165,3 +169,48 @@ def test_an_end_that_is_stored_is_not_overwritten_by_a_look_at_what_runs() -> No
     journal.tell((one, Dead("given up")))
     journal.step()
     assert states == ["dead"]
+
+
+def test_pause_and_cancel_are_obeyed_within_two_seconds() -> None:
+    """They are asked for once a second by the defaults that every worker has, and obeyed in the step that asks."""
+    idle, now, asked = Idle(), 1000.0, []
+    commanded, ended = Control(False, frozenset()), []
+
+    def control(_queue: str) -> Control:
+        asked.append(now)
+        return commanded
+
+    idle.control = control  # type: ignore[method-assign]
+    idle.cancel = ended.append  # type: ignore[attr-defined]
+    journal, delivery = journal_around(idle, clock=lambda: now)
+    running, other = delivery(1), delivery(2)
+    for number, one in enumerate((running, other)):
+        one.entry = Entry(f"0190a1b2-0000-7000-8000-00000000000{number}", 1, 0.0, False, list)
+    assert running.entry is not None
+    assert other.entry is not None
+    idle.looked = [(running, now), (other, now)]
+    journal.step()
+    journal.submit([delivery(3)])
+    assert (idle.begun, journal.paused) == ([3], False)
+
+    commanded = Control(True, frozenset({running.entry.job_id}))
+    for eighth in range(1, 9):
+        now = 1000 + eighth / 8
+        journal.step()
+        journal.submit([delivery(3 + eighth)])
+        if journal.paused:
+            break
+    assert asked == [1000, now]
+    assert (journal.paused, 3 + eighth in idle.begun) == (True, False)  # in the step that asked
+    assert ended == [running]
+    assert (running.entry.cancelled, other.entry.cancelled) == (True, False)
+    now += 1
+    journal.step()
+    assert ended == [running]  # told once
+
+    commanded = Control(False, frozenset())
+    now += 1
+    journal.step()
+    assert 3 + eighth in idle.begun
+    # what is left of the two seconds is for statements: the thread steps at least this often
+    assert _LOOK_S + _BREATHE_S <= 0.25
