@@ -81,9 +81,9 @@ class RelayKilledUnconfirmed(Fault):
 
 
 class RelayStopped(Fault):
-    """The active relay stands still for longer than the server waits, and wakes up when another is active."""
+    """The active relay stands still for longer than all wait, itself too, and wakes up when another is active."""
 
-    kind, part, hold_s = "relay stopped (SIGSTOP)", "relay", (0.5, 1.5)
+    kind, part, hold_s = "relay stopped (SIGSTOP)", "relay", (30.5, 32.0)
     often = 1
 
     def inject(self, world: World) -> str:
@@ -99,7 +99,7 @@ class RelayStopped(Fault):
 class StandbyStopped(Fault):
     """The relay that waits stands still; when it wakes up, it takes over from the active one, which is killed."""
 
-    kind, part, hold_s = "standby relay stopped (SIGSTOP)", "relay", (4.0, 6.0)
+    kind, part, hold_s = "standby relay stopped (SIGSTOP)", "relay", (10.5, 12.0)
     often = 1
 
     def inject(self, world: World) -> str:

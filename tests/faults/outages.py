@@ -147,19 +147,19 @@ class _Stopped(Fault):
 class BrokerStopped(_Stopped):
     """The broker stands still for longer than requests and sessions may take."""
 
-    kind, part, server, hold_s = "broker stopped (SIGSTOP)", "kafka", "kafka", (7.0, 11.5)
+    kind, part, server, hold_s = "broker stopped (SIGSTOP)", "kafka", "kafka", (10.5, 12.5)
     often = 1
 
 
 class PostgresStopped(_Stopped):
-    """The database stands still."""
+    """The database stands still until the relay takes its stream for dead."""
 
-    kind, part, server, hold_s = "PostgreSQL stopped (SIGSTOP)", "postgres", "postgres", (3.5, 6.0)
+    kind, part, server, hold_s = "PostgreSQL stopped (SIGSTOP)", "postgres", "postgres", (30.5, 33.0)
     often = 1
 
 
 class RegistryStopped(_Stopped):
-    """The registry stands still."""
+    """The registry stands still for longer than a request may take."""
 
-    kind, part, server, hold_s = "registry stopped (SIGSTOP)", "registry", "registry", (2.0, 5.0)
+    kind, part, server, hold_s = "registry stopped (SIGSTOP)", "registry", "registry", (5.5, 8.0)
     often = 1

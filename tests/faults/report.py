@@ -100,7 +100,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         *table,
         "",
-        "Shorter than as delivered, so that a stop of some seconds is longer than every time limit:",
+        "Shorter than as delivered, so that a stop of some seconds is longer than these limits:",
         "",
         *(f"- {name}: {value}" for name, value in result["scaled"].items()),
         "",

@@ -35,9 +35,9 @@ ACCOUNT, PARCEL, MAIL = "outbox.event.account", "outbox.event.parcel", "bank.job
 RECOVERY_S = 180.0  # a broker has taken two minutes to start on a machine that was loaded ten times over
 READY_S = 120.0
 _ROOT = Path(__file__).parents[2]
-_RELAY_OPTIONS = ("socket.timeout.ms=10000", "reconnect.backoff.max.ms=1000")
-_WORKER_OPTIONS = (
-    *_RELAY_OPTIONS,
+RELAY_OPTIONS = ("socket.timeout.ms=10000", "reconnect.backoff.max.ms=1000")
+WORKER_OPTIONS = (
+    *RELAY_OPTIONS,
     "session.timeout.ms=6000",
     "heartbeat.interval.ms=1000",
     "max.poll.interval.ms=10000",
@@ -150,7 +150,7 @@ class World:
         """Make another worker process, not started."""
         ends = self.servers.through(self.ends, "worker", self.ends.postgres_dsn)
         words = ["consumer", "run", APP, "--drain-timeout", "15"]
-        return self._member(name, [*words, *_options(_WORKER_OPTIONS)], environment(ends), ends.postgres_dsn)
+        return self._member(name, [*words, *_options(WORKER_OPTIONS)], environment(ends), ends.postgres_dsn)
 
     # ── what a fault does beside ───────────────────────────────────────────────────────────────────────────────
 
@@ -255,7 +255,7 @@ class World:
             found = json.loads((_ROOT / "connectors" / "outbox.json").read_text())
             found["config"]["status.update.interval.ms"] = "1000"
             file.write_text(json.dumps(found))
-        words = ["connector", "run", str(file), *_options(_RELAY_OPTIONS)]
+        words = ["connector", "run", str(file), *_options(RELAY_OPTIONS)]
         return self._member(name, words, environment(ends), ends.postgres_dsn)
 
     def _member(self, name: str, words: list[str], env: dict[str, str], dsn: str) -> Member:
