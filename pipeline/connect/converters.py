@@ -51,7 +51,7 @@ _OPTIONS: dict[Kind, dict[str, tuple[str, ...]]] = {
     "json": {
         "schemas.enable": ("true", "false"),
         "decimal.format": ("BASE64", "base64"),
-        "replace.null.with.default": ("true",),
+        "replace.null.with.default": ("true", "false"),  # NULL is NULL here in any case: docs/debezium-parity.md
     },
 }
 """Of each converter: the options that mean something, and the values that are honoured."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 from pipeline.errors import ConfigError
 
-__all__ = ["database", "statements"]
+__all__ = ["PARAMETERS", "database", "statements"]
 
-_PARAMETERS = {
+PARAMETERS = {
     "database.hostname": "host",
     "database.port": "port",
     "database.user": "user",
@@ -21,6 +21,7 @@ _PARAMETERS = {
     "database.sslpassword": "sslpassword",
     "database.sslrootcert": "sslrootcert",
 }
+"""Key → libpq's parameter."""
 
 
 def database(where: str, get: Callable[[str], str], notice: Callable[[str], None]) -> dict[str, str]:
@@ -34,7 +35,7 @@ def database(where: str, get: Callable[[str], str], notice: Callable[[str], None
             f"{where}: database.port: {len(ports)} ports for {len(hosts)} hosts",
             remedy="give one port for all hosts of database.hostname, or one for each",
         )
-    found = {parameter: get(key) for key, parameter in _PARAMETERS.items() if get(key)}
+    found = {parameter: get(key) for key, parameter in PARAMETERS.items() if get(key)}
     if len(hosts) > 1:
         notice("database.hostname is a list: the primary among them is read; Debezium takes one only")
         found["target_session_attrs"] = "primary"

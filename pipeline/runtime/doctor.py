@@ -14,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from pipeline.app import Pipeline
 from pipeline.config import Settings
+from pipeline.connect.database import PARAMETERS
 from pipeline.connect.file import load
 from pipeline.connect.java import java_regex, java_replacement
 from pipeline.connect.options import ROUTER
@@ -35,11 +36,6 @@ __all__ = ["PROVIDERS", "diagnose"]
 
 PROVIDERS = tuple(postgres.PROVIDERS)
 
-_PARTS = {
-    "host": "database.hostname", "port": "database.port", "user": "database.user",
-    "password": "database.password", "dbname": "database.dbname", "sslmode": "database.sslmode",
-    "sslrootcert": "database.sslrootcert", "sslcert": "database.sslcert", "sslkey": "database.sslkey",
-}  # fmt: skip
 _ROUTER = "io.debezium.transforms.outbox.EventRouter"
 _JAVA_LIMIT = "producer.override.max.request.size"
 
@@ -106,7 +102,7 @@ class _Asked:
         self._env = {**known, **os.environ}
         prefixes = [f"transforms.{one.strip()}." for one in texts.get("transforms", "").split(",")]
         self._router = next((one for one in prefixes if texts.get(f"{one}type") == _ROUTER), "")
-        parts = {part: self.key(key) for part, key in _PARTS.items() if self.key(key)}
+        parts = {part: self.key(key) for key, part in PARAMETERS.items() if self.key(key)}
         if "," in parts.get("host", ""):
             parts["target_session_attrs"] = "primary"
         self.dsn = make_conninfo("", **parts)

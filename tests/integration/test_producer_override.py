@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psycopg
 import pytest
+from certificates import certificates
 from relays import RelayProcess, connector_file, ids, insert, read_topic, until
 from servers import Database, Topics
 
@@ -47,22 +47,6 @@ listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain
 """
         path.write_text(text)
         return path
-
-
-def certificates(folder: Path) -> None:
-    """Write a CA's certificate, and PEM files with key and certificate of the broker and of a client."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    new = ("req", "-x509", "-newkey", "rsa:2048", "-days", "2")
-    openssl(*new, "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
-    signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-addext", f"subjectAltName=IP:{LOOPBACK}")
-    for name, key in (("broker", ("-nodes",)), ("client", ("-passout", "pass:k3y"))):
-        openssl(*new, *signed, *key, "-keyout", f"{name}.key", "-out", f"{name}.crt", "-subj", f"/CN={name}")
-        (folder / f"{name}.pem").write_text((folder / f"{name}.key").read_text() + (folder / f"{name}.crt").read_text())
-    store = ("pkcs12", "-export", "-in", "client.pem", "-passin", "pass:k3y", "-passout", "pass:st0re")
-    openssl(*store, "-out", "client.p12")
 
 
 @pytest.fixture(scope="module")

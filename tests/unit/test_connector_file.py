@@ -191,8 +191,8 @@ def test_our_file_is_honoured_whole() -> None:
             [f"did you mean {DELEGATE}.schemas.enable?"],
         ),
         (
-            {"value.converter": JSON, "value.converter.replace.null.with.default": "false"},
-            ["replace.null.with.default", "'false'", "true"],
+            {"value.converter": JSON, "value.converter.replace.null.with.default": "x"},
+            ["replace.null.with.default", "'x'", "true | false"],
         ),
         ({"transforms": "outbox,other", "transforms.other.type": "x"}, ["transforms.other.type", "'x'"]),
         ({R + "type": None}, [R + "type", "missing"]),
@@ -224,6 +224,18 @@ def test_what_cannot_run_is_refused_by_file_key_and_remedy(
     for part in ["outbox.json", *told]:
         assert part in str(raised.value)
     assert raised.value.remedy
+
+
+def test_each_key_of_the_databases_tls_is_libpqs_parameter(tmp_path: Path) -> None:
+    tls = {
+        "sslmode": "verify-full", "sslrootcert": "/tls/ca.pem", "sslcert": "/tls/c.pem", "sslkey": "/tls/c.key",
+        "sslpassword": "k3y",
+    }  # fmt: skip
+    found = load(tmp_path, {f"database.{name}": value for name, value in tls.items()})
+    assert {name: found.database[name] for name in tls} == tls
+    assert "k3y" not in repr(found)
+    with pytest.raises(ConfigError, match=r"database\.sslmode: 'sometimes'"):
+        load(tmp_path, {"database.sslmode": "sometimes"})
 
 
 @pytest.mark.parametrize(
