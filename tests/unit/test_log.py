@@ -3,6 +3,9 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pipeline
@@ -43,3 +46,50 @@ def test_no_field_has_a_name_that_logging_refuses() -> None:
         if isinstance(key, ast.Constant) and key.value in taken
     ]
     assert not wrong
+
+
+HOST = """
+    import importlib, logging, pkgutil, sys
+
+    def state():
+        root = logging.getLogger()
+        loggers = [logging.getLogger(name) for name in root.manager.loggerDict if name.startswith("pipeline")]
+        touched = {one.name for one in loggers if one.handlers or one.level or not one.propagate}
+        factory = logging.getLogRecordFactory()
+        return root.handlers, root.level, root.filters, root.manager.disable, factory, sys.excepthook, touched
+
+    before = state()
+    import pipeline
+    for found in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
+        importlib.import_module(found.name)
+    from pipeline import Context, Event, Pipeline
+    from pipeline.testing import Harness
+
+    class Placed(Event, aggregate="order", key="order_id", format="json"):
+        order_id: str
+
+    app = Pipeline("shop", topic_prefix="")
+
+    @app.consumer(Placed, group="billing")
+    def bill(event: Placed, ctx: Context) -> None:
+        raise RuntimeError(event.order_id)
+
+    harness = Harness(app)
+    harness.publish(Placed(order_id="1"))
+    harness.run_until_idle()
+    assert len(harness.dead_letters) == 1
+    assert state() == before, state()
+    said = []
+    host = logging.Handler()
+    host.emit = said.append
+    logging.getLogger().addHandler(host)
+    harness.publish(Placed(order_id="2"))
+    harness.run_until_idle()
+    print(sorted({record.name.partition(".")[0] for record in said}))
+"""
+
+
+def test_the_hosts_logging_is_left_alone_and_hears_us() -> None:
+    """Whoever imports every module and runs workers within his own process."""
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(HOST)], text=True, capture_output=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "['pipeline']\n", "dead letter\n")
