@@ -98,12 +98,13 @@ OTEL = """
         print(conn.execute("SELECT traceparent FROM pipeline.outbox LIMIT 1").fetchone()[0])
 """
 
-WAYS = {"": BARE, "sqlalchemy": SQLALCHEMY, "django": DJANGO, "asyncpg": ASYNCPG, "otel": OTEL}
-PRINTED = {"": "refused\n[]\n", "otel": "00-" + "a".rjust(32, "0") + "-" + "b".rjust(16, "0") + "-01\n"}
+WAYS = {"": BARE, "sqlalchemy": SQLALCHEMY, "django": DJANGO, "asyncpg": ASYNCPG, "otel": OTEL, "all": OTEL}
+TRACEPARENT = "00-" + "a".rjust(32, "0") + "-" + "b".rjust(16, "0") + "-01\n"
+PRINTED = {"": "refused\n[]\n", "otel": TRACEPARENT, "all": TRACEPARENT}
 BRINGS = {
     "": set(), "sqlalchemy": {"sqlalchemy"}, "django": {"django"}, "asyncpg": {"asyncpg"}, "otel": set(),
     "cli": CLI, "worker": WORKER, "relay": WORKER, "local": WORKER | {"psutil"},
-    "dev-server": WORKER | {"psutil"},
+    "dev-server": WORKER | {"psutil"}, "all": OPTIONAL - {"celery", "psycopg2", "pytest"},
 }  # fmt: skip
 
 IMPORTS = """
@@ -149,7 +150,7 @@ def test_an_extra_brings_what_its_modules_import_and_the_core_needs_none(
         need = next((need for name, need in MAY_NEED.items() if f"{module}.".startswith(f"{name}.")), set())
         assert package in need, f"{module} needs {package}"
     # imported only where --reload is asked for
-    assert (run("python", "-c", "import watchfiles")[0] == 0) == (extra == "dev-server")
+    assert (run("python", "-c", "import watchfiles")[0] == 0) == (extra in {"dev-server", "all"})
     if extra in WAYS:
         script = textwrap.dedent(HEAD) + textwrap.dedent(WAYS[extra])
         assert run("python", "-W", "error", "-c", script, database.dsn) == (0, PRINTED.get(extra, ""), "")
