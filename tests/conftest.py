@@ -23,6 +23,7 @@ import hypothesis
 import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from containers import Containers, NoContainers
+from figures import figure, pytest_terminal_summary  # noqa: F401
 from servers import (
     Database,
     Topics,

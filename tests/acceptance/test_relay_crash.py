@@ -15,6 +15,7 @@ from typing import Self
 import psycopg
 import pytest
 from confluent_kafka import Message
+from figures import Figure
 from relays import RelayProcess, connector_file, headers, ids, read_topic, until
 from servers import Database, Topics
 
@@ -96,6 +97,7 @@ def audit(messages: list[Message], database: Database, rolled_back: set[str]) ->
 def test_a_kill_under_load_loses_nothing_invents_nothing_and_keeps_order(
     private_stack: LocalStack, private_endpoints: Endpoints, private_database: Database,
     private_cli_environment: Mapping[str, str], tmp_path: Path, prefix: str, victim: str,
+    figure: Figure,
 ) -> None:  # fmt: skip
     topics = Topics(private_endpoints.kafka)
     topic = f"{prefix}.events"
@@ -134,7 +136,7 @@ def test_a_kill_under_load_loses_nothing_invents_nothing_and_keeps_order(
         until(published, "all rows are published", 60)
         assert relays[-1].stop() == 0
         found = audit(read_topic(private_endpoints.kafka, topic), private_database, load.rolled_back)
-        print(f"\n{victim} killed: {found}")
+        figure(f"{victim} killed: {found}")
         assert (found["lost"], found["invented"], found["overtaken"]) == (0, 0, 0)
         assert found["rolled_back"] > 0
         assert read_topic(private_endpoints.kafka, f"{prefix}.dlq") == []
@@ -145,7 +147,7 @@ def test_a_kill_under_load_loses_nothing_invents_nothing_and_keeps_order(
 
 def test_a_stopped_relay_gives_way_and_does_not_disturb_its_successor(
     private_stack: LocalStack, private_endpoints: Endpoints, private_database: Database,
-    private_cli_environment: Mapping[str, str], tmp_path: Path, prefix: str,
+    private_cli_environment: Mapping[str, str], tmp_path: Path, prefix: str, figure: Figure,
 ) -> None:  # fmt: skip
     topics = Topics(private_endpoints.kafka)
     topic = f"{prefix}.events"
@@ -173,5 +175,5 @@ def test_a_stopped_relay_gives_way_and_does_not_disturb_its_successor(
                 until(lambda: len(set(ids(read_topic(private_endpoints.kafka, topic)))) >= rows[0], "all rows", 60)
                 assert second.stop() == 0
         found = audit(read_topic(private_endpoints.kafka, topic), private_database, load.rolled_back)
-        print(f"\nstopped: {found}")
+        figure(f"stopped: {found}")
         assert (found["lost"], found["invented"]) == (0, 0)

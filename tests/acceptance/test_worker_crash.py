@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, ConsumerGroupState, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from figures import Figure
 from relays import until
 
 from pipeline.kafka.extent import extent
@@ -162,7 +163,7 @@ def test_kills_of_workers_and_broker_lose_nothing_and_keep_the_order_of_keys(
     private_cli_environment: dict[str, str],
     prefix: str,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    figure: Figure,
 ) -> None:
     chance = random.Random(SEED)
     (tmp_path / "crashing.py").write_text(APP)
@@ -217,12 +218,11 @@ def test_kills_of_workers_and_broker_lose_nothing_and_keep_the_order_of_keys(
             firsts[key].append(int(n))
         seen.add(event_id)
     repeated = sum(count - 1 for count in counts.values())
-    with capsys.disabled():
-        print(
-            f"\n{len(load.stored)} stored, {len(counts)} handled, {len(dead)} dead, {len(lost)} lost,"
-            f" {repeated} handled again, {sum(dead.values()) - len(dead)} dead again;"
-            f" {kills} workers and 1 broker killed"
-        )
+    figure(
+        f"{len(load.stored)} stored, {len(counts)} handled, {len(dead)} dead, {len(lost)} lost,"
+        f" {repeated} handled again, {sum(dead.values()) - len(dead)} dead again;"
+        f" {kills} workers and 1 broker killed"
+    )
     assert not lost
     assert set(counts) | set(dead) == load.stored
     assert {event_id for event_id in dead if event_id[0] == "b"} == {

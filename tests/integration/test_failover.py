@@ -12,6 +12,7 @@ from typing import Self
 
 import psycopg
 import pytest
+from figures import Figure
 from pair import Pair, pair
 from relays import RelayProcess, connector_file, ids, insert, read_topic, until
 from servers import Database, Topics
@@ -57,7 +58,7 @@ class Writer:
 
 def test_a_failover_with_a_failover_slot_loses_nothing_and_without_one_says_what_may_be_missing(
     servers: Pair, tmp_path: Path, prefix: str, cli_environment: Mapping[str, str], topics: Topics,
-    bootstrap_servers: str, database: Database,
+    bootstrap_servers: str, database: Database, figure: Figure,
 ) -> None:  # fmt: skip
     topic, other = f"{prefix}.events", f"{prefix}.events.polled"
     topics.create(topic, partitions=2)
@@ -115,8 +116,8 @@ def test_a_failover_with_a_failover_slot_loses_nothing_and_without_one_says_what
         servers.primary.stop()
         until(lambda: relay.readiness()["ready"], "the relay reads the new primary again")
         assert relay.stop() == 0
-    print(
-        f"\n  failover: {len(writer.committed)} rows committed, 0 lost, {len(found) - len(rows)} duplicates; the first "
+    figure(
+        f"failover: {len(writer.committed)} rows committed, 0 lost, {len(found) - len(rows)} duplicates; the first "
         f"row on the new primary is on its topic {gap_s:.1f} s after the kill; by polling 0 lost, "
         f"{len(by_polling) - len(rows)} duplicates"
     )

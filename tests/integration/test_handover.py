@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from commands import runner
+from figures import Figure
 from relays import RelayProcess, connector_file, ids, insert, read_topic, until
 from servers import Database, Topics
 
@@ -15,6 +16,7 @@ from servers import Database, Topics
 def test_debezium_native_debezium_on_one_slot_under_load_loses_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cli_environment: dict[str, str],
     connect_url: str, tmp_path: Path, prefix: str, database: Database, topics: Topics, bootstrap_servers: str,
+    figure: Figure,
 ) -> None:  # fmt: skip
     pipeline = runner(capsys, monkeypatch, {**cli_environment, "PIPELINE_CONNECT__URL": connect_url})
     topic = f"{prefix}.events"
@@ -60,5 +62,4 @@ def test_debezium_native_debezium_on_one_slot_under_load_loses_nothing(
         pipeline("connector", "delete", prefix, "--execute")
     found = ids(read_topic(bootstrap_servers, topic))
     assert set(found) == set(written)
-    with capsys.disabled():
-        print(f"\n  handover: {len(written)} rows, 0 lost, {len(found) - len(set(found))} duplicates")
+    figure(f"handover: {len(written)} rows, 0 lost, {len(found) - len(set(found))} duplicates")

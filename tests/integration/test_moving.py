@@ -10,6 +10,7 @@ from typing import Self
 
 import psycopg
 import pytest
+from figures import Figure
 from relays import RelayProcess, connector_file, ids, insert, read_topic, until
 from servers import Database, Topics
 
@@ -66,7 +67,7 @@ class Writers:
 
 def test_from_the_wal_to_polling_and_back_under_load_without_loss(
     tmp_path: Path, prefix: str, topic: str, cli_environment: Mapping[str, str], database: Database, conn: Conn,
-    bootstrap_servers: str, capsys: pytest.CaptureFixture[str],
+    bootstrap_servers: str, figure: Figure,
 ) -> None:  # fmt: skip
     streamed = connector_file(tmp_path, prefix)
     (tmp_path / "polled").mkdir()
@@ -114,11 +115,10 @@ def test_from_the_wal_to_polling_and_back_under_load_without_loss(
         if event not in found[key]:
             found[key].append(event)
     assert found == writers.written
-    with capsys.disabled():
-        print(
-            f"\n  WAL to polling and back: {len(written)} rows, 0 lost; {twice[0]} came twice on the way there, "
-            f"{twice[1]} on the way back"
-        )
+    figure(
+        f"WAL to polling and back: {len(written)} rows, 0 lost; {twice[0]} came twice on the way there, "
+        f"{twice[1]} on the way back"
+    )
 
 
 def test_a_move_that_is_cut_off_begins_again_and_nothing_is_left_behind(

@@ -18,6 +18,7 @@ import pytest
 from commands import runner
 from confluent_kafka import murmur2
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+from figures import Figure
 from relays import RelayProcess, connector_file, headers, ids, insert, read_topic, until
 from servers import Database, Endpoints, Topics, new_database
 from waiting import DEADLINE_S
@@ -169,6 +170,7 @@ def test_a_row_that_was_too_large_goes_to_its_topic_once_that_takes_it(
 def test_rows_that_the_broker_refuses_are_buried_alone_and_order_is_kept(
     file: Path, prefix: str, topics: Topics, cli_environment: dict[str, str], database: Database,
     bootstrap_servers: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    figure: Figure,
 ) -> None:  # fmt: skip
     topic = f"{prefix}.small"
     topics.create(topic, partitions=1, config={"max.message.bytes": "20000"})
@@ -203,7 +205,7 @@ def test_rows_that_the_broker_refuses_are_buried_alone_and_order_is_kept(
     assert (last.key(), last.value(), headers(last)["type"]) == (b"k2", noise * 100, b"shop.OrderPlaced")
     found = [name for name in ids(read_topic(bootstrap_servers, topic)) if name != huge]
     assert list(dict.fromkeys(found)) == good  # first copies in commit order
-    print(f"duplicates: {len(found) - len(good)} of {len(good)}")
+    figure(f"rows that the broker refuses: {len(found) - len(good)} duplicates of {len(good)}")
     assert dict(zip(ids(letters), [letter.value() for letter in letters], strict=True)) == {
         large: noise * 30,
         huge: None,
@@ -245,7 +247,12 @@ def test_a_topic_deleted_and_made_again_under_way_loses_no_new_row(
 
 
 def test_a_standby_takes_over_within_seconds_of_a_kill(
-    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str
+    file: Path,
+    topic: str,
+    cli_environment: Mapping[str, str],
+    database: Database,
+    bootstrap_servers: str,
+    figure: Figure,
 ) -> None:
     with RelayProcess(file, cli_environment) as active, psycopg.connect(database.dsn, autocommit=True) as conn:
         active.reading()
@@ -274,8 +281,8 @@ def test_a_standby_takes_over_within_seconds_of_a_kill(
             assert standby.stop() == 0
     found = ids(read_topic(bootstrap_servers, topic))
     assert list(dict.fromkeys(found)) == sent  # 0 lost, first copies in commit order
-    print(
-        f"\n  takeover: {len(sent)} rows, 0 lost, {len(found) - len(sent)} duplicates; the standby reads after "
+    figure(
+        f"takeover: {len(sent)} rows, 0 lost, {len(found) - len(sent)} duplicates; the standby reads after "
         f"{takeover_s:.2f} s, the first row of after the kill is on its topic after {gap_s:.2f} s"
     )
 
@@ -416,7 +423,13 @@ def test_a_huge_row_passes_where_the_topic_takes_it(
 
 
 def test_a_large_transaction_passes_in_bounded_memory_without_its_rolled_back_savepoints(
-    file: Path, topic: str, cli_environment: Mapping[str, str], database: Database, bootstrap_servers: str, prefix: str
+    file: Path,
+    topic: str,
+    cli_environment: Mapping[str, str],
+    database: Database,
+    bootstrap_servers: str,
+    prefix: str,
+    figure: Figure,
 ) -> None:
     """100 MB in one transaction, which the server spills to its disk; a relay is killed in the middle of it."""
     with psycopg.connect(database.dsn) as conn:
@@ -440,7 +453,9 @@ def test_a_large_transaction_passes_in_bounded_memory_without_its_rolled_back_sa
         until(lambda: conn.execute(spilled, (prefix,)).fetchone() == (True,), "what the server has spilled")
     keys = [record.key() for record in read_topic(bootstrap_servers, topic)]
     assert set(keys) == {b"last", *(f"{n}".encode() for n in range(100_000) if n // 1000 % 10 != 9)}
-    print(f"peak memory: {[round(peak / 1e6) for peak in peaks]} MB; duplicates: {len(keys) - 90_001}")
+    figure(
+        f"100 MB in one transaction: peaks {[round(peak / 1e6) for peak in peaks]} MB, {len(keys) - 90_001} duplicates"
+    )
     assert max(peaks) < 130e6
 
 

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from figures import Figure
 from working import Broker, Running, running, wait_until
 
 from pipeline import Context, Event, Job, Pipeline, Reject, RetryLater, RetryPolicy
@@ -828,7 +829,7 @@ def test_a_handler_that_outlasts_the_drain_is_not_committed(broker: Broker, app:
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
 def test_a_rebalance_in_the_middle_loses_nothing_and_keeps_key_order(
-    broker: Broker, prefix: str, protocol: str
+    broker: Broker, prefix: str, protocol: str, figure: Figure
 ) -> None:
     app = Pipeline("shop", topic_prefix=f"{prefix}.", partitions=6)
     firsts: defaultdict[str, list[int]] = defaultdict(list)
@@ -857,7 +858,7 @@ def test_a_rebalance_in_the_middle_loses_nothing_and_keeps_key_order(
             all_committed(broker, group, 6000)
     assert known == set(range(6000))
     assert {key: sorted(numbers) for key, numbers in firsts.items()} == firsts
-    print(f"{protocol}: {total[0] - 6000} duplicates of 6000")
+    figure(f"a worker joins and one leaves, {protocol}: {total[0] - 6000} duplicates of 6000")
     assert total[0] - 6000 <= 100
 
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
+from figures import Figure
 from pairs import SIDES, Capture, slots_read
 from relays import ids, insert, until
 from servers import Database, Topics
@@ -16,7 +17,7 @@ from sources import MODES
 
 def test_both_publish_the_same_rows_in_each_mode(
     tmp_path: Path, prefix: str, database: Database, connect_url: str, cli_environment: Mapping[str, str],
-    topics: Topics, bootstrap_servers: str,
+    topics: Topics, bootstrap_servers: str, figure: Figure,
 ) -> None:  # fmt: skip
     """Rows a are there before; b and d come while it runs; c while it is stopped."""
     pairs = {
@@ -69,4 +70,4 @@ def test_both_publish_the_same_rows_in_each_mode(
                 for side, messages in found.items()
             }  # fmt: skip
             assert contents["native"] == contents["debezium"], mode
-            print(f"{mode}: { ({side: len(messages) for side, messages in found.items()}) } records")
+            figure(f"{mode}: { ({side: len(messages) for side, messages in found.items()}) } records")
