@@ -104,7 +104,8 @@ SOURCE: dict[str, Outcome] = {
     "slot.stream.params": Differs("pgoutput's `origin` only: the relay sets the others itself"),
     "offset.mismatch.strategy": Differs(
         "a slot that is ahead of the stored position is an error, but with `trust_slot` and `trust_greater_lsn`; "
-        "Debezium goes on from the slot in silence, as the server does"
+        "Debezium goes on from the slot in silence only while `restart_lsn`, which is behind what is confirmed, has "
+        "not passed its own offset; else its task ends, or it takes a snapshot, as `snapshot.mode` says"
     ),
     "lsn.flush.mode=manual": Refused("lsn.flush.mode", "manual"),
     "flush.lsn.source=false": Refused("flush.lsn.source", "false"),
