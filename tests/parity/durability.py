@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cases import RESTART
 from outcomes import Differs, Ours, Outcome, Refused, Same
-from sources import DURABLE, HEARTBEATS, LISTS, MESSAGES, SNAPSHOTS
+from sources import DURABLE, HEARTBEATS, LISTS, MESSAGES, PUBLICATIONS, SNAPSHOTS
 
 __all__ = ["DURABILITY"]
 
@@ -12,7 +12,7 @@ _SLOT = "tests/integration/test_slot.py"
 _RELAY = "tests/integration/test_relay_integration.py"
 _SNAPSHOT = "tests/integration/test_snapshot.py"
 _COMPARED = Ours(_SLOT, "test_a_stored_position_is_compared_with_slot_and_server")
-_PUBLICATION = Ours("tests/parity/test_publication.py", "test_both_make_the_same_publication")
+_PUBLICATION = Same(PUBLICATIONS)
 _PARALLEL = Ours(_SNAPSHOT, "test_rows_that_are_there_come_in_order_and_those_after_it_by_the_stream")
 _FAILOVER = Ours(
     "tests/integration/test_failover.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from outcomes import Ours, Outcome, Refused, Same, Uncompared
-from sources import CREATED, HEARTBEATS, MESSAGES, PREDICATED
+from sources import CREATED, HEARTBEATS, MESSAGES, PREDICATED, PUBLICATIONS
 
 __all__ = ["KEYS"]
 
@@ -37,9 +37,7 @@ KEYS: dict[str, Outcome] = {
     "slot.stream.params": Ours(_FILE, "test_lists_of_columns_and_what_else_is_read"),
     "message.prefix.include.list, message.prefix.exclude.list": Same(MESSAGES),
     "status.update.interval.ms": Ours(_SLOT, "test_the_server_is_told_in_its_time_that_the_relay_lives"),
-    "publication.autocreate.mode, publish.via.partition.root": Ours(
-        "tests/parity/test_publication.py", "test_both_make_the_same_publication"
-    ),
+    "publication.autocreate.mode, publish.via.partition.root": Same(PUBLICATIONS),
     "snapshot.mode.configuration.based.snapshot.data": _MODES,
     "snapshot.mode.configuration.based.snapshot.on.data.error": _MODES,
     "snapshot.mode.configuration.based.start.stream": _MODES,

@@ -13,6 +13,7 @@ PREDICATED = "several routers under predicates: TopicNameMatches, HasHeaderKey, 
 UPDATED = "updates: warn, error, fatal, and where skipped.operations has them"
 TRACED = "headers of the connector's run, and of the trace that a row was written in"
 CREATED = "topics that are missing, created by topic.creation.…: default, groups, what they include and exclude"
+PUBLICATIONS = "publication.autocreate.mode, publish.via.partition.root: the publication that is made"
 AVRO = "Avro converters: keys, payloads, expanded payloads and envelopes, byte for byte, by one registry"
 
 _SOURCES = "tests/parity/test_sources.py"
@@ -30,6 +31,7 @@ SOURCES: dict[str, tuple[Ours, ...]] = {
         Ours(_TRANSFORMS, "test_fatal_ends_both_at_an_update_and_not_where_updates_are_skipped"),
     ),
     TRACED: (Ours("tests/parity/test_run_headers.py", "test_both_give_the_headers_of_run_and_trace"),),
+    PUBLICATIONS: (Ours("tests/parity/test_publication.py", "test_both_make_the_same_publication"),),
     CREATED: (Ours("tests/parity/test_topic_creation.py", "test_both_create_the_same_topics"),),
     AVRO: (Ours("tests/parity/test_avro_converter.py", "test_both_write_the_same_avro"),),
 }
