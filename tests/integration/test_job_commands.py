@@ -13,13 +13,15 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from commands import runner
+from commands import CommandLine, runner
 from servers import Database
 from working import wait_until
 
 from pipeline import Job, Pipeline, jobs
 from pipeline.errors import ConfigError, JobError
+from pipeline.postgres.due import DueStore
 from pipeline.postgres.tidy import tidy
+from pipeline.scheduler import Moved
 
 APP = """
 from pipeline import Breaker, Context, Job, Pipeline, RetryPolicy
@@ -285,6 +287,74 @@ def test_the_command_line_plans_before_it_changes_many(shell: Shell, conn: psyco
     conn.commit()
     assert "at least one of" in shell("jobs", "cancel", code=2)
     assert "at least one of" in shell("jobs", "retry", str(ids[0]), "--type", "Mail", code=2)
+
+
+def test_the_command_line_filters_by_each_option_and_gives_a_priority(
+    pipeline: CommandLine, tmp_path: Path, conn: psycopg.Connection[Any]
+) -> None:
+    (tmp_path / "shop.py").write_text(APP + 'app.queue("fetch", priorities=True)')
+
+    def listed(*words: str) -> list[str]:
+        found = pipeline("jobs", "list", *words, "-o", "json")
+        assert found.code == 0, found.stderr
+        return [row["id"] for row in json.loads(found.stdout)]
+
+    def enqueued(name: str, arguments: str, *words: str) -> str:
+        found = pipeline("jobs", "enqueue", "shop:app", name, arguments, *words)
+        assert found.code == 0, found.stderr
+        return found.stdout.strip()
+
+    mails = [enqueued("Mail", f'{{"to": "{n}"}}') for n in range(2)]
+    fetch = enqueued("Fetch", '{"url": "u"}', "--priority", "high")
+    conn.execute("UPDATE pipeline.job SET created_at = '2026-03-01T09:30:00Z' WHERE id = %s", (mails[0],))
+    assert json.loads(pipeline("jobs", "show", fetch, "-o", "json").stdout)["priority"] == "high"
+    assert conn.execute("SELECT topic FROM pipeline.outbox WHERE id = %s", (fetch,)).fetchone() == (
+        "shop.jobs.fetch.high",
+    )
+    assert json.loads(pipeline("jobs", "show", mails[0], "-o", "json").stdout)["priority"] == "normal"
+    refused = pipeline("jobs", "enqueue", "shop:app", "Mail", '{"to": "a"}', "--priority", "high")
+    assert (refused.code, "has no priorities" in refused.stderr) == (1, True)
+    assert pipeline("jobs", "enqueue", "shop:app", "Fetch", '{"url": "u"}', "--priority", "urgent").code == 2
+    assert listed() == [fetch, mails[1], mails[0]]
+    assert listed("--queue", "shop.jobs.fetch") == [fetch]
+    assert listed("--type", "Mail") == [mails[1], mails[0]]
+    enqueued_at = [datetime.fromtimestamp((UUID(mail).int >> 80) / 1000, UTC).isoformat() for mail in mails]
+    assert listed("--since", enqueued_at[1], "--type", "Mail") == [mails[1]]
+    assert listed("--since", enqueued_at[0], "--type", "Mail") == [mails[1], mails[0]]
+    first = pipeline("jobs", "list", "--limit", "2", "-o", "json")
+    assert f"more: --before {mails[1]}" in first.stderr
+    assert listed("--limit", "2", "--before", mails[1]) == [mails[0]]
+
+
+def test_the_command_line_sends_a_dead_job_again_and_holds_a_schedule(
+    pipeline: CommandLine, database: Database, tmp_path: Path, conn: psycopg.Connection[Any]
+) -> None:
+    job_id = app.enqueue(conn, Mail(to="a"))
+    before = conn.execute("SELECT seq FROM pipeline.outbox").fetchall()
+    finish(conn, job_id, "dead")
+    conn.commit()
+    sent = pipeline("jobs", "retry", str(job_id))
+    assert (sent.code, sent.stderr.strip()) == (0, "waiting")
+    assert json.loads(pipeline("jobs", "show", str(job_id), "-o", "json").stdout)["state"] == "waiting"
+    assert conn.execute("SELECT seq FROM pipeline.outbox").fetchall() > before  # it leaves again
+    again = pipeline("jobs", "retry", str(job_id))
+    assert (again.code, "is waiting" in again.stderr) == (1, True)
+
+    (tmp_path / "shop.py").write_text(APP)
+    assert pipeline("jobs", "pause", "--schedule", "shop.nightly").code == 1  # no scheduler has had it
+    ours = Pipeline("shop", topic_prefix="")
+    ours.schedule("0 3 * * *", name="nightly", timezone="Europe/Berlin")(lambda tick, ctx: None)
+    store = DueStore(database.dsn, ours.outbox, Moved)
+    store.declare(ours.schedules)
+    for command, said, paused in (("pause", "is paused", True), ("resume", "goes on", False)):
+        done = pipeline("jobs", command, "--schedule", "shop.nightly")
+        assert (done.code, done.stderr.strip()) == (0, f"shop.nightly {said}")
+        conn.rollback()
+        assert conn.execute("SELECT name, paused FROM pipeline.schedule").fetchall() == [("shop.nightly", paused)]
+        assert set(store.decided(ours.schedules)) == (set() if paused else {"shop.nightly"})  # no ticks of a paused one
+        assert conn.execute("SELECT count(*) FROM pipeline.control").fetchone() == (0,)
+        assert pipeline("jobs", command, "shop.jobs.email", "--schedule", "shop.nightly").code == 2
+    store.close()
 
 
 def test_the_command_line_moves_edits_and_ticks(shell: Shell, conn: psycopg.Connection[Any]) -> None:

@@ -118,6 +118,55 @@ def test_moved_rows_are_what_an_enqueue_without_delay_writes(database: Database,
     assert rows[0][3] == "shop.jobs.email.high"
 
 
+def test_a_job_of_next_year_waits_and_leaves_when_its_time_has_come(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    app = plain_app()
+    with conn.transaction():
+        job_id = app.enqueue(conn, Mail(to="a"), run_at=datetime.now(UTC) + timedelta(days=400))
+    scheduler, store = scheduler_of(app, database)
+    assert 0 < scheduler.step() <= 0.1  # how long it looks away: a part of how late a job may be
+    assert conn.execute("SELECT id FROM pipeline.due").fetchall() == [(job_id,)]
+    assert one(conn, "SELECT count(*) FROM pipeline.outbox") == 0
+    conn.execute("UPDATE pipeline.due SET due_at = due_at - interval '400 days'")
+    wait_until(lambda: scheduler.step() is not None and one(conn, "SELECT count(*) FROM pipeline.outbox") == 1)
+    store.close()
+    assert conn.execute("SELECT id, state, due_at FROM pipeline.job").fetchall() == [(job_id, "waiting", None)]
+    assert one(conn, "SELECT id FROM pipeline.outbox") == job_id
+    assert one(conn, "SELECT count(*) FROM pipeline.due") == 0
+
+
+def test_what_waits_for_months_is_not_read_for_what_is_due(database: Database, conn: psycopg.Connection[Any]) -> None:
+    """The plan of the statement that schedulers run, before the table's statistics are known and after."""
+    conn.execute(
+        "INSERT INTO pipeline.due (id, due_at, aggregatetype, aggregateid, type, topic) SELECT gen_random_uuid(),"
+        " CASE WHEN n % 1000 = 0 THEN now() ELSE now() + n * interval '1 hour' END, 'a', 'a', 'Mail', 'q'"
+        " FROM generate_series(1, 20000) AS n"
+    )
+    store = DueStore(database.dsn, plain_app().outbox, Moved)
+    sql = b"EXPLAIN (ANALYZE, FORMAT JSON) " + store._move_sql.encode()
+    for _ in range(2):
+        with conn.transaction(force_rollback=True):
+            (plan,) = conn.execute(sql, (500,)).fetchone() or ()
+        reads = [
+            node
+            for node in nodes(plan[0]["Plan"])
+            if node.get("Relation Name") == "due" and "Scan" in node["Node Type"]
+        ]
+        assert sorted((node["Node Type"], node.get("Index Name")) for node in reads) == [
+            ("Index Scan", "due_at"),
+            ("Tid Scan", None),
+        ]
+        assert {node["Actual Rows"] * node["Actual Loops"] for node in reads} == {20}
+        conn.execute("VACUUM ANALYZE pipeline.due")
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
 def test_a_table_of_the_users_own_is_moved_to(database: Database, conn: psycopg.Connection[Any]) -> None:
     conn.execute("CREATE TABLE public.events (event_id text, agg text, body jsonb, dest text, who text)")
     columns = {
