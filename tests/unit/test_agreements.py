@@ -18,7 +18,9 @@ import yaml
 from pipeline.cli.main import cli
 from pipeline.demo import shop
 from pipeline.postgres.migrations import script
+from pipeline.postgres.tidy import _KEEP_TICKS_DAYS
 from pipeline.testing import Harness
+from pipeline.topics import DAY_MS
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -169,3 +171,27 @@ def test_ci_runs_what_the_readme_says() -> None:
     assert "make check\nmake test" in run
     assert re.search(r"^test: ", MAKEFILE, re.MULTILINE)
     assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_retentions_has_every_table_and_the_defaults_of_the_code() -> None:
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|", (ROOT / "docs/retention.md").read_text(), re.MULTILINE)
+    told = {name: kept for names, kept in rows for name in re.findall(r"`pipeline\.(\w+)`", names)}
+    assert told.keys() == set(re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?pipeline\.(\w+)", script()))
+    for table, words, option in (
+        ("outbox", "outbox prune", "older_than"),
+        ("inbox", "inbox prune", "older_than"),
+        ("job", "scheduler run", "keep_days"),
+    ):
+        group: Any = cli.get_command(click.Context(cli), words.split()[0])
+        params = group.get_command(click.Context(group), words.split()[1]).params
+        default = next(param.default for param in params if param.name == option)
+        assert told[table].startswith(f"{str(default).removesuffix('d')} days")
+    assert told["tick"].startswith(f"{_KEEP_TICKS_DAYS} days")
+
+    kept = dict(rows)
+    specs = {spec.name: spec.config.get("retention.ms") for spec in shop.app.topics()}
+    [retry_days] = {int(ms or 0) // DAY_MS for name, ms in specs.items() if ".retry." in name}
+    assert kept["retry topics `<group>.retry.<delay>`"].startswith(f"{retry_days} days, or four times")
+    assert {ms for name, ms in specs.items() if name.endswith(".dlq")} == {"-1"}
+    assert "`retention.ms=-1`" in kept["DLQs of groups and of connectors"]
+    assert {ms for name, ms in specs.items() if ".retry." not in name and not name.endswith(".dlq")} == {None}
