@@ -20,7 +20,9 @@ _STRING = Same("payloads of type text, varchar, json, jsonb, uuid, bigint with S
 _BYTES = Same("keys of type bytea with ByteArrayConverter, headers of type bytea with SimpleHeaderConverter")
 _DELEGATE = Same("BinaryDataConverter with a delegate, headers of type bytea with ByteArrayConverter")
 _JSON = Same("JsonConverter with schemas: keys, payloads and headers of each type")
-_TLS = Uncompared("libpq reads them, the JDBC driver does with Debezium")
+_TLS = Ours(
+    "tests/integration/test_database_tls.py", "test_the_relay_and_the_doctor_get_in_by_a_certificate_and_by_no_less"
+)
 
 KEYS: dict[str, Outcome] = {
     "name, connector.class": _SETTINGS,
