@@ -23,7 +23,7 @@ from pipeline.connect.shards import chosen
 from pipeline.connect.sources import connectors
 from pipeline.connector import Connector
 from pipeline.endpoints import kafka_options, libpq_environment, postgres_dsn
-from pipeline.errors import BrokerError, ConfigError
+from pipeline.errors import BrokerError, ConfigError, SourceError
 from pipeline.kafka.producer import RecordProducer
 from pipeline.metrics import PrometheusMeter
 from pipeline.postgres import heartbeat
@@ -95,7 +95,7 @@ def run_relay(
 
     ``shard`` is which one, of a file that has some. ``metrics_port`` of ``metrics_host`` serves metrics and probes (0:
     any free port, told to ``on_port``); ``options`` are librdkafka settings over all others. Raises PipelineError where
-    the relay cannot go on.
+    the relay cannot go on, and names the file.
     """
     file = read_connector(path, settings, shard=shard, ignore_unknown=ignore_unknown)
     for notice in file.notices:
@@ -143,6 +143,9 @@ def run_relay(
     gc.set_threshold(100_000, 50, 1000)
     try:
         run_captured(dsn, file, relay, until, at_once)
+    except (SourceError, ConfigError, BrokerError) as error:
+        kind = next(one for one in (SourceError, ConfigError, BrokerError) if isinstance(error, one))
+        raise kind(f"{path}: {error.what}", remedy=error.remedy, retryable=error.retryable) from error
     finally:
         done.set()
         ends.close()

@@ -488,6 +488,7 @@ def test_a_start_that_cannot_work_ends_with_what_where_and_what_to_do(
                 insert(conn, "t", "k")
         assert relay.process.wait(60) == 1
         assert told in relay.log
+        assert f"error: {file}: " in relay.log
         assert "→" in relay.log
     if "publication.name" in changes or "table.include.list" in changes:  # a slot that nobody reads holds back WAL
         with psycopg.connect(database.dsn) as conn:
@@ -564,7 +565,7 @@ def test_a_recreated_slot_is_noticed(
                 assert "are missing" in again.log
             else:
                 assert again.process.wait(60) == 1
-                assert "recreated or moved" in again.log
+                assert f"error: {file}: slot {prefix}: it was recreated or moved" in again.log
 
 
 def test_sigterm_twice_ends_at_once_while_the_broker_holds_everything_back(
