@@ -22,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _files = click.argument("paths", metavar="FILE|FOLDER|- …", nargs=-1, required=True)
 _names = click.argument("names", metavar="NAME|FILE|FOLDER/|- …", nargs=-1, required=True)
+_name = click.argument("name", metavar="NAME|FILE")
 _timeout = click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0), default=60, show_default=True, help="Seconds to wait."
 )
@@ -215,7 +216,7 @@ def offsets() -> None:
 
 
 @offsets.command("get")
-@click.argument("name")
+@_name
 @click.option("-o", "--output", type=click.Choice(["json", "yaml"]), default="json", help="Form of the output.")
 def get(name: str, output: str) -> None:
     """Print a connector's offsets, as ``set`` takes them.
@@ -223,13 +224,14 @@ def get(name: str, output: str) -> None:
     \b
     Example:
       pipeline connector offsets get outbox > offsets.json
+      pipeline connector offsets get connectors/outbox.json
     """
     with stage.open_connect(Settings.load()) as connect:
-        print_rows(connect.offsets(name), output)
+        print_rows(connect.offsets(_one(name)), output)
 
 
 @offsets.command("set")
-@click.argument("name")
+@_name
 @click.argument("file", type=click.File(encoding="utf-8"))
 @click.option("--execute", is_flag=True, help="Do it. Without this nothing is done.")
 def set_(name: str, file: Any, execute: bool) -> None:
@@ -240,6 +242,7 @@ def set_(name: str, file: Any, execute: bool) -> None:
     Example:
       pipeline connector offsets set outbox offsets.json --execute
     """
+    name = _one(name)
     try:
         wanted = json.load(file)
     except ValueError as error:
@@ -261,7 +264,7 @@ def set_(name: str, file: Any, execute: bool) -> None:
 
 
 @offsets.command()
-@click.argument("name")
+@_name
 @click.option("--execute", is_flag=True, help="Do it. Without this nothing is done.")
 def reset(name: str, execute: bool) -> None:
     """Forget all offsets of a stopped connector. It begins as its snapshot.mode says.
@@ -270,6 +273,7 @@ def reset(name: str, execute: bool) -> None:
     Example:
       pipeline connector offsets reset outbox --execute
     """
+    name = _one(name)
     with stage.open_connect(Settings.load()) as connect:
         _stopped(stage.states(connect, (name,)))
         say(f"now: {json.dumps(connect.offsets(name))}")
@@ -314,6 +318,14 @@ COMMANDS: tuple[click.Command, ...] = (
     offsets,
     render,
 )
+
+
+def _one(word: str) -> str:
+    """Return the name of the one connector that a word names, or that a file holds. Raises ConfigError."""
+    found = stage.names((word,))
+    if len(found) != 1:
+        raise ConfigError(f"{word}: holds {len(found)} connectors", remedy=f"name one: {', '.join(sorted(found))}")
+    return found[0]
 
 
 def _is_offset(one: object) -> bool:

@@ -326,7 +326,12 @@ def test_names_may_be_files_and_offsets_come_in_connects_own_form(
     offsets = json.loads(pipeline("connector", "offsets", "get", prefix).stdout)
     own = Path("offsets.txt")
     own.write_text(json.dumps({"offsets": offsets}))
-    assert pipeline("connector", "offsets", "set", prefix, str(own), "--execute").code == 0
+    assert json.loads(pipeline("connector", "offsets", "get", str(file)).stdout) == offsets
+    assert pipeline("connector", "offsets", "set", str(file), str(own), "--execute").code == 0
+    assert "nothing was changed" in pipeline("connector", "offsets", "reset", str(file)).stderr
+    connector_file(file.parent, f"{prefix}-b")
+    two = pipeline("connector", "offsets", "get", f"{file.parent}/")
+    assert (two.code, f"holds 2 connectors\n  → name one: {prefix}, {prefix}-b" in two.stderr) == (1, True)
     for text, told in (
         ("{", "offsets.txt: Expecting property name"),
         ('{"lsn": 1}', "offsets.txt: is not a list"),
