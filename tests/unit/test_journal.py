@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
-from pipeline import Job, RetryPolicy
+from pipeline import Job, Pipeline, RetryPolicy
 from pipeline.definition import Handler, Queue, Rate
 from pipeline.errors import ConfigError
+from pipeline.postgres.jobs import JobRows
 from pipeline.probes import Readiness
 from pipeline.progress import Progress
 from pipeline.record import Record
 from pipeline.report import Entry
+from pipeline.runtime.worker import _journal
+from pipeline.worker import Limits
 from pipeline.worker.delivery import Assigned, Delivery, Route
 from pipeline.worker.gate import Begin
 from pipeline.worker.journal import _BREATHE_S, _LOOK_S, Control, Journal
@@ -214,3 +217,12 @@ def test_pause_and_cancel_are_obeyed_within_two_seconds() -> None:
     assert 3 + eighth in idle.begun
     # what is left of the two seconds is for statements: the thread steps at least this often
     assert _LOOK_S + _BREATHE_S <= 0.25
+
+
+def test_workers_have_the_second_that_the_journal_has_of_its_own() -> None:
+    app = Pipeline("shop", topic_prefix="")
+    app.job(Mail)(lambda job, ctx: None)
+    (group,) = app.groups.values()
+    journal = _journal(app, group, JobRows("", Control), Readiness("w"), Limits())
+    assert journal is not None
+    assert (journal._control_s, journal._threaded) == (1.0, True)
