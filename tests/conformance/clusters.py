@@ -1,4 +1,4 @@
-"""The two brokers that one suite runs on: Kafka by its adapters, and the one in memory of ``pipeline.testing``."""
+"""The brokers that one suite runs on: Kafka by its adapters, with both of its group protocols, and ours in memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class Cluster(Protocol):
 
 
 class Kafka:
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, group_protocol: str) -> None:
+        self._group_protocol = group_protocol
         self._options = {"bootstrap.servers": bootstrap}
         self._admin = AdminClient(self._options)
         self._open: list[Any] = []
@@ -66,7 +67,8 @@ class Kafka:
 
     def consumer(self, group: str) -> GroupConsumer:
         made = GroupConsumer(
-            {**self._options, "topic.metadata.refresh.interval.ms": "500", "group.protocol": "classic"}, group
+            {**self._options, "topic.metadata.refresh.interval.ms": "500", "group.protocol": self._group_protocol},
+            group,
         )
         self._open.append(made)
         return made

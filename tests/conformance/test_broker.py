@@ -23,9 +23,14 @@ def on(feature: str = "") -> pytest.MarkDecorator:
     )
 
 
+# What is about members alone, and takes a heartbeat or two of 5 s each: with the broker's assignment (KIP-848), too.
+with_both_protocols = pytest.mark.parametrize("cluster", [*sorted(FEATURES), "kafka-kip848"], indirect=True)
+
+
 @pytest.fixture(params=sorted(FEATURES))
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    made: Any = Memory() if request.param == "memory" else Kafka(request.getfixturevalue("bootstrap_servers"))
+    protocol = "consumer" if request.param == "kafka-kip848" else "classic"
+    made: Any = Memory() if request.param == "memory" else Kafka(request.getfixturevalue("bootstrap_servers"), protocol)
     yield made
     made.close()
 
@@ -183,6 +188,7 @@ def test_groups_do_not_know_of_each_other(cluster: Cluster, unique: str, topic: 
     assert [member.values for member in members] == [[b"a", b"b"]] * 2
 
 
+@with_both_protocols
 def test_a_second_member_takes_its_share_only_after_the_first_gave_it_up(
     cluster: Cluster, unique: str, topic: str
 ) -> None:
@@ -203,6 +209,7 @@ def test_a_second_member_takes_its_share_only_after_the_first_gave_it_up(
     poll_until(lambda: len(second.heard.has) == 3, second)
 
 
+@with_both_protocols
 def test_what_is_committed_while_partitions_are_taken_counts(cluster: Cluster, unique: str, topic: str) -> None:
     for partition in range(3):
         send(cluster.producer(), topic, b"a", b"b", partition=partition)
