@@ -56,13 +56,27 @@ def perform(settings: Settings, steps: Steps[R]) -> R:
 
 
 def wait_for(settings: Settings, job_id: UUID | str, *, timeout_s: float) -> jobs.JobRow:
-    """Wait until a job has finished, and return it with its result. Raises JobError when it has not by then."""
+    """Wait until a job has finished, and return it with its result: ten looks a second, on one connection.
+
+    Raises JobError when it has not finished by then, or where there is no such job; SourceError, ConfigError.
+    """
     end = time.monotonic() + timeout_s
-    while (found := perform(settings, jobs.find(job_id))).finished_at is None:
-        if time.monotonic() > end:
-            raise JobError(f"job {job_id} is {found.state} after {timeout_s} s", remedy="wait longer", retryable=True)
-        time.sleep(_LOOK_S)
-    return found
+    try:
+        with psycopg.connect(postgres_dsn(settings), connect_timeout=10, autocommit=True) as conn:
+            while True:
+                with conn.transaction():
+                    found = drive(jobs.find(job_id), executor(conn))
+                if found.finished_at is not None:
+                    return found
+                if time.monotonic() > end:
+                    raise JobError(
+                        f"job {job_id} is {found.state} after {timeout_s:g} s",
+                        remedy="wait longer; does a worker of its queue run, and is the queue not paused?",
+                        retryable=True,
+                    )
+                time.sleep(_LOOK_S)
+    except psycopg.Error as error:
+        raise translated(error) from error
 
 
 def plan(settings: Settings, states: Sequence[State], which: jobs.Which) -> list[dict[str, object]]:

@@ -173,7 +173,7 @@ def test_many_are_cancelled_and_sent_again_at_once_and_others_left_alone(conn: p
         finish(conn, job_id, "dead")
     conn.execute("DELETE FROM pipeline.outbox WHERE id = %s", (ids[5],))
     # of the first the row went with the cancellation, of the sixth by itself; the eighth is done
-    assert app.run(conn, jobs.retry_many(ids)) == [ids[4], ids[6]]
+    assert set(app.run(conn, jobs.retry_many(ids))) == {ids[4], ids[6]}  # ids of one millisecond have any order
     assert [app.run(conn, jobs.find(one)).state for one in ids[4:]] == ["waiting", "dead", "waiting", "done"]
     assert app.run(conn, jobs.find(ids[4])).cancel_at is None
 
