@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore, Reject
 from jobbing import Desk
 from servers import Database
-from working import Broker
+from working import Broker, wait_until
 
 from pipeline import Pipeline
 from pipeline.errors import ConfigError
@@ -112,6 +113,17 @@ def test_tasks_are_called_and_their_own_retries_are_obeyed(desk: Desk) -> None:
     assert [n for name, n in calls if name == "x"] == [0, 1]
     assert [n for name, n in calls if name == "hopeless"] == [0, 1]
     assert desk.job(jobs["fails"])["attempts"] == 1  # as in Celery: what a task does not retry is the end
+
+
+def test_workers_of_celery_and_ours_run_beside_each_other_each_what_was_sent_to_it(desk: Desk) -> None:
+    calls.clear()
+    ours = desk.put(CeleryTask.of(flaky, "ours"))
+    desk.carry()
+    with start_worker(shop, perform_ping_check=False), desk.working():
+        flaky.delay("theirs")
+        assert desk.until(ours, "done")["result"] == "ours"
+        wait_until(lambda: ("theirs", 1) in calls, why="Celery's own worker retries it")
+    assert sorted(calls) == [("ours", 0), ("ours", 1), ("theirs", 0), ("theirs", 1)]
 
 
 @pytest.mark.parametrize("which", range(4))
