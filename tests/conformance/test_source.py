@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from servers import Database
 from tables import MemoryTable, PolledTable, SqlTable, Table, WalTable, by_key, end, payloads
+from waiting import DEADLINE_S
 
 from pipeline.capture import Batch
 from pipeline.errors import SourceError
@@ -36,7 +37,7 @@ def source(table: Table) -> Iterator[Source]:
     end(made)
 
 
-def begun(source: Source, within_s: float = 20) -> bool:
+def begun(source: Source, within_s: float = DEADLINE_S) -> bool:
     """Start, as the relay does: again while another's connection is ending, or the server cannot yet."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
@@ -50,7 +51,7 @@ def begun(source: Source, within_s: float = 20) -> bool:
     return False
 
 
-def read(source: Source, enough: Callable[[list[Batch]], bool], within_s: float = 20) -> list[Batch]:
+def read(source: Source, enough: Callable[[list[Batch]], bool], within_s: float = DEADLINE_S) -> list[Batch]:
     """Read until there is enough and all that was begun has ended."""
     found: list[Batch] = []
     deadline = time.monotonic() + within_s
@@ -226,7 +227,7 @@ def test_a_large_transaction_comes_in_bounded_batches_and_survives_a_crash_in_th
     again = table.source()
     assert begun(again)
     table.commit(("a", b"last"))
-    rest = read(again, lambda found: b"last" in payloads(found[-1:]))
+    rest = read(again, lambda found: payloads(found)[-1:] == [b"last"])
     assert max(batch.size for batch in [*some, *rest]) < 8_000_000
     assert max(len(batch.records) for batch in [*some, *rest]) <= 1000
     found = by_key([*some, *rest])[b"a"]
