@@ -56,7 +56,7 @@ _OPTIONS: dict[Kind, dict[str, tuple[str, ...]]] = {
 }
 """Of each converter: the options that mean something, and the values that are honoured."""
 _NAMED = (*(name for options in _OPTIONS.values() for name in options), *AVRO_OPTIONS, _DELEGATE)
-OPTIONS_WITHOUT_MEANING = ("schemas.cache.size", "schema.content", "converter.type")
+OPTIONS_WITHOUT_MEANING = ("schemas.cache.size", "schema.content", "converter.type", "plugin.version")
 _OPTION = re.compile(rf"((?:key|value|header)\.converter(?:\.{re.escape(_DELEGATE)})*)\.(.+)")
 
 
