@@ -8,6 +8,7 @@ the relay is not ready.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -51,7 +52,7 @@ Convert = Callable[[str, bytes], bytes | None]
 """Takes a topic and a key or a value. Raises SchemaError where it is to wait, PoisonError where it is dead."""
 
 
-class _WaitingSource:
+class _WaitingSource(ABC):
     """A source whose records are encoded one after the other, each as soon as the registry lets it."""
 
     def __init__(
@@ -96,9 +97,9 @@ class _WaitingSource:
         self._waiting = None
         return batch
 
+    @abstractmethod
     def _encode(self, batch: Batch, index: int) -> None:
         """Encode a record in its place. Raises SchemaError where it is to wait."""
-        raise NotImplementedError
 
 
 class ConvertedSource(_WaitingSource):
