@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from pipeline.app import Pipeline
 from pipeline.avro import schema_of
-from pipeline.codec import Decoder, frame, subject_of
-from pipeline.errors import SchemaError
+from pipeline.codec import Decoder, encode, frame, subject_of
+from pipeline.errors import PoisonError, SchemaError
 from pipeline.event import Event, Job, Message
 
 __all__ = ["Schemas", "own_value"]
@@ -21,7 +22,7 @@ class Schemas:
     def __init__(self) -> None:
         self._ids: dict[tuple[str, bytes], int] = {}
         self._texts: dict[int, str] = {}
-        self._models: dict[str, type[Message]] = {}
+        self._models: dict[int, type[Message]] = {}
         self.decoder = _AtHand(self)
 
     def find(self, app: Pipeline, subject: str, fingerprint: bytes) -> list[int]:
@@ -34,20 +35,30 @@ class Schemas:
                 if subject_of(app.topic_of(model), schema.name) == subject and schema.fingerprint == fingerprint:
                     schema_id = self._ids[subject, fingerprint] = _FIRST + len(self._ids)
                     self._texts[schema_id] = schema.text
-                    self._models[schema.name] = model
+                    self._models[schema_id] = model
                     break
         return [self._ids[subject, fingerprint]] if (subject, fingerprint) in self._ids else []
 
-    def model(self, app: Pipeline, name: str | None, payload: bytes) -> type[Message]:
-        """Return the class of a type name, and learn the id before its payload: a real registry may have given it."""
-        for model in (*app.messages, *_classes()) if name not in self._models else ():
-            self._models.setdefault(model.message_type.name, model)
-        if name not in self._models:
+    def message(self, app: Pipeline, name: str | None, payload: bytes) -> Message:
+        """Return what was written, and learn the id before its payload: a real registry may have given it.
+
+        Several classes of a process may share a type name: it is the one that has the id or, of those whose values are
+        JSON, the newest that would write the same bytes.
+        """
+        models = [one for one in (*app.messages, *_classes()) if one.message_type.name == name]
+        if not models:
             raise SchemaError(f"{name}: no message class of this name", remedy="import the module that has it")
-        model = self._models[name]
+        for model in models if models[0].message_type.format == "json" else ():
+            with suppress(PoisonError):
+                message = own_value(payload, model)
+                if encode(message, None) == payload:
+                    return message
+        model = models[0]
         if model.message_type.format == "avro":
-            self._texts.setdefault(int.from_bytes(payload[1:5], "big"), schema_of(model).text)
-        return model
+            schema_id = int.from_bytes(payload[1:5], "big")
+            model = self._models.setdefault(schema_id, model)
+            self._texts.setdefault(schema_id, schema_of(model).text)
+        return own_value(payload, model)
 
     def reframed(self, app: Pipeline, message: Message, payload: bytes) -> bytes:
         """Return a payload that this process wrote for a database, with the id that its schema has here."""
@@ -88,10 +99,8 @@ class _Own:
 def _classes() -> Iterator[type[Message]]:
     """Give all message classes of this process, the newest first: a test may define one of an older one's name."""
     waiting: list[type[Message]] = [Event, Job]
-    found = []
     while waiting:
         model = waiting.pop()
         waiting += model.__subclasses__()
         if model not in {Event, Job}:
-            found.append(model)
-    return iter(reversed(found))
+            yield model

@@ -18,7 +18,7 @@ from pipeline.errors import SourceError
 from pipeline.event import Message
 from pipeline.outbox import Statement
 from pipeline.row import COLUMNS, quoted
-from pipeline.testing.schemas import Schemas, own_value
+from pipeline.testing.schemas import Schemas
 
 __all__ = ["BLOCKED", "Commands", "Row", "Tables"]
 
@@ -130,11 +130,11 @@ class Tables:
             if run_at:
                 due_at = BLOCKED if run_at == "infinity" else datetime.fromisoformat(run_at)
         payload = has["payload"].encode() if isinstance(has["payload"], str) else has["payload"]
-        model = self._schemas.model(self._app, has.get("type"), payload)
+        message = self._schemas.message(self._app, has.get("type"), payload)
         return Row(
             has["id"],
-            own_value(payload, model),
-            has.get("topic") or self._app.topic_of(model),
+            message,
+            has.get("topic") or self._app.topic_of(type(message)),
             has["aggregateid"],
             payload,
             _jsonb(has.get("headers")),

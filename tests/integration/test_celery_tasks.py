@@ -11,6 +11,7 @@ import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore, Reject
+from celery.signals import setup_logging
 from jobbing import Desk
 from servers import Database
 from working import Broker, wait_until
@@ -22,6 +23,7 @@ from pipeline.local import Endpoints
 from pipeline.testing import Harness
 
 shop = Celery("shop", broker="memory://", set_as_current=False)
+setup_logging.connect(lambda **_: None, weak=False)  # else Celery's worker sets up this process's logging, for good
 calls: list[tuple[str, Any]] = []
 
 

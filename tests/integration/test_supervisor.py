@@ -209,7 +209,7 @@ def test_one_that_cannot_be_started_is_tried_again_and_leaves_nothing_open(tmp_p
     assert (member.alive, member.drained, member.failure) == (False, True, None)
     assert "could not be started (No such file or directory)" in member.state["reasons"]["start"]
     member.ask()
-    program.write_text("#!/bin/sh\nread wait <&$2\n")
+    program.write_text(f"#!{sys.executable}\nimport os, sys\nos.read(int(sys.argv[2]), 1)\n")
     program.chmod(0o700)
     wait_until(lambda: not member.look() and member.alive)
     member.ask()

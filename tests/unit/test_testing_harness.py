@@ -586,6 +586,21 @@ def test_groups_can_be_chosen_and_unknown_ones_are_refused() -> None:
         Harness(app, groups=["nobody"])
 
 
+def test_a_message_is_of_its_own_class_where_several_of_the_process_share_its_type_name() -> None:
+    def defined(kind: Any, **fields: Any) -> type[Event]:
+        body = {"__annotations__": {"key": str, **{name: of for name, (of, _) in fields.items()}}}
+        body |= {name: default for name, (_, default) in fields.items()}
+        return type(Event)("Twin", (Event,), body, aggregate="twin", key="key", format=kind)
+
+    own = Pipeline("own", topic_prefix="")
+    for kind in ("json", "avro"):
+        twins = [defined(kind), defined(kind, n=(int, 0)), defined(kind, text=(str, ""))]
+        conn = FakeConnection(own)
+        for twin in twins:
+            own.publish(conn, twin(key="k"))
+        assert [type(row.message) for row in conn.rows] == twins
+
+
 # ── the package ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
