@@ -1,15 +1,16 @@
-"""The commands of ``pipeline connector`` that speak with Kafka Connect."""
+"""Connector files and names in, what Kafka Connect shall do with them and what it does out."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from pipeline import deployment
-from pipeline.cli.output import as_yaml, output_option, print_object, print_rows, say
+from pipeline.cli.offsets import offsets
+from pipeline.cli.output import output_option, print_object, print_rows, say
+from pipeline.cli.render import render
 from pipeline.config import Settings
 from pipeline.connector import State
 from pipeline.deployment import Command, Plan
@@ -22,7 +23,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _files = click.argument("paths", metavar="FILE|FOLDER|- …", nargs=-1, required=True)
 _names = click.argument("names", metavar="NAME|FILE|FOLDER/|- …", nargs=-1, required=True)
-_name = click.argument("name", metavar="NAME|FILE")
 _timeout = click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0), default=60, show_default=True, help="Seconds to wait."
 )
@@ -205,106 +205,6 @@ def delete(names: tuple[str, ...], execute: bool, timeout_s: float) -> None:
             say(f"{state.name}: deleted; its slot and offsets stay")
 
 
-@click.group()
-def offsets() -> None:
-    """Offsets of a connector: how far it is. They can be changed only while it is stopped.
-
-    \b
-    Example:
-      pipeline connector offsets get outbox
-    """
-
-
-@offsets.command("get")
-@_name
-@click.option("-o", "--output", type=click.Choice(["json", "yaml"]), default="json", help="Form of the output.")
-def get(name: str, output: str) -> None:
-    """Print a connector's offsets, as ``set`` takes them.
-
-    \b
-    Example:
-      pipeline connector offsets get outbox > offsets.json
-      pipeline connector offsets get connectors/outbox.json
-    """
-    with stage.open_connect(Settings.load()) as connect:
-        print_rows(connect.offsets(_one(name)), output)
-
-
-@offsets.command("set")
-@_name
-@click.argument("file", type=click.File(encoding="utf-8"))
-@click.option("--execute", is_flag=True, help="Do it. Without this nothing is done.")
-def set_(name: str, file: Any, execute: bool) -> None:
-    """Replace offsets of a stopped connector by those of FILE (or -). FILE is as from "offsets get" or Connect's own
-    API.
-
-    \b
-    Example:
-      pipeline connector offsets set outbox offsets.json --execute
-    """
-    name = _one(name)
-    try:
-        wanted = json.load(file)
-    except ValueError as error:
-        raise ConfigError(f"{file.name}: {error}", remedy="write what offsets get prints") from None
-    if isinstance(wanted, dict) and wanted.keys() == {"offsets"}:
-        wanted = wanted["offsets"]
-    if not isinstance(wanted, list) or not all(_is_offset(one) for one in wanted):
-        raise ConfigError(
-            f'{file.name}: is not a list of {{"partition": …, "offset": …}}', remedy="write what offsets get prints"
-        )
-    if not wanted:
-        raise ConfigError(
-            f"{file.name}: has no offset", remedy=f"to forget all: pipeline connector offsets reset {name}"
-        )
-    with stage.open_connect(Settings.load()) as connect:
-        _stopped(stage.states(connect, (name,)))
-        say(f"now: {json.dumps(connect.offsets(name))}\nthen: {json.dumps(wanted)}")
-        say(connect.set_offsets(name, wanted) if execute else "nothing was changed: add --execute")
-
-
-@offsets.command()
-@_name
-@click.option("--execute", is_flag=True, help="Do it. Without this nothing is done.")
-def reset(name: str, execute: bool) -> None:
-    """Forget all offsets of a stopped connector. It begins as its snapshot.mode says.
-
-    \b
-    Example:
-      pipeline connector offsets reset outbox --execute
-    """
-    name = _one(name)
-    with stage.open_connect(Settings.load()) as connect:
-        _stopped(stage.states(connect, (name,)))
-        say(f"now: {json.dumps(connect.offsets(name))}")
-        say(connect.reset_offsets(name) if execute else "nothing was changed: add --execute")
-
-
-@click.command()
-@_files
-@click.option("-o", "--output", type=click.Choice(["strimzi", "json"]), default="strimzi", show_default=True)
-@click.option("--cluster", default="connect", show_default=True, help="Strimzi: the KafkaConnect that runs it.")
-@click.option(
-    "--secret", default="", metavar="NAMESPACE/NAME", help="Strimzi: the Secret that holds what ${env:…} names."
-)
-def render(paths: tuple[str, ...], output: str, cluster: str, secret: str) -> None:
-    """Print connector files for Kubernetes or a managed Connect. As Strimzi's KafkaConnector manifests, or as JSON.
-
-    \b
-    Example:
-      pipeline connector render connectors/outbox.json --cluster events --secret shop/postgres | kubectl apply -f -
-      pipeline connector render connectors/outbox.json -o json
-    """
-    found = stage.for_connect(paths)
-    if output == "strimzi":
-        documents = [stage.kafka_connector(one, cluster=cluster, secret=secret) for one in found]
-        click.echo("\n---\n".join(as_yaml(document) for document in documents))
-    elif len(found) == 1:
-        print_object(stage.plain(found[0]), "json")
-    else:
-        print_rows([stage.plain(one) for one in found], "json")
-
-
 COMMANDS: tuple[click.Command, ...] = (
     diff,
     deploy,
@@ -318,27 +218,6 @@ COMMANDS: tuple[click.Command, ...] = (
     offsets,
     render,
 )
-
-
-def _one(word: str) -> str:
-    """Return the name of the one connector that a word names, or that a file holds. Raises ConfigError."""
-    found = stage.names((word,))
-    if len(found) != 1:
-        raise ConfigError(f"{word}: holds {len(found)} connectors", remedy=f"name one: {', '.join(sorted(found))}")
-    return found[0]
-
-
-def _is_offset(one: object) -> bool:
-    return isinstance(one, dict) and one.keys() == {"partition", "offset"} and isinstance(one["partition"], dict)
-
-
-def _stopped(found: Sequence[State]) -> None:
-    for state in found:
-        if state.state != "STOPPED":
-            raise ConfigError(
-                f"connector {state.name}: {state.state}: offsets can be changed only while it is STOPPED",
-                remedy=f"pipeline connector stop {state.name}",
-            )
 
 
 def _row(state: State) -> dict[str, object]:

@@ -16,6 +16,7 @@ __all__ = ["as_yaml", "output_option", "plain", "print_object", "print_rows", "s
 
 F = TypeVar("F", bound=Callable[..., Any])
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_NO_TEXT = re.compile(r"[-+.]?[0-9].*|[yn]", re.IGNORECASE | re.DOTALL)  # numbers to YAML 1.2 or Go that PyYAML leaves
 
 
 def output_option(function: F) -> F:
@@ -71,7 +72,15 @@ def _dump(data: object, output: str) -> str:
 
 
 def as_yaml(data: object) -> str:
-    """Return YAML without an end of line."""
+    """Return YAML without an end of line. Text that any reader of YAML may take for something else is quoted."""
     import yaml
 
-    return str(yaml.safe_dump(json.loads(json.dumps(data, default=str)), sort_keys=False, allow_unicode=True)).rstrip()
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: Dumper, value: str) -> yaml.ScalarNode:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if _NO_TEXT.fullmatch(value) else None)
+
+    Dumper.add_representer(str, text)
+    same = json.loads(json.dumps(data, default=str))
+    return str(yaml.dump(same, Dumper=Dumper, sort_keys=False, allow_unicode=True)).rstrip()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline import deployment
 from pipeline.config import Settings
+from pipeline.connect.manifest import APIS as STRIMZI_APIS
 from pipeline.connect.manifest import kafka_connector, plain
 from pipeline.connect.rest import Connect
 from pipeline.connect.sources import connectors
@@ -20,6 +21,7 @@ from pipeline.endpoints import connect_url
 from pipeline.errors import ConfigError
 
 __all__ = [
+    "STRIMZI_APIS",
     "check",
     "for_connect",
     "kafka_connector",

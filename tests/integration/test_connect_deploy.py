@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import yaml
 from commands import CommandLine, Result, runner
 from relays import RelayProcess, connector_file, ids, insert, read_topic, until
 from servers import Database, Topics
@@ -341,18 +340,6 @@ def test_names_may_be_files_and_offsets_come_in_connects_own_form(
         failed = pipeline("connector", "offsets", "set", prefix, str(own), "--execute")
         assert (failed.code, told in failed.stderr, "offsets get prints" in failed.stderr) == (1, True, True)
     assert json.loads(pipeline("connector", "offsets", "get", prefix).stdout) == offsets
-
-
-def test_strimzi_manifests_have_the_class_the_tasks_and_references_to_a_secret(
-    file: Path, prefix: str, pipeline: CommandLine
-) -> None:
-    shown = pipeline("connector", "render", str(file), "--cluster", "events", "--secret", "shop/postgres")
-    manifest = yaml.safe_load(shown.stdout)
-    assert manifest["metadata"] == {"name": prefix, "labels": {"strimzi.io/cluster": "events"}}
-    assert manifest["spec"]["class"] == "io.debezium.connector.postgresql.PostgresConnector"
-    assert manifest["spec"]["tasksMax"] == 1
-    assert manifest["spec"]["config"]["database.password"] == "${secrets:shop/postgres:PGPASSWORD}"
-    assert {"connector.class", "tasks.max", "name"} & manifest["spec"]["config"].keys() == set()
 
 
 @contextmanager
