@@ -98,6 +98,11 @@ class State:
         return self.state == "RUNNING" and bool(self.tasks) and all(task.state == "RUNNING" for task in self.tasks)
 
     @property
+    def rests(self) -> bool:
+        """Tell whether somebody has stopped or paused it."""
+        return self.state in {"STOPPED", "PAUSED"} and not self.failed
+
+    @property
     def failed(self) -> bool:
         """Tell whether it, or any task, has failed."""
         return self.state == "FAILED" or any(task.state == "FAILED" for task in self.tasks)

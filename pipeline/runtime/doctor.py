@@ -108,13 +108,15 @@ class _Asked:
         self.dsn = make_conninfo("", **parts)
         tables = (re.sub(r"\\(.)", r"\1", one).strip() for one in self.key("table.include.list").split(","))
         columns = ("table.field.event.id", "table.field.event.key", "table.field.event.payload", "route.by.field")
-        named = [self.option(one) for one in (*columns, "table.field.event.timestamp")]
+        timestamp = self.option("table.field.event.timestamp")
+        named = [*map(self.option, columns), timestamp, *self._placed()]
         self.capture = postgres.Capture(
             slot=self.key("slot.name", "debezium"),
             publication=self.key("publication.name", "dbz_publication"),
             tables=tuple(one for one in tables if re.fullmatch(r"\w+\.\w+", one)),
             creates=self.key("publication.autocreate.mode", "all_tables") != "disabled",
-            columns=tuple(one for one in named if one),
+            columns=tuple(dict.fromkeys(one for one in named if one)),
+            timestamp=timestamp,
             failover=self.key("slot.failover") == "true",
             snapshot=self.key("snapshot.mode", "initial"),
             polls=self.key("pipeline.capture", "wal") == "polling",
@@ -131,6 +133,12 @@ class _Asked:
     def option(self, option: str) -> str:
         """Return an option of the Event Router; empty where there is none."""
         return self.key(self._router + option, ROUTER[option][1]) if self._router else ""
+
+    def _placed(self) -> list[str]:
+        """Return the columns that go into headers, the envelope or the partition, and must be there."""
+        if self.option("table.field.additional.missing") == "ignore":
+            return []
+        return [one.partition(":")[0].strip() for one in self.option("table.fields.additional.placement").split(",")]
 
     def published(self, dead: str) -> kafka.Published:
         """Say what rows that are there ask of the broker. Raises PipelineError."""
@@ -223,7 +231,10 @@ def _connect(url: str, connector: Connector) -> list[Finding]:
     for key, near in said.unknown.items():
         fix = f"did you mean {near}?" if near else f"remove {key} from {connector.source}"
         found.append(Finding("connect", key, "warning", "is unknown, and passed over in silence", fix))
-    if state is not None:
+    if state is not None and state.rests:
+        fix = f"pipeline connector resume {connector.name}, once no native relay reads its slot"
+        found.append(Finding("connect", f"connector {connector.name}", "note", state.summary, fix))
+    elif state is not None:
         fix = "" if state.healthy else f"pipeline connector status {connector.name}, then restart --only-failed"
         level: Level = "ok" if state.healthy else "problem"
         found.append(Finding("connect", f"connector {connector.name}", level, state.summary, fix))

@@ -176,7 +176,7 @@ def test_a_publication_that_leaves_out_what_the_relay_needs(
     conn.execute("ALTER PUBLICATION pipeline_outbox SET TABLE pipeline.outbox (id, aggregateid, topic, created_at)")
     check = "pipeline.outbox in pipeline_outbox"
     found = finding(pipeline, file, check=check)
-    assert found["found"] == "its column list leaves out payload"
+    assert found["found"] == "its column list leaves out payload, type, headers, traceparent"
     run(conn, found["fix"])
     assert findings(pipeline, file, check=check) == []
     conn.execute("ALTER PUBLICATION pipeline_outbox SET TABLE pipeline.outbox WHERE (topic <> 'x')")
@@ -187,7 +187,8 @@ def test_a_publication_that_leaves_out_what_the_relay_needs(
     conn.execute("CREATE TABLE part PARTITION OF parts FOR VALUES WITH (MODULUS 1, REMAINDER 0)")
     conn.execute("CREATE PUBLICATION parts FOR TABLE parts WITH (publish = 'insert')")
     own = {"database.dbname": database.name, "table.include.list": "public.parts", "publication.name": "parts",
-           "transforms.outbox.route.by.field": "aggregatetype"}  # fmt: skip
+           "transforms.outbox.route.by.field": "aggregatetype",
+           "transforms.outbox.table.fields.additional.placement": None}  # fmt: skip
     parted = connector_file(tmp_path, f"{prefix}-p", **own, **{"transforms.outbox.table.field.event.timestamp": "at"})
     assert finding(pipeline, parted, check="columns of public.parts")["found"] == "has no at"
     connector_file(tmp_path, f"{prefix}-p", **own, **{"transforms.outbox.table.field.event.timestamp": None})
@@ -195,6 +196,32 @@ def test_a_publication_that_leaves_out_what_the_relay_needs(
     found = finding(pipeline, parted, check="public.parts in parts")
     run(conn, found["fix"])
     assert findings(pipeline, parted, check="public.parts in parts") == []
+
+
+def test_columns_of_a_users_own_table(
+    pipeline: CommandLine, tmp_path: Path, conn: psycopg.Connection[tuple[object, ...]], prefix: str, database: Database
+) -> None:
+    conn.execute("CREATE TABLE log (event_id uuid, ref uuid, stream text, document jsonb, at timestamptz)")
+    conn.execute("CREATE PUBLICATION log FOR TABLE log WITH (publish = 'insert')")
+    router = {"field.event.id": "event_id", "field.event.key": "ref", "field.event.payload": "document",
+              "field.event.timestamp": "at", "fields.additional.placement": "tenant:header"}  # fmt: skip
+    own = {"table.include.list": "public.log", "publication.name": "log", "transforms.outbox.route.by.field": "stream"}
+    changes = {**own, **{f"transforms.outbox.table.{key}": value for key, value in router.items()}}
+    file = connector_file(tmp_path, prefix, **{"database.dbname": database.name, **changes})
+    missing, zoned = findings(pipeline, file, check="columns of public.log")
+    assert (missing["level"], missing["found"]) == ("problem", "has no tenant")
+    assert zoned["level"] == "problem"
+    assert zoned["found"].startswith("at has a time zone")
+    run(conn, missing["fix"].partition(";")[0].replace("…", "text"))
+    run(conn, zoned["fix"].partition(";")[0])
+    assert findings(pipeline, file, check="columns of public.log") == []
+    conn.execute("ALTER TABLE log DROP tenant")
+    connector_file(
+        tmp_path,
+        prefix,
+        **{"database.dbname": database.name, **changes, "transforms.outbox.table.field.additional.missing": "ignore"},
+    )
+    assert findings(pipeline, file, check="columns of public.log") == []
 
 
 def test_migrations_that_are_pending(

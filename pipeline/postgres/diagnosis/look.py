@@ -18,7 +18,8 @@ __all__ = ["Capture", "Look", "judged"]
 class Capture:
     """What a connector reads. ``tables`` are ``schema.table``; ``creates`` where it makes its publication itself.
 
-    ``columns`` are those of the tables that it names; ``failover`` is its ``slot.failover``, ``snapshot`` its mode.
+    ``columns`` are those of the tables that it names, ``timestamp`` the one of a record's time; ``failover`` is its
+    ``slot.failover``, ``snapshot`` its mode.
     ``shards`` has the publications of all shards where it is one of them, by the column ``key``.
     ``polls``: by queries, with the columns ``seq`` and ``xid``, and needs neither slot nor publication.
     """
@@ -28,6 +29,7 @@ class Capture:
     tables: tuple[str, ...]
     creates: bool = False
     columns: tuple[str, ...] = ()
+    timestamp: str = ""
     failover: bool = False
     snapshot: str = "no_data"
     polls: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pipeline.finding import Finding
 from pipeline.postgres.diagnosis.look import Look, judged
@@ -12,6 +12,8 @@ from pipeline.postgres.migrations import applied, available, grants
 __all__ = ["examine"]
 
 _RELAY = "pipeline_relay"  # whose grants a connector's user needs, whatever its name
+_NOT_NEEDED = {"pipeline.outbox", "pipeline.schema_id"}
+_POSITIONS = {"pipeline.relay_position": {"SELECT", "INSERT", "UPDATE"}, "pipeline.poll_position": {"SELECT"}}  # by WAL
 
 
 def examine(look: Look) -> Iterator[Finding]:
@@ -34,11 +36,12 @@ def examine(look: Look) -> Iterator[Finding]:
         yield judged("migrations", "problem" if level == "problem" else "ok", text, "pipeline db migrate")
         if pending:
             return  # grants on what is not there yet
-    yield _granted(look, role["name"], role["role"], _RELAY)
+    yield _granted(look, role["name"], role["role"], _needed(look))
     for known in sorted({one for one, _, _ in grants()} - {role["name"]}):
         user = look.row(_USER, known)
         if user is not None and user["uses"]:
-            yield _granted(look, known, user["role"], known)
+            given = [(privilege, table) for of, privilege, table in grants() if of == known]
+            yield _granted(look, known, user["role"], given)
 
 
 def _takes_over(look: Look) -> bool:
@@ -46,11 +49,21 @@ def _takes_over(look: Look) -> bool:
     return look.reads("pipeline.poll_position") and look.row(_LEFT, look.capture.slot) is not None
 
 
-def _granted(look: Look, name: str, quoted: str, like: str) -> Finding:
-    """Compare what a role may do with what ``pipeline db migrate --sql`` grants the role ``like``."""
+def _needed(look: Look) -> list[tuple[str, str]]:
+    """Return (privilege, table) of what a relay does with our tables, whoever's table it captures.
+
+    That it may read the table is looked at with the table.
+    """
+    found = [(privilege, table) for of, privilege, table in grants() if of == _RELAY and table not in _NOT_NEEDED]
+    kept = {} if look.capture.polls else _POSITIONS
+    return [(privilege, table) for privilege, table in found if privilege in kept.get(table, {privilege})]
+
+
+def _granted(look: Look, name: str, quoted: str, wanted: Iterable[tuple[str, str]]) -> Finding:
+    """Compare what a role may do with (privilege, table) of what it has to."""
     missing = defaultdict(list)
-    for of, privilege, table in grants():
-        if of == like and look.row(_MAY, table, name, privilege) is None:
+    for privilege, table in wanted:
+        if look.row(_MAY, table, name, privilege) is None:
             missing[table].append(privilege)
     fixes = [f"GRANT {', '.join(privileges)} ON {table} TO {quoted};" for table, privileges in missing.items()]
     if not look.one("SELECT has_schema_privilege(%s, 'pipeline', 'USAGE') AS may", name)["may"]:

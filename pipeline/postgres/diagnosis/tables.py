@@ -35,6 +35,11 @@ def examine(look: Look) -> Iterator[Finding]:
         if lost:
             fix = f"ALTER TABLE {table} ADD COLUMN {lost[0]} …; or correct the file"
             yield judged(f"columns of {table}", "problem", f"has no {', '.join(lost)}", fix)
+        if (column := look.capture.timestamp) in row["zoned"]:
+            text = f"{column} has a time zone: neither Debezium nor the relay makes a record's time of it"
+            change = f"ALTER COLUMN {column} TYPE timestamp USING {column} AT TIME ZONE 'UTC'"
+            fix = f"ALTER TABLE {table} {change}; or take table.field.event.timestamp out of the file"
+            yield judged(f"columns of {table}", "problem", text, fix)
         if look.capture.snapshot not in _SNAPSHOTS and row["may"]:
             yield _snapshot(look, table, row)
     if look.capture.polls:
@@ -124,7 +129,9 @@ SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELE
        (SELECT coalesce(sum(greatest(p.reltuples, pg_stat_get_live_tuples(p.oid))), 0)::bigint
         FROM pg_class p WHERE p.oid = c.oid OR p.oid IN (SELECT relid FROM pg_partition_tree(c.oid))) AS estimate,
        (SELECT array_agg(attname::text) FROM pg_attribute
-        WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) AS columns
+        WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) AS columns,
+       (SELECT coalesce(array_agg(attname::text), '{}') FROM pg_attribute
+        WHERE attrelid = c.oid AND atttypid = 'timestamptz'::regtype AND NOT attisdropped) AS zoned
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname || '.' || c.relname = %s
 """
 _PUBLISHED = """
