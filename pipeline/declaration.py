@@ -20,7 +20,7 @@ from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
 from pipeline.schedule import Missed, Overlap, Schedule, tick_handler, tick_model
 from pipeline.surroundings import Lifespan, Middleware, PublishMiddleware, check_generator, is_async
 from pipeline.terms import is_number
-from pipeline.topics import Names, TopicSpec, check_name
+from pipeline.topics import Names, TopicSpec, check_name, heartbeats
 
 __all__ = ["Declarations", "check_kind"]
 
@@ -294,6 +294,7 @@ class Declarations:
         }
         for group in self.groups.values():
             specs.update({spec.name: spec for spec in group.specs()})
+            specs[self.names.workers] = heartbeats(self.names)
         return tuple(specs[name] for name in sorted(specs))
 
 

@@ -137,6 +137,7 @@ CATALOGUE: dict[str, Metric] = {
         Metric("pipeline_ready", "gauge", "1 when the process does its work", ("role",)),
         Metric("pipeline_worker_processes", "gauge", "Worker processes that run, of --processes"),
         Metric("pipeline_worker_restarts_total", "counter", "Worker processes that ended by themselves"),
+        Metric("pipeline_worker_beats_lost_total", "counter", "Heartbeats of a worker that could not be stored"),
         Metric("pipeline_worker_cpu_seconds_total", "counter", "CPU time of a worker process", ("process",)),
         Metric("pipeline_worker_memory_bytes", "gauge", "Resident memory of a worker process", ("process",)),
     )

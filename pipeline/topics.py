@@ -13,6 +13,7 @@ from typing import Literal
 from pipeline.errors import ConfigError
 
 __all__ = [
+    "BEATS",
     "DAY_MS",
     "PRIORITIES",
     "Names",
@@ -21,6 +22,7 @@ __all__ = [
     "check_name",
     "dead_letters",
     "delay_label",
+    "heartbeats",
     "is_topic",
     "priority_topic",
     "retry_tier",
@@ -30,6 +32,7 @@ Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
 
 DAY_MS = 86_400_000
+BEATS = ".pipeline.workers"
 _NAME = re.compile(r"[a-z0-9-]{1,60}")
 _LONGEST = 249
 _TOPIC = re.compile(rf"[a-zA-Z0-9._-]{{1,{_LONGEST}}}")
@@ -70,6 +73,11 @@ class Names:
         """Full name of a consumer group."""
         return f"{self.prefix}{self.app}.{check_name(group)}"
 
+    @property
+    def workers(self) -> str:
+        """Topic of the workers' heartbeats."""
+        return f"{self.prefix}{self.app}{BEATS}"
+
 
 def check_name(name: str) -> str:
     """Return ``name`` if it may be an aggregate, queue, group or application; raise ConfigError if not."""
@@ -96,6 +104,25 @@ def retry_tier(group: str, delay_s: float) -> str:
 def dead_letters(owner: str) -> str:
     """Topic of the dead letters of a full group name, or of a connector."""
     return f"{owner}.dlq"
+
+
+def heartbeats(names: Names) -> TopicSpec:
+    """The topic of an application's heartbeats: the last one of each worker, for a day.
+
+    Only closed segments are compacted: they are small, so that what is read to see all workers stays small too. The
+    broker's clock says when a worker was heard.
+    """
+    return TopicSpec(
+        names.workers,
+        1,
+        {
+            "cleanup.policy": "compact,delete",
+            "message.timestamp.type": "LogAppendTime",
+            "retention.ms": str(DAY_MS),
+            "segment.bytes": str(8 * 1024 * 1024),
+            "segment.ms": str(DAY_MS // 24),
+        },
+    )
 
 
 def delay_label(delay_s: float) -> str:

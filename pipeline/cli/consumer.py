@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,15 +11,19 @@ from datetime import datetime
 import click
 
 from pipeline import log
+from pipeline.beat import EVERY_S
+from pipeline.cli.duration import seconds
 from pipeline.cli.ending import ending
 from pipeline.cli.output import output_option, print_rows, say
 from pipeline.cli.probing import probe_options
+from pipeline.cli.workers import job_rows, worker_row
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.runtime.load import load_app
 from pipeline.runtime.member import supervised
 from pipeline.runtime.supervisor import supervise
 from pipeline.runtime.worker import Mode, Place, counts_elsewhere, lag_of, reset, run_worker
+from pipeline.runtime.workers import crew
 
 __all__ = ["consumer"]
 
@@ -40,6 +45,9 @@ def consumer() -> None:
     "--mode", type=click.Choice(["consumer", "share"]), default="consumer", help="share: a share group (a preview)."
 )
 @probe_options
+@click.option(
+    "--heartbeat", type=click.FloatRange(0, 3600), default=EVERY_S, show_default=True, help="Seconds; 0: none."
+)
 @click.option("-X", "options", multiple=True, metavar="KEY=VALUE", help="Pass a setting to librdkafka.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.option("--supervised", "member", type=(int, int), hidden=True, help="Its number, and the pipe's descriptor.")
@@ -56,6 +64,7 @@ def run(
     mode: Mode,
     metrics_port: int | None,
     metrics_host: str,
+    heartbeat: float,
     options: tuple[str, ...],
     log_level: str,
     member: tuple[int, int] | None,
@@ -104,7 +113,9 @@ def run(
                 at_once=at_once,
                 options=given,
                 number=number,
+                supervisor=os.getppid() if member else None,
                 mode=mode,
+                heartbeat_s=heartbeat,
                 on_port=_say_port,
                 on_state=on_state,
             )
@@ -129,6 +140,36 @@ def lag(app: str | None, groups: tuple[str, ...], output: str) -> None:
     """
     rows = lag_of(Settings.load(), load_app(app) if app else None, groups)
     print_rows([asdict(row) for row in rows], output, empty="no group has committed anything")
+
+
+@consumer.command()
+@click.argument("app", metavar="[MODULE:APP]", required=False)
+@click.option("--jobs", is_flag=True, help="What is in handlers for longest, instead of workers.")
+@click.option("--within", default="1d", show_default=True, help="Leave out who is silent for longer, e.g. 10m.")
+@output_option
+@click.pass_context
+def workers(context: click.Context, app: str | None, jobs: bool, within: str, output: str) -> None:
+    """Show workers by their last heartbeats. Who ended by itself or was killed is silent; who drained is not listed.
+
+    Without MODULE:APP: those of all applications. Counters are since a worker's start; slow is what is in a handler for
+    more than 10 s. Exits with 2 when a worker is silent or not ready, or a group of MODULE:APP has none.
+
+    \b
+    Example:
+      pipeline consumer workers shop:app
+      pipeline consumer workers --jobs -o json
+    """
+    found = crew(Settings.load(), load_app(app) if app else None, within_s=seconds(within))
+    if jobs:
+        print_rows([row for one in found.workers for row in job_rows(one)], output, empty="no handler runs")
+    else:
+        rows = [worker_row(one, whole=output != "table") for one in found.workers]
+        print_rows(rows, output, empty="no worker was heard")
+    if found.unattended:
+        say(f"groups without a worker: {', '.join(found.unattended)}")
+    if found.unreadable:
+        say(f"{found.unreadable} records on the topic are no heartbeats that this version can read")
+    context.exit(0 if found.well else 2)
 
 
 @consumer.command("reset")

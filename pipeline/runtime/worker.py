@@ -17,6 +17,7 @@ from typing import Any, Literal
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from pipeline.app import Pipeline
+from pipeline.beat import EVERY_S
 from pipeline.codec import Decoder
 from pipeline.config import Settings
 from pipeline.definition import Group, Handler
@@ -34,6 +35,7 @@ from pipeline.probes import LOOPBACK, Readiness, serve
 from pipeline.runtime.sharing import sides
 from pipeline.runtime.tally import FOLDER, Together
 from pipeline.runtime.usage import Usage
+from pipeline.runtime.workers import beats_of
 from pipeline.surroundings import State, enter
 from pipeline.worker import Limits, Worker
 from pipeline.worker.journal import Control, Journal
@@ -102,7 +104,9 @@ def run_worker(
     at_once: threading.Event | None = None,
     options: Mapping[str, str] | None = None,
     number: int = 1,
+    supervisor: int | None = None,
     mode: Mode = "consumer",
+    heartbeat_s: float = EVERY_S,
     on_port: Callable[[int], None] = lambda _port: None,
     on_state: Callable[[dict[str, object]], None] = lambda _state: None,
 ) -> bool:
@@ -110,8 +114,9 @@ def run_worker(
 
     ``at_once`` ends the drain too. ``metrics_port`` of ``metrics_host`` serves metrics and probes (0: any free
     port, told to ``on_port``); ``options`` are librdkafka settings; ``number`` is this process's among those of one
-    supervisor, and ``on_state`` hears, again and again, what the readiness probe would say. With ``mode="share"``
-    queues are read as share groups (a preview). Raises PipelineError: what one worker cannot go on from ends all.
+    ``supervisor``, and ``on_state`` hears, again and again, what the readiness probe would say. With ``mode="share"``
+    queues are read as share groups (a preview). Each ``heartbeat_s`` seconds (0: never) heartbeats tell of it.
+    Raises PipelineError: what one worker cannot go on from ends all.
     """
     from pipeline.registry.client import RegistrySchemas  # half of what a supervisor would import: 16 MB
 
@@ -159,6 +164,13 @@ def run_worker(
         readiness.not_ready(group.name, "joining the group")
     readiness.ready()
     usage = Usage(meter, number)
+    beats = None
+    if heartbeat_s > 0:
+        writes = {name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY}
+        beats = beats_of(
+            app, [run.worker for run in runs], readiness.state, writes, meter,
+            every_s=heartbeat_s, mode=mode, number=number, supervisor=supervisor,
+        )  # fmt: skip
 
     def report() -> None:
         now = readiness.state()
@@ -166,6 +178,8 @@ def run_worker(
             meter.set("pipeline_ready", 1 if now["ready"] else 0, role="worker")
         usage.report()
         on_state(now)
+        if beats is not None:
+            beats.step()
 
     try:
         for run in runs:
@@ -184,6 +198,8 @@ def run_worker(
             for run in runs:
                 run.join(_LOOK_S)
             report()
+        if beats is not None:  # who cannot go on is not gone: people should see that it is missing
+            beats.end(gone=all(run.error is None for run in runs))
         schemas.close()
         if rows is not None:
             rows.close()

@@ -17,18 +17,20 @@ _REASONS = ("tier", "backlog", "full", "progress", "breaker")
 
 
 class Gauges:
-    """The metrics of one group."""
+    """The metrics of one group. ``totals`` are its settled records by outcome since the start, ``failed`` attempts."""
 
     def __init__(self, group: str, meter: Meter, routes: Sequence[Route]) -> None:
         self._group = group
         self._meter = meter
         self._routes = routes
-        self._settled: Counter[str] = Counter()
+        self.totals: Counter[str] = Counter()
+        self.failed = 0
+        self._told: Counter[str] = Counter()
         self._topics: set[str] = set()  # whose lag was told
 
     def settled(self, outcome: str, count: int) -> None:
         """Count records by what became of them."""
-        self._settled[outcome] += count
+        self.totals[outcome] += count
 
     def broker_error(self) -> None:
         """Count an error that the client reported."""
@@ -45,15 +47,17 @@ class Gauges:
     ) -> None:
         """Hand everything on."""
         meter, group = self._meter, self._group
-        for outcome, count in self._settled.items():
-            meter.add("pipeline_records_total", count, group=group, outcome=outcome)
-        self._settled.clear()
+        for outcome, total in self.totals.items():
+            if count := total - self._told[outcome]:
+                meter.add("pipeline_records_total", count, group=group, outcome=outcome)
+                self._told[outcome] = total
         for route in self._routes:
             labels = {"group": group, "type": route.type_name}
             meter.observe_many("pipeline_handler_seconds", _taken(route.seconds), **labels)
             meter.observe_many("pipeline_end_to_end_seconds", _taken(route.ages_s), **labels)
             if failed := len(_taken(route.failed)):
                 meter.add("pipeline_attempts_failed_total", failed, **labels)
+                self.failed += failed
         meter.set("pipeline_in_flight_records", in_flight, group=group)
         meter.set("pipeline_oldest_in_flight_seconds", oldest_s, group=group)
         meter.set("pipeline_held_back_keys", held, group=group)

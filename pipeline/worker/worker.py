@@ -37,6 +37,7 @@ from pipeline.worker.outlet import Outlet
 from pipeline.worker.partitions import Partitions
 from pipeline.worker.ports import Flow, Health, Partition, Producer, Source
 from pipeline.worker.processes import Processes
+from pipeline.worker.pulse import Pulse
 from pipeline.worker.settling import Settling
 from pipeline.worker.solitude import Solitude
 from pipeline.worker.tiers import Tiers
@@ -80,7 +81,7 @@ class Worker:
     makes another engine than threads or tasks, from what runs an attempt and what takes outcomes. ``journal`` is told
     of tracked jobs, and says when a queue's jobs may begin. ``call_of`` gives what is called for a handler, where that
     is more than its function. ``state`` is what plain lifespans yielded; the async ones are entered here. All
-    workers of a process share one ``solitude``.
+    workers of a process share one ``solitude``. ``pulse`` tells any thread how it is.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class Worker:
         self._tiers = Tiers(group.tiers_s, chance)
         watch = Watch(limits.unclean_ends, solitude)
         gauges = Gauges(name, meter, list(routes.values()))
+        self.pulse = Pulse(name, self._engine, self._in_flight, gauges, clock)
         outlet = Outlet(group, producer, health, clock, wall)
         self._holding = Holding(
             name, self._engine, self._partitions, self._in_flight, watch, health,

@@ -20,7 +20,7 @@ from pipeline.demo import shop
 from pipeline.postgres.migrations import script
 from pipeline.postgres.tidy import _KEEP_TICKS_DAYS
 from pipeline.testing import Harness
-from pipeline.topics import DAY_MS
+from pipeline.topics import BEATS, DAY_MS
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -194,4 +194,7 @@ def test_the_table_of_retentions_has_every_table_and_the_defaults_of_the_code() 
     assert kept["retry topics `<group>.retry.<delay>`"].startswith(f"{retry_days} days, or four times")
     assert {ms for name, ms in specs.items() if name.endswith(".dlq")} == {"-1"}
     assert "`retention.ms=-1`" in kept["DLQs of groups and of connectors"]
-    assert {ms for name, ms in specs.items() if ".retry." not in name and not name.endswith(".dlq")} == {None}
+    [beats_days] = {int(ms or 0) // DAY_MS for name, ms in specs.items() if name.endswith(BEATS)}
+    assert kept["workers' heartbeats `<app>.pipeline.workers`"].startswith(f"{beats_days} day, ")
+    others = [name for name in specs if ".retry." not in name and not name.endswith((".dlq", BEATS))]
+    assert {specs[name] for name in others} == {None}

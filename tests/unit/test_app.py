@@ -63,6 +63,10 @@ def test_the_topics_are_those_of_messages_and_groups() -> None:
     names = {spec.name: spec.partitions for spec in app.topics()}
     assert names["outbox.event.order"] == 3
     assert {"shop.jobs.email", "shop.jobs.email.dlq", "shop.jobs.email.retry.0s"} <= set(names)
+    assert names["shop.pipeline.workers"] == 1
+    writes_only = Pipeline("shop", topic_prefix="")
+    writes_only.register(Placed)
+    assert [spec.name for spec in writes_only.topics()] == ["outbox.event.order"]  # nobody there to be seen
 
 
 def test_a_consumer_takes_events_and_a_job_handler_jobs() -> None:

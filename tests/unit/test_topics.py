@@ -16,6 +16,7 @@ def test_all_names_have_the_prefix_and_only_ours_the_application() -> None:
     assert NAMES.events("order") == "test.outbox.event.order"
     assert NAMES.jobs("email") == "test.shop.jobs.email"
     assert NAMES.group("billing") == "test.shop.billing"
+    assert NAMES.workers == "test.shop.pipeline.workers"
     assert retry_tier(NAMES.group("billing"), 20) == "test.shop.billing.retry.20s"
     assert dead_letters("outbox") == "outbox.dlq"
 
