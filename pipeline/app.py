@@ -22,6 +22,7 @@ from pipeline.flow import Flow
 from pipeline.job import EnqueueOptions, Options, Wanted, replace_payload, store_jobs
 from pipeline.jobs import tick as make_tick
 from pipeline.outbox import Envelope, Outbox, SchemaIds, Steps, adrive, drive, uuid7, uuids7
+from pipeline.subject import SubjectStrategy
 from pipeline.surroundings import stored_within
 from pipeline.trace import current_traceparent
 from pipeline.writers import AsyncConnection, Connection, async_executor, executor
@@ -39,6 +40,7 @@ class Pipeline(Declarations):
 
     ``name`` goes before groups, job topics and internal topics. ``topic_prefix`` (environment, tenant; ends with a
     dot) goes before all names; by default PIPELINE_TOPIC_PREFIX. ``partitions`` counts those of new topics.
+    ``subject_strategy`` says which subject a schema has; by default PIPELINE_REGISTRY__SUBJECT_STRATEGY.
     """
 
     def __init__(
@@ -48,10 +50,11 @@ class Pipeline(Declarations):
         outbox: Outbox | None = None,
         topic_prefix: str | None = None,
         partitions: int = DEFAULT_PARTITIONS,
+        subject_strategy: SubjectStrategy | None = None,
     ) -> None:
-        super().__init__(name, topic_prefix=topic_prefix, partitions=partitions)
+        super().__init__(name, topic_prefix=topic_prefix, partitions=partitions, subject_strategy=subject_strategy)
         self.outbox = outbox or Outbox()
-        self._schema_ids = SchemaIds()
+        self._schema_ids = SchemaIds(strategy=self.subject_strategy)
 
     def publish(
         self, conn: Connection, event: Event, *, headers: Headers | None = None, traceparent: str | None = None

@@ -25,7 +25,7 @@ from pipeline.errors import PoisonError, SchemaError
 from pipeline.event import Message
 from pipeline.shape import Scope
 
-__all__ = ["Decoder", "WriterSchemas", "encode", "frame", "subject_of", "unframe"]
+__all__ = ["Decoder", "WriterSchemas", "encode", "frame", "unframe"]
 
 M = TypeVar("M", bound=Message)
 _HEADER = 5
@@ -40,11 +40,6 @@ class WriterSchemas(Protocol):
 
     def text(self, schema_id: int) -> str:
         """Return the schema's text. Raises SchemaError, retryable while the registry cannot be asked."""
-
-
-def subject_of(topic: str, name: str) -> str:
-    """Subject of a record type on a topic (TopicRecordNameStrategy)."""
-    return f"{topic}-{name}"
 
 
 def frame(schema_id: int, body: bytes) -> bytes:

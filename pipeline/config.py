@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from pipeline.errors import ConfigError
+from pipeline.subject import DEFAULT_STRATEGY, SubjectStrategy
 
 __all__ = ["ConnectSettings", "KafkaSettings", "PostgresSettings", "RegistrySettings", "Settings"]
 
@@ -43,6 +44,7 @@ class RegistrySettings(_Section):
     url: str | None = None
     username: str | None = None
     password: SecretStr | None = None
+    subject_strategy: SubjectStrategy = Field(default=DEFAULT_STRATEGY, description="which subject a schema has")
 
 
 class ConnectSettings(_Section):

@@ -19,9 +19,9 @@ import fastavro
 from fastavro.schema import SchemaParseException
 
 from pipeline.avro import Schema, schema_of
-from pipeline.codec import subject_of
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.event import Message
+from pipeline.subject import SubjectStrategy, subject_of
 
 __all__ = ["Contract", "Difference", "Entry", "compare", "contract_of", "lint", "pretty", "read_files", "write_files"]
 
@@ -29,11 +29,15 @@ SUFFIX = ".avsc"
 
 
 class Declaration(Protocol):
-    """What is asked of an application: its message classes and where each goes."""
+    """What is asked of an application: its message classes, where each goes, and under which subject."""
 
     @property
     def messages(self) -> tuple[type[Message], ...]:
         """All message classes."""
+
+    @property
+    def subject_strategy(self) -> SubjectStrategy:
+        """How subjects are named."""
 
     def topic_of(self, model: type[Message]) -> str:
         """Topic of a class, prefix included."""
@@ -68,26 +72,41 @@ class Difference:
 def contract_of(app: Declaration, prefix: str = "") -> Contract:
     """Return the contract. ``prefix`` is the topic prefix, which file names leave out.
 
-    Raises ConfigError for a model that Avro cannot hold, and for two models that share a subject.
+    Raises ConfigError for a model that Avro cannot hold, and for models that share a subject.
     """
     entries: dict[str, Entry] = {}
-    owners: dict[str, type[Message]] = {}
+    owners: dict[str, list[type[Message]]] = {}
+    strategy = app.subject_strategy
     for model in app.messages:
         if model.message_type.format == "json":
             continue
         schema = schema_of(model)
         topic = app.topic_of(model)
-        subject = subject_of(topic, schema.name)
-        if subject in owners:
-            first, second = owners[subject], model
-            raise ConfigError(
-                f"subject {subject}: two models, {_place(first)} and {_place(second)}",
-                remedy="give one of them another name=, or another aggregate= or queue=",
-            )
-        owners[subject] = model
-        entries[subject] = Entry(subject, subject_of(topic.removeprefix(prefix), schema.name) + SUFFIX, schema)
+        subject = subject_of(topic, schema.name, strategy)
+        owners.setdefault(subject, []).append(model)
+        file = subject_of(topic.removeprefix(prefix), schema.name, strategy) + SUFFIX
+        entries[subject] = Entry(subject, file, schema)
+    _check_owners(owners, strategy)
     skipped = tuple(m.message_type.name for m in app.messages if m.message_type.format == "json")
     return Contract(tuple(entries[subject] for subject in sorted(entries)), skipped)
+
+
+def _check_owners(owners: Mapping[str, Sequence[type[Message]]], strategy: SubjectStrategy) -> None:
+    for subject, models in sorted(owners.items()):
+        if len(models) == 1:
+            continue
+        remedy = "give each a name= of its own"
+        if strategy == "TopicRecordNameStrategy":
+            remedy += ", or another aggregate= or queue="
+        elif strategy == "TopicNameStrategy":
+            remedy = (
+                "TopicNameStrategy has one record type for each topic: give each an aggregate= or queue= of its own, "
+                'or format="json"; or let the registry know TopicRecordNameStrategy'
+            )
+        raise ConfigError(
+            f"subject {subject}: {len(models)} models, {' and '.join(_place(model) for model in models)}",
+            remedy=remedy,
+        )
 
 
 def lint(entry: Entry) -> list[str]:

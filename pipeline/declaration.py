@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pipeline.breaker import DEFAULT_BREAKER, Breaker, breaker_for
 from pipeline.config import Settings
@@ -18,6 +18,7 @@ from pipeline.event import Event, Job, Message
 from pipeline.foreign import Decode, EventId, Foreign, foreign
 from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
 from pipeline.schedule import Missed, Overlap, Schedule, tick_handler, tick_model
+from pipeline.subject import SubjectStrategy, subject_of
 from pipeline.surroundings import Lifespan, Middleware, PublishMiddleware, check_generator, is_async
 from pipeline.terms import is_number
 from pipeline.topics import Names, TopicSpec, check_name, heartbeats
@@ -28,9 +29,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Declarations:
-    """What one application has declared. ``name``, ``topic_prefix`` and ``partitions`` as for ``pipeline.Pipeline``."""
+    """What one application has declared. Its arguments are those of ``pipeline.Pipeline``."""
 
-    def __init__(self, name: str, *, topic_prefix: str | None = None, partitions: int = DEFAULT_PARTITIONS) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        topic_prefix: str | None = None,
+        partitions: int = DEFAULT_PARTITIONS,
+        subject_strategy: SubjectStrategy | None = None,
+    ) -> None:
         if not 1 <= partitions <= 10_000:
             raise ConfigError(f"partitions={partitions}", remedy="between 1 and 10,000")
         prefix = Settings.load().topic_prefix if topic_prefix is None else topic_prefix
@@ -38,8 +46,14 @@ class Declarations:
             raise ConfigError(f"topic_prefix={prefix!r}: no dot at its end", remedy=f"{prefix + '.'!r}")
         if prefix:
             check_name(prefix[:-1])
+        strategy = Settings.load().registry.subject_strategy if subject_strategy is None else subject_strategy
+        if strategy not in get_args(SubjectStrategy):
+            raise ConfigError(
+                f"subject_strategy={strategy!r}", remedy=f"one of: {', '.join(get_args(SubjectStrategy))}"
+            )
         self.names = Names(check_name(name), prefix)
         self.partitions = partitions
+        self.subject_strategy: SubjectStrategy = strategy
         self._handlers: list[Handler] = []
         self._starts: dict[str, Start] = {}
         self._messages: dict[type[Message], None] = {}
@@ -284,6 +298,10 @@ class Declarations:
         """Topic that a message class's rows go to."""
         kind = model.message_type
         return self.names.events(kind.stream) if kind.kind == "event" else self.names.jobs(kind.stream)
+
+    def subject_of(self, model: type[Message]) -> str:
+        """Subject of a message class's schema in the registry."""
+        return subject_of(self.topic_of(model), model.message_type.name, self.subject_strategy)
 
     def topics(self) -> tuple[TopicSpec, ...]:
         """Every topic that this application needs, as it should be."""

@@ -16,10 +16,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import UUID, SafeUUID
 
 from pipeline.avro import schema_of
-from pipeline.codec import encode, subject_of
+from pipeline.codec import encode
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.event import Message
 from pipeline.row import COLUMNS, copy_data, headers_text, key_text, placeholders, quoted
+from pipeline.subject import DEFAULT_STRATEGY, SubjectStrategy, subject_of
 
 __all__ = ["Envelope", "Outbox", "SchemaIds", "Statement", "Steps", "adrive", "drive", "uuid7", "uuids7"]
 
@@ -109,8 +110,9 @@ class SchemaIds:
     An id that no registry gives (``pipeline.testing`` has such) is not remembered: it must not meet a real database.
     """
 
-    def __init__(self, schema: str = "pipeline") -> None:
+    def __init__(self, schema: str = "pipeline", strategy: SubjectStrategy = DEFAULT_STRATEGY) -> None:
         self._sql = f"SELECT schema_id FROM {quoted(schema)}.schema_id WHERE subject = %s AND fingerprint = %s"  # noqa: S608 — quoted
+        self._strategy = strategy
         self._known: dict[tuple[str, bytes], int] = {}
 
     def find(self, topic: str, model: type[Message]) -> Steps[int | None]:
@@ -118,7 +120,7 @@ class SchemaIds:
         if model.message_type.format == "json":
             return None
         schema = schema_of(model)
-        key = (subject_of(topic, schema.name), schema.fingerprint)
+        key = (subject_of(topic, schema.name, self._strategy), schema.fingerprint)
         if key not in self._known:
             rows = yield Statement(self._sql, [key], returns=True)
             if not rows:

@@ -158,17 +158,38 @@ def _registered(entry: Entry, registry: Writer) -> int:
 
 
 def _meaning(text: str) -> Any:  # a JSON value
-    """Return a schema without layout and ``doc``: registries do not tell schemas apart by these."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: strip(inner) for key, inner in value.items() if key != "doc"}
-        return [strip(inner) for inner in value] if isinstance(value, list) else value
-
+    """Return a schema without layout and ``doc``, its names in full: registries do not tell schemas apart by these."""
     try:
-        return strip(json.loads(text))
+        return _plain(json.loads(text), "")
     except ValueError:
         return text
+
+
+def _plain(schema: Any, space: str) -> Any:  # JSON values; ``space`` is the namespace around it
+    if isinstance(schema, str):
+        return schema if schema in _PRIMITIVE or "." in schema or not space else f"{space}.{schema}"
+    if isinstance(schema, list):
+        return [_plain(branch, space) for branch in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: value for key, value in schema.items() if key not in {"doc", "namespace"}}
+    if "name" in schema:
+        own = str(schema["name"])
+        space = own.rpartition(".")[0] if "." in own else schema.get("namespace", space)
+        found["name"] = own if "." in own or not space else f"{space}.{own}"
+    elif schema.get("type") not in ("array", "map"):
+        found["type"] = _plain(schema.get("type"), space)
+    for key in {"items", "values"} & schema.keys():
+        found[key] = _plain(schema[key], space)
+    if "fields" in schema:
+        found["fields"] = [
+            {**{key: value for key, value in field.items() if key != "doc"}, "type": _plain(field.get("type"), space)}
+            for field in schema["fields"]
+        ]
+    return found
+
+
+_PRIMITIVE = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
 
 
 def _refuse(why: str, reasons: Sequence[str], remedy: str = "correct the models") -> None:

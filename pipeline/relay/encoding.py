@@ -1,8 +1,8 @@
 """Batches of records with JSON values in, the same with Avro values in the registry's wire format out.
 
-Encoded by the newest schema of subject topic-type, or converted as Kafka Connect's Avro converters do it. A value that
-does not fit is dead; while the registry cannot tell a schema, or take one, the batch waits, nothing overtakes it, and
-the relay is not ready.
+Encoded by the newest schema of the subject of topic and type, or converted as Kafka Connect's Avro converters do it. A
+value that does not fit is dead; while the registry cannot tell a schema, or take one, the batch waits, nothing
+overtakes it, and the relay is not ready.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pipeline.capture import Batch, Headers, Unroutable, weight
-from pipeline.codec import frame, subject_of
+from pipeline.codec import frame
 from pipeline.errors import PoisonError, SchemaError
 from pipeline.fitting import Fitting
 from pipeline.relay.delivery import Health
+from pipeline.subject import DEFAULT_STRATEGY, SubjectStrategy, subject_of
 
 __all__ = ["Convert", "ConvertedSource", "EncodedSource", "Source", "Subjects"]
 
@@ -146,18 +147,20 @@ class EncodedSource(_WaitingSource):
         subjects: Subjects,
         health: Health,
         *,
+        strategy: SubjectStrategy = DEFAULT_STRATEGY,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(source, health, clock, sleep)
         self._subjects = subjects
+        self._strategy = strategy
         self._known: dict[str, tuple[int, Fitting, float]] = {}
 
     def _encode(self, batch: Batch, index: int) -> None:
         topic, key, value, headers, at_ms, partition = batch.records[index]
         if value is None or index in batch.dead:
             return
-        subject = subject_of(topic, _type(headers))
+        subject = subject_of(topic, _type(headers), self._strategy)
         try:
             encoded = self._encoded(subject, value)
         except PoisonError as error:

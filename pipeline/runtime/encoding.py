@@ -29,7 +29,8 @@ def encoding(file: ConnectorFile, settings: Settings, health: Health, ends: Exit
     address = registry_address(settings)
     registry = RegistrySchemas(address.url, address.username, address.password)
     ends.callback(registry.close)
-    return lambda source: EncodedSource(source, registry, health)
+    strategy = settings.registry.subject_strategy
+    return lambda source: EncodedSource(source, registry, health, strategy=strategy)
 
 
 def converting(file: ConnectorFile, health: Health, ends: ExitStack) -> Wrap:

@@ -12,7 +12,6 @@ from uuid import UUID
 
 from pipeline.app import Pipeline
 from pipeline.avro import schema_of
-from pipeline.codec import subject_of
 from pipeline.errors import ConfigError
 from pipeline.event import Event, Job, Message
 from pipeline.outbox import Statement, Steps, adrive, drive
@@ -89,7 +88,7 @@ def store_schemas(conn: Connection, app: Pipeline) -> None:
     Stores an id that is none for each schema that has no row yet: for transactions that are rolled back.
     """
     rows = [
-        (subject_of(app.topic_of(model), schema_of(model).name), schema_of(model).fingerprint, _UNPUSHED)
+        (app.subject_of(model), schema_of(model).fingerprint, _UNPUSHED)
         for model in app.messages
         if model.message_type.format == "avro"
     ]

@@ -364,7 +364,7 @@ class Harness:
 
     def _store(self, wanted: Wanted) -> None:
         with self.connection() as conn:
-            self.app.run(conn, store_jobs([wanted], self.app.outbox, SchemaIds()))
+            self.app.run(conn, store_jobs([wanted], self.app.outbox, SchemaIds(strategy=self.app.subject_strategy)))
 
     def _forget(self, job_id: UUID) -> None:
         """Let the dead letter of a job count as redriven."""

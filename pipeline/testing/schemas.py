@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from pipeline.app import Pipeline
 from pipeline.avro import schema_of
-from pipeline.codec import Decoder, encode, frame, subject_of
+from pipeline.codec import Decoder, encode, frame
 from pipeline.errors import PoisonError, SchemaError
 from pipeline.event import Event, Job, Message
 
@@ -29,10 +29,10 @@ class Schemas:
         """Return the id of a schema; nothing where no class of this process has it."""
         if (subject, fingerprint) not in self._ids:
             for model in (*app.messages, *_classes()):
-                if model.message_type.format != "avro" or not subject.endswith(f"-{model.message_type.name}"):
+                if model.message_type.format != "avro" or app.subject_of(model) != subject:
                     continue
                 schema = schema_of(model)
-                if subject_of(app.topic_of(model), schema.name) == subject and schema.fingerprint == fingerprint:
+                if schema.fingerprint == fingerprint:
                     schema_id = self._ids[subject, fingerprint] = _FIRST + len(self._ids)
                     self._texts[schema_id] = schema.text
                     self._models[schema_id] = model
@@ -65,8 +65,7 @@ class Schemas:
         model = type(message)
         if model.message_type.format == "json":
             return payload
-        schema = schema_of(model)
-        return frame(self.find(app, subject_of(app.topic_of(model), schema.name), schema.fingerprint)[0], payload[5:])
+        return frame(self.find(app, app.subject_of(model), schema_of(model).fingerprint)[0], payload[5:])
 
     def text(self, schema_id: int) -> str:
         """Return the schema's text. Raises SchemaError."""

@@ -20,11 +20,12 @@ import psycopg
 
 from pipeline import Event, Pipeline
 from pipeline.avro import schema_of
-from pipeline.codec import encode, subject_of
+from pipeline.codec import encode
 from pipeline.config import Settings
 from pipeline.endpoints import postgres_dsn
 from pipeline.outbox import uuid7
 from pipeline.postgres.schema_ids import SchemaIdTable
+from pipeline.subject import subject_of
 from tests.benchmarks.table import told
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -19,13 +19,14 @@ from working import Broker, wait_until
 
 from pipeline import Pipeline
 from pipeline.avro import schema_of
-from pipeline.codec import Decoder, subject_of
+from pipeline.codec import Decoder
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.producer import AckProducer
 from pipeline.metrics import SilentMeter
 from pipeline.postgres.inbox import Inbox
 from pipeline.postgres.jobs import JobRows
 from pipeline.probes import Readiness
+from pipeline.subject import subject_of
 from pipeline.worker import Limits, Worker
 from pipeline.worker.journal import Control, Journal
 

@@ -13,11 +13,11 @@ from servers import Database
 
 from pipeline import Event, Job, Pipeline, RetryPolicy, jobs
 from pipeline.avro import schema_of
-from pipeline.codec import subject_of
 from pipeline.definition import Rate
 from pipeline.errors import PipelineError
 from pipeline.flow import Flow, batch, chain
 from pipeline.job import Unique
+from pipeline.subject import subject_of
 
 
 class Mail(Job, queue="email", format="json"):

@@ -17,7 +17,6 @@ from servers import Database, new_database
 
 from pipeline import Context, Event, Job, Pipeline, jobs
 from pipeline.avro import schema_of
-from pipeline.codec import subject_of
 from pipeline.definition import Queue, Rate
 from pipeline.errors import SourceError
 from pipeline.flow import chain
@@ -33,6 +32,7 @@ from pipeline.postgres.prune import plan, prune, take_point
 from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.report import Report
 from pipeline.scheduler import Moved
+from pipeline.subject import subject_of
 from pipeline.worker.journal import Control
 
 

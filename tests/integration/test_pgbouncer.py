@@ -12,25 +12,32 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
 
 import asyncpg
 import psycopg
 import pytest
 import sqlalchemy as sa
+from django_connection import django_connection
 from psycopg import conninfo
 from servers import Database
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
-from pipeline import Event, Pipeline
+from pipeline import Event, Job, Pipeline
 from pipeline.avro import schema_of
-from pipeline.codec import subject_of
-from pipeline.errors import SourceError
+from pipeline.errors import JobError, SourceError
+from pipeline.job import Unique
 from pipeline.local.ports import free_port
 from pipeline.postgres.diagnosis import Capture, examine
 from pipeline.postgres.polling import PollingSource, PollSettings
 from pipeline.postgres.schema_ids import SchemaIdTable
+from pipeline.subject import subject_of
 
 
 class Placed(Event, aggregate="order", key="order_id"):
@@ -39,6 +46,10 @@ class Placed(Event, aggregate="order", key="order_id"):
 
 class Noted(Event, aggregate="order", key="order_id", format="json"):
     order_id: str
+
+
+class Mail(Job, queue="mail"):
+    to: str
 
 
 def fresh() -> Pipeline:
@@ -116,14 +127,15 @@ def _when_up(process: subprocess.Popen[str], dsn: str) -> str:
 @pytest.fixture
 def pushed(database: Database) -> Database:
     with psycopg.connect(database.dsn, autocommit=True) as conn:
-        key = (subject_of("outbox.event.order", "Placed"), schema_of(Placed).fingerprint)
-        SchemaIdTable(conn).put({key: 1})
+        event = (subject_of("outbox.event.order", "Placed"), schema_of(Placed).fingerprint)
+        job = (subject_of("shop.jobs.mail", "Mail"), schema_of(Mail).fingerprint)
+        SchemaIdTable(conn).put({event: 1, job: 2})
     return database
 
 
-def count(database: Database) -> int:
+def count(database: Database, table: str = "outbox") -> int:
     with psycopg.connect(database.dsn) as conn:
-        row = conn.execute("SELECT count(*) FROM pipeline.outbox").fetchone()
+        row = conn.execute(f"SELECT count(*) FROM pipeline.{table}").fetchone()
     assert row is not None
     return int(row[0])
 
@@ -177,6 +189,162 @@ def test_asyncpg_publishes_without_its_statement_cache(pooled: str, pushed: Data
 
     asyncio.run(run())
     assert count(pushed) == 30
+
+
+# ── jobs ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+Asked = Callable[[str], int]
+
+
+@contextmanager
+def by_psycopg(dsn: str) -> Iterator[tuple[Any, Asked, Callable[[], AbstractContextManager[Any]]]]:
+    with psycopg.connect(dsn, autocommit=True) as conn:  # its defaults: nothing of ours is prepared
+        yield conn, lambda sql: conn.execute(sql, prepare=False).fetchone()[0], conn.transaction  # type: ignore[index]
+
+
+@contextmanager
+def by_session(dsn: str) -> Iterator[tuple[Any, Asked, Callable[[], AbstractContextManager[Any]]]]:
+    engine = sa.create_engine(dsn.replace("postgresql", "postgresql+psycopg2"), poolclass=NullPool)
+    with Session(engine) as session:
+        yield session, lambda sql: session.scalar(sa.text(sql)), session.begin
+    engine.dispose()
+
+
+@contextmanager
+def by_django(dsn: str) -> Iterator[tuple[Any, Asked, Callable[[], AbstractContextManager[Any]]]]:
+    from django.db import transaction
+
+    def asked(sql: str) -> int:
+        with conn.cursor() as cursor:
+            cursor.execute(sql)
+            return int(cursor.fetchone()[0])
+
+    with django_connection(dsn) as conn:
+        yield conn, asked, transaction.atomic
+
+
+@asynccontextmanager
+async def by_async_psycopg(dsn: str) -> AsyncIterator[tuple[Any, Any, Callable[[], AbstractAsyncContextManager[Any]]]]:
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+
+        async def asked(sql: str) -> int:
+            found = await (await conn.execute(sql, prepare=False)).fetchone()  # type: ignore[call-overload]
+            return int(found[0])
+
+        yield conn, asked, conn.transaction
+
+
+@asynccontextmanager
+async def by_asyncpg(dsn: str) -> AsyncIterator[tuple[Any, Any, Callable[[], AbstractAsyncContextManager[Any]]]]:
+    conn = await asyncpg.connect(dsn, statement_cache_size=0)
+    yield conn, conn.fetchval, conn.transaction
+    await conn.close()
+
+
+def by_async_session(driver: str, **options: Any) -> Callable[[str], AbstractAsyncContextManager[Any]]:
+    @asynccontextmanager
+    async def opened(dsn: str) -> AsyncIterator[tuple[Any, Any, Callable[[], AbstractAsyncContextManager[Any]]]]:
+        address = dsn.replace("postgresql", f"postgresql+{driver}")
+        engine = create_async_engine(address, poolclass=NullPool, connect_args=options)
+        async with AsyncSession(engine) as session:
+            yield session, lambda sql: session.scalar(sa.text(sql)), session.begin
+        await engine.dispose()
+
+    return opened
+
+
+WAYS = {"psycopg": by_psycopg, "sqlalchemy-session": by_session, "django": by_django}
+ASYNC_WAYS = {
+    "psycopg": by_async_psycopg,
+    "asyncpg": by_asyncpg,
+    "sqlalchemy-psycopg": by_async_session("psycopg", prepare_threshold=None),
+    "sqlalchemy-asyncpg": by_async_session(
+        "asyncpg",
+        statement_cache_size=0,
+        prepared_statement_cache_size=0,
+        prepared_statement_name_func=lambda: f"__{uuid4()}__",
+    ),
+}
+_TURNS = 8
+_ONE = Unique(key="one", on_conflict="keep")
+
+
+class Turns:
+    """Lets the transactions of one client connection have another server connection in each second turn."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self.seen: set[int] = set()
+        self.kept: set[UUID] = set()
+
+    def __iter__(self) -> Iterator[int]:
+        with psycopg.connect(self._dsn, prepare_threshold=None) as other:
+            for n in range(_TURNS):
+                other.execute("SELECT 1")  # it has one of the two while this turn lasts …
+                yield n
+                other.commit()
+                if n % 2:  # … and here a turn of its own, so that the next is another's
+                    other.execute("SELECT 1")
+                    other.commit()
+
+    def check(self, database: Database) -> None:
+        """All that was enqueued is there once, and came over both server connections."""
+        assert len(self.seen) == 2
+        assert len(self.kept) == 1
+        assert count(database) == _TURNS * 32 + 1
+        assert count(database, "due") == _TURNS
+        assert count(database, "job") == _TURNS * 32 + 1
+        assert count(database, "job_key") == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_jobs_are_enqueued_at_once_later_and_once(way: str, pooled: str, pushed: Database) -> None:
+    turns = Turns(pooled)
+    with WAYS[way](pooled) as (conn, asked, transaction):
+        for n in turns:
+            app = fresh()
+            with transaction():
+                turns.seen.add(asked("SELECT pg_backend_pid()"))
+                app.enqueue(conn, Mail(to=f"{n}"), tags=["first"], timeout_s=5)
+                app.enqueue(conn, Mail(to=f"{n}"), delay_s=3600)
+                turns.kept.add(app.enqueue(conn, Mail(to="same"), unique=_ONE))
+                app.enqueue_many(conn, [Mail(to=f"{n}") for n in range(30)])  # by COPY where that is known
+                app.publish(conn, Placed(order_id=f"{n}"))
+            with pytest.raises(JobError, match="held by job"), transaction():
+                app.enqueue(conn, Mail(to="same"), unique=Unique(key="one", on_conflict="reject"))
+    turns.check(pushed)
+
+
+@pytest.mark.parametrize("way", ASYNC_WAYS)
+def test_jobs_are_enqueued_at_once_later_and_once_by_async_connections(way: str, pooled: str, pushed: Database) -> None:
+    async def run() -> None:
+        async with ASYNC_WAYS[way](pooled) as (conn, asked, transaction):
+            for n in turns:
+                app = fresh()
+                async with transaction():
+                    turns.seen.add(await asked("SELECT pg_backend_pid()"))
+                    await app.aenqueue(conn, Mail(to=f"{n}"), tags=["first"], timeout_s=5)
+                    await app.aenqueue(conn, Mail(to=f"{n}"), delay_s=3600)
+                    turns.kept.add(await app.aenqueue(conn, Mail(to="same"), unique=_ONE))
+                    await app.aenqueue_many(conn, [Mail(to=f"{n}") for n in range(30)])
+                    await app.apublish(conn, Placed(order_id=f"{n}"))
+                with pytest.raises(JobError, match="held by job"):
+                    async with transaction():
+                        await app.aenqueue(conn, Mail(to="same"), unique=Unique(key="one", on_conflict="reject"))
+
+    turns = Turns(pooled)
+    asyncio.run(run())
+    turns.check(pushed)
+
+
+def test_a_job_without_a_connection_goes_through_the_pooler_too(
+    pooled: str, pushed: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_POSTGRES__DSN", pooled)
+    for n in range(8):
+        fresh().enqueue(Mail(to=f"{n}"))
+        asyncio.run(fresh().aenqueue(Mail(to=f"{n}"), delay_s=3600))
+    assert (count(pushed), count(pushed, "due")) == (8, 8)
 
 
 def test_the_doctor_sees_the_pooler(pooled: str) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-import django
 import psycopg
 import psycopg2
 import pytest
 import sqlalchemy as sa
 import wrapt
+from django_connection import django_connection
 from psycopg import conninfo, sql
 from psycopg.rows import dict_row
 from servers import Database
@@ -30,10 +30,11 @@ from sqlalchemy.pool import NullPool
 
 from pipeline import Event, Job, Outbox, Pipeline
 from pipeline.avro import schema_of
-from pipeline.codec import Decoder, subject_of
+from pipeline.codec import Decoder
 from pipeline.errors import ConfigError, PipelineError, SchemaError, SourceError
 from pipeline.job import EnqueueOptions, Unique
 from pipeline.postgres.schema_ids import SchemaIdTable
+from pipeline.subject import subject_of
 
 
 class Placed(Event, aggregate="order", key="order_id"):
@@ -166,30 +167,6 @@ def by_django() -> Way:
             return work(conn, None)
 
     return Way(run, bare)
-
-
-@contextmanager
-def django_connection(dsn: str) -> Iterator[Any]:
-    from django.conf import settings
-    from django.db import connections
-
-    parts = conninfo.conninfo_to_dict(dsn)
-    database = {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": parts["dbname"], "USER": parts["user"], "PASSWORD": parts["password"],
-        "HOST": parts["host"], "PORT": parts["port"],
-    }  # fmt: skip
-    if not settings.configured:
-        settings.configure(DATABASES={"default": database}, USE_TZ=True)
-        django.setup()
-    connections["default"].close()
-    connections["default"].settings_dict.update(database)
-    from django.db import connection
-
-    try:
-        yield connection
-    finally:
-        connections["default"].close()
 
 
 WAYS = {

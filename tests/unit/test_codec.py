@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, compu
 
 from pipeline import Event, Money, Personal
 from pipeline.avro import schema_of
-from pipeline.codec import Decoder, encode, frame, subject_of, unframe
+from pipeline.codec import Decoder, encode, frame, unframe
 from pipeline.errors import PoisonError, SchemaError
+from pipeline.subject import subject_of
 
 T = TypeVar("T")
 

@@ -10,6 +10,7 @@ from pipeline import Event, Job, Pipeline
 from pipeline.avro import Schema
 from pipeline.contract import Entry, compare, contract_of, lint, pretty, read_files, write_files
 from pipeline.errors import ConfigError
+from pipeline.subject import SubjectStrategy
 
 
 class Line(BaseModel):
@@ -55,8 +56,38 @@ def test_two_models_with_one_subject_are_refused() -> None:
 
     app = shop()
     app.register(Other)
-    with pytest.raises(ConfigError, match=r"subject outbox\.event\.order-Placed: two models"):
+    with pytest.raises(ConfigError, match=r"subject outbox\.event\.order-Placed: 2 models"):
         contract_of(app)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "subjects"),
+    [
+        ("TopicNameStrategy", ["staging.outbox.event.order-value", "staging.shop.jobs.email-value"]),
+        ("RecordNameStrategy", ["Mail", "Placed"]),
+    ],
+)
+def test_subjects_and_files_are_those_of_the_strategy(strategy: SubjectStrategy, subjects: list[str]) -> None:
+    app = Pipeline("shop", topic_prefix="staging.", subject_strategy=strategy)
+    app.register(Mail, Placed, Ping)
+    contract = contract_of(app, "staging.")
+    assert [entry.subject for entry in contract.entries] == subjects
+    assert [entry.file for entry in contract.entries] == [f"{one.removeprefix('staging.')}.avsc" for one in subjects]
+
+
+def test_one_name_is_one_subject_where_topics_do_not_tell_them_apart() -> None:
+    class Other(Event, aggregate="parcel", key="id", name="Placed"):
+        id: str
+
+    app = Pipeline("shop", topic_prefix="", subject_strategy="RecordNameStrategy")
+    app.register(Placed, Other)
+    with pytest.raises(ConfigError, match=r"subject Placed: 2 models, .*Placed and .*Other[\s\S]*name= of its own"):
+        contract_of(app)
+
+
+def test_a_strategy_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"subject_strategy='TopicName'[\s\S]*TopicNameStrategy"):
+        Pipeline("shop", topic_prefix="", subject_strategy="TopicName")  # type: ignore[arg-type]
 
 
 def test_writing_twice_gives_the_same_bytes_and_nothing_differs_then(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import pytest
+from pydantic import BaseModel
 
 from pipeline import Event, Pipeline
 from pipeline.compatibility import explain
@@ -147,6 +148,33 @@ def test_a_schema_that_differs_in_words_alone_keeps_the_id_under_its_own_text() 
     push(of, registry, store)
     assert registry.writes == []
     assert store.ids[of.entries[0].subject, of.entries[0].schema.fingerprint] == 1
+
+
+def test_a_name_with_dots_is_the_one_that_a_registry_writes_as_name_and_namespace() -> None:
+    class Line(BaseModel):
+        sku: str
+
+    class Dotted(Event, aggregate="c", key="id", name="shop.sales.Dotted"):
+        id: str
+        first: Line
+        others: tuple[Line, ...] = ()
+        last: Line | None = None
+
+    def parted(text: str, space: str) -> str:
+        schema = json.loads(text)
+        return json.dumps({**schema, "name": schema["name"].rpartition(".")[2], "namespace": space})
+
+    of, key = contract(Dotted), "outbox.event.c-shop.sales.Dotted"
+    for space, action in (("shop.sales", "store id"), ("shop.other", "new version")):
+        registry = Registry(versions_of={key: [(7, parted(of.entries[0].schema.text, space))]})
+        (step,) = plan(of, None, registry, Store())
+        assert step.action == action
+    elsewhere = of.entries[0].schema.text.replace('"Line"', '"other.Line"')
+    (step,) = plan(of, None, Registry(versions_of={key: [(7, parted(elsewhere, "shop.sales"))]}), Store())
+    assert step.action == "new version"
+    named = of.entries[0].schema.text.replace('"Line"', '"shop.sales.Line"')
+    (step,) = plan(of, None, Registry(versions_of={key: [(7, named)]}), Store())
+    assert step.action == "store id"
 
 
 def test_a_breaking_schema_is_refused_with_its_field_and_nothing_is_written_for_any() -> None:

@@ -20,6 +20,7 @@ from pipeline.demo import shop
 from pipeline.errors import ConfigError, JobError, SchemaError
 from pipeline.job import Unique
 from pipeline.record import Record
+from pipeline.subject import SubjectStrategy
 from pipeline.testing import FakeConnection, Faults, Harness, NotIdle, assert_enqueued, assert_published
 from pipeline.testing.murmur import partition_of
 
@@ -94,6 +95,19 @@ def test_a_rolled_back_order_is_never_seen(tutorial: Harness) -> None:
         _ = 1 / 0
     tutorial.run_until_idle()
     assert (tutorial.published, tutorial.handled) == ([], [])
+
+
+@pytest.mark.parametrize("strategy", ["TopicNameStrategy", "RecordNameStrategy"])
+def test_schemas_are_at_hand_under_every_subject_strategy(strategy: SubjectStrategy) -> None:
+    own = Pipeline("store", topic_prefix="", subject_strategy=strategy)
+    seen: list[str] = []
+    own.consumer(Paid, group="books")(lambda event, ctx: seen.append(event.order_id))
+    own.job(Mail)(lambda job, ctx: seen.append(job.address))
+    harness = Harness(own)
+    harness.publish(paid("7"))
+    harness.enqueue(Mail(address="ada"), delay_s=60)
+    harness.run_until_idle()
+    assert seen == ["7", "ada"]
 
 
 # ── time ───────────────────────────────────────────────────────────────────────────────────────────────────────────
