@@ -9,8 +9,8 @@ import click
 from pipeline import log
 from pipeline.cli.connect import COMMANDS
 from pipeline.cli.ending import ending
-from pipeline.cli.probing import probe_options
 from pipeline.cli.reconcile import reconcile
+from pipeline.cli.running import client_option, client_settings, log_level_option, probe_options, say_port
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.runtime.connect import check
@@ -35,8 +35,8 @@ for _command in (*COMMANDS, reconcile):
 @click.option("--shard", type=click.IntRange(0), help="Which one, of a file with pipeline.shards.")
 @probe_options
 @click.option("--ignore-unknown", is_flag=True, help="Warn about unknown keys of the file instead of refusing it.")
-@click.option("-X", "options", multiple=True, metavar="KEY=VALUE", help="Pass a setting to librdkafka.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@client_option
+@log_level_option
 def run(
     file: Path,
     shard: int | None,
@@ -63,8 +63,8 @@ def run(
             ignore_unknown=ignore_unknown,
             metrics_port=metrics_port,
             metrics_host=metrics_host,
-            options=_pairs(options),
-            on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
+            options=client_settings(options),
+            on_port=say_port,
         )
 
 
@@ -98,13 +98,3 @@ def validate(context: click.Context, paths: tuple[str, ...], ignore_unknown: boo
             click.echo(f"{source}: {notice}", err=True)
         click.echo(f"{source}: ok: slot {found.slot}, publication {found.publication}, tables {found.tables_text}")
     context.exit(1 if wrong else 0)
-
-
-def _pairs(options: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not key or not equals:
-            raise ConfigError(f"-X {option}: is not KEY=VALUE", remedy="write it as -X linger.ms=5")
-        pairs[key] = value
-    return pairs

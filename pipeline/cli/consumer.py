@@ -15,10 +15,9 @@ from pipeline.beat import EVERY_S
 from pipeline.cli.duration import seconds
 from pipeline.cli.ending import ending
 from pipeline.cli.output import output_option, print_rows, say
-from pipeline.cli.probing import probe_options
+from pipeline.cli.running import client_option, client_settings, log_level_option, probe_options, say_port
 from pipeline.cli.workers import job_rows, worker_row
 from pipeline.config import Settings
-from pipeline.errors import ConfigError
 from pipeline.runtime.load import load_app
 from pipeline.runtime.member import supervised
 from pipeline.runtime.supervisor import supervise
@@ -48,8 +47,8 @@ def consumer() -> None:
 @click.option(
     "--heartbeat", type=click.FloatRange(0, 3600), default=EVERY_S, show_default=True, help="Seconds; 0: none."
 )
-@click.option("-X", "options", multiple=True, metavar="KEY=VALUE", help="Pass a setting to librdkafka.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@client_option
+@log_level_option
 @click.option("--supervised", "member", type=(int, int), hidden=True, help="Its number, and the pipe's descriptor.")
 @click.pass_context
 def run(
@@ -82,7 +81,7 @@ def run(
     were still running: their records are handled again.
     """
     log.configure(log_level)
-    given = _pairs(options)
+    given = client_settings(options)
     if instance_id is not None:
         given["group.instance.id"] = instance_id
     number, fd = member or (1, None)
@@ -97,7 +96,7 @@ def run(
                 metrics_host=metrics_host,
                 until=until,
                 at_once=at_once,
-                on_port=_say_port,
+                on_port=say_port,
             )
         else:
             drained = run_worker(
@@ -116,7 +115,7 @@ def run(
                 supervisor=os.getppid() if member else None,
                 mode=mode,
                 heartbeat_s=heartbeat,
-                on_port=_say_port,
+                on_port=say_port,
                 on_state=on_state,
             )
     context.exit(0 if drained else 2)
@@ -215,10 +214,6 @@ def _command(context: click.Context, instance_id: str | None) -> Callable[[int],
     return command
 
 
-def _say_port(port: int) -> None:
-    click.echo(f"metrics and probes on port {port}", err=True)
-
-
 def _place(text: str) -> Place:
     if text == "earliest":
         return "earliest"
@@ -233,13 +228,3 @@ def _place(text: str) -> Place:
     if at.tzinfo is None:
         raise click.BadParameter(f"{text!r} has no zone: write {text}+00:00 for UTC", param_hint="--to")
     return at
-
-
-def _pairs(options: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not key or not equals:
-            raise ConfigError(f"-X {option}: is not KEY=VALUE", remedy="write it as -X max.poll.interval.ms=600000")
-        pairs[key] = value
-    return pairs

@@ -6,7 +6,7 @@ import click
 
 from pipeline import log
 from pipeline.cli.ending import ending
-from pipeline.cli.probing import probe_options
+from pipeline.cli.running import log_level_option, probe_options, say_port
 from pipeline.config import Settings
 from pipeline.runtime.load import load_app
 from pipeline.runtime.scheduler import run_scheduler
@@ -23,7 +23,7 @@ def scheduler() -> None:
 @click.argument("app", metavar="[MODULE:APP]", required=False)
 @click.option("--keep-days", type=click.IntRange(1, 3650), default=7, show_default=True, help="Of finished jobs.")
 @probe_options
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@log_level_option
 def run(app: str | None, keep_days: int, metrics_port: int | None, metrics_host: str, log_level: str) -> None:
     """Move jobs to the outbox when they are due, and make schedules' ticks. Ends at SIGTERM.
 
@@ -43,5 +43,5 @@ def run(app: str | None, keep_days: int, metrics_port: int | None, metrics_host:
             keep_days=keep_days,
             metrics_port=metrics_port,
             metrics_host=metrics_host,
-            on_port=lambda port: click.echo(f"metrics and probes on port {port}", err=True),
+            on_port=say_port,
         )

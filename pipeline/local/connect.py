@@ -16,15 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline.local.home import Home
-from pipeline.local.jars import JarCache
-from pipeline.local.java import LOG4J, java_command
+from pipeline.local.java import LOG4J, JavaServer, java_command
 from pipeline.local.ports import LOOPBACK
 from pipeline.local.postgres import DATABASE, SUPERUSER
 from pipeline.local.process import Launch
-from pipeline.local.progress import Progress
 from pipeline.local.registry import NATIVE_API, USERNAME
-from pipeline.local.server import NotReady, Server, inherited_environment
+from pipeline.local.server import NotReady, inherited_environment
 
 __all__ = ["Connect"]
 
@@ -63,19 +60,11 @@ config.providers.directory.class=org.apache.kafka.common.config.provider.Directo
 """
 
 
-class Connect(Server):
+class Connect(JavaServer):
     """The Connect worker. Ready when it lists its connectors."""
 
     name: ClassVar[str] = "connect"
     port_names: ClassVar[tuple[str, ...]] = ("connect",)
-
-    def __init__(self, home: Home, progress: Progress, jars: JarCache) -> None:
-        super().__init__(home, progress)
-        self._jars = jars
-
-    def marker(self) -> str:
-        """Return what only this worker's command line holds."""
-        return f"-Dpipeline.local={self.folder}"
 
     def address(self) -> str:
         """Return the URL of the REST API."""

@@ -18,13 +18,10 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from pipeline.errors import LocalStackError
-from pipeline.local.home import Home
-from pipeline.local.jars import JarCache
-from pipeline.local.java import LOG4J, java_command
+from pipeline.local.java import LOG4J, JavaServer, java_command
 from pipeline.local.ports import LOOPBACK
 from pipeline.local.process import Launch
-from pipeline.local.progress import Progress
-from pipeline.local.server import NotReady, Server, inherited_environment
+from pipeline.local.server import NotReady, inherited_environment
 
 __all__ = ["Kafka"]
 
@@ -62,19 +59,11 @@ log.cleaner.dedupe.buffer.size=16777216
 """
 
 
-class Kafka(Server):
+class Kafka(JavaServer):
     """The broker. Ready when it answers for its cluster with itself as a live broker."""
 
     name: ClassVar[str] = "kafka"
     port_names: ClassVar[tuple[str, ...]] = ("kafka", "kafka_controller")
-
-    def __init__(self, home: Home, progress: Progress, jars: JarCache) -> None:
-        super().__init__(home, progress)
-        self._jars = jars
-
-    def marker(self) -> str:
-        """Return what only this broker's command line holds."""
-        return f"-Dpipeline.local={self.folder}"
 
     def address(self) -> str:
         """Return the bootstrap server."""

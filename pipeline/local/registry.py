@@ -14,14 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline.local.home import Home
-from pipeline.local.jars import JarCache
-from pipeline.local.java import java_command
+from pipeline.local.java import JavaServer, java_command
 from pipeline.local.ports import LOOPBACK
 from pipeline.local.postgres import SUPERUSER
 from pipeline.local.process import Launch
-from pipeline.local.progress import Progress
-from pipeline.local.server import NotReady, Server, inherited_environment
+from pipeline.local.server import NotReady, inherited_environment
 
 __all__ = ["NATIVE_API", "USERNAME", "Registry"]
 
@@ -57,19 +54,11 @@ quarkus.http.auth.permission.all.policy=authenticated
 """
 
 
-class Registry(Server):
+class Registry(JavaServer):
     """The schema registry. Ready when it lists its subjects."""
 
     name: ClassVar[str] = "registry"
     port_names: ClassVar[tuple[str, ...]] = ("registry", "registry_management")
-
-    def __init__(self, home: Home, progress: Progress, jars: JarCache) -> None:
-        super().__init__(home, progress)
-        self._jars = jars
-
-    def marker(self) -> str:
-        """Return what only this registry's command line holds."""
-        return f"-Dpipeline.local={self.folder}"
 
     def address(self) -> str:
         """Return the URL for Confluent's client."""

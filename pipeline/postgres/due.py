@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-import psycopg
-
 from pipeline.job import Wanted, store_jobs
 from pipeline.outbox import Outbox, SchemaIds, drive
-from pipeline.postgres.errors import translated
-from pipeline.postgres.liveness import ALIVE
+from pipeline.postgres.kept import KeptConnection
 from pipeline.postgres.tidy import tidy
 from pipeline.schedule import Schedule
 from pipeline.writers.psycopg import executor
@@ -29,43 +25,41 @@ class DueStore:
     def __init__(
         self, dsn: str, outbox: Outbox, moved: Callable[[list[float], datetime], Any], *, keep_days: int = 7
     ) -> None:
-        self._dsn = dsn
+        self._kept = KeptConnection(dsn, "pipeline-scheduler")
         self._outbox = outbox
         self._moved = moved
         self._keep_days = keep_days
         self._schema_ids = SchemaIds()
-        self._conn: psycopg.Connection[Any] | None = None
         into, self._extra = outbox.taking("(SELECT * FROM taken ORDER BY due_at, id) AS ordered")
         self._move_sql = _MOVE.replace("INTO_OUTBOX", into)
 
     def close(self) -> None:
         """Close the connection."""
-        if self._conn is not None:
-            self._conn.close()
+        self._kept.close()
 
     def declare(self, schedules: Sequence[Schedule]) -> None:
         """Store schedules. One that is new, or changed, begins now: what it would have done before is not made up."""
-        with self._open() as conn, conn.transaction():
+        with self._kept.open() as conn, conn.transaction():
             for one in schedules:
                 conn.execute(_DECLARE, (one.name, one.cron, one.timezone, one.missed, one.overlap, one.queue))
 
     def decided(self, schedules: Sequence[Schedule]) -> Mapping[str, datetime]:
         """Return the time up to which ticks were decided."""
         ours = {one.name: (one.cron, one.timezone, one.missed, one.overlap, one.queue) for one in schedules}
-        with self._open() as conn:
+        with self._kept.open() as conn:
             rows = conn.execute(_DECIDED, (list(ours),)).fetchall()
         return {name: last for name, last, *rest in rows if ours[name] == tuple(rest)}
 
     def move(self, most: int) -> Any:
         """Move due rows to the outbox."""
-        with self._open() as conn:
+        with self._kept.open() as conn:
             row = conn.execute(self._move_sql.encode(), (most, *self._extra)).fetchone()
         assert row is not None
         return self._moved(row[0] or [], row[1])
 
     def make(self, schedule: Schedule, at: datetime, job: Wanted) -> Literal["made", "skipped", "known"]:
         """Make one tick in one transaction with its job."""
-        with self._open() as conn, conn.transaction():
+        with self._kept.open() as conn, conn.transaction():
             if conn.execute(_TICK, (schedule.name, at)).fetchone() is None:
                 return "known"
             conn.execute(
@@ -81,21 +75,8 @@ class DueStore:
 
     def tidy(self) -> None:
         """Fold counters, delete what is past its retention."""
-        with self._open() as conn:
+        with self._kept.open() as conn:
             tidy(conn, keep_days=self._keep_days)
-
-    @contextmanager
-    def _open(self) -> Iterator[psycopg.Connection[Any]]:
-        try:
-            if self._conn is None or self._conn.closed:
-                self._conn = psycopg.connect(
-                    self._dsn, autocommit=True, prepare_threshold=None, application_name="pipeline-scheduler", **ALIVE
-                )
-            yield self._conn
-        except psycopg.Error as error:
-            if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._conn is not None:
-                self._conn.close()  # a standby by now: the next one asks who is the primary
-            raise translated(error) from error
 
 
 # By place in the table, so that no plan can ever read what is not due. SKIP LOCKED: who comes second takes others.

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 
 from pipeline.definition import Queue
-from pipeline.postgres.errors import translated
-from pipeline.postgres.liveness import ALIVE
+from pipeline.postgres.kept import KeptConnection
 from pipeline.report import Child, Report
 
 __all__ = ["JobRows"]
@@ -30,22 +27,19 @@ class JobRows:
     """
 
     def __init__(self, dsn: str, control: Callable[[bool, frozenset[str]], Any]) -> None:
-        self._dsn = dsn
+        self._kept = KeptConnection(dsn, "pipeline-jobs")
         self._control = control
-        self._conn: psycopg.Connection[Any] | None = None
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connection. A statement that a server never answers is cut off; its thread raises SourceError."""
         if self._lock.acquire(timeout=_PATIENCE_S):
             try:
-                if self._conn is not None:
-                    self._conn.close()
+                self._kept.close()
             finally:
                 self._lock.release()
-        elif (conn := self._conn) is not None:
-            with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as cut:
-                cut.shutdown(socket.SHUT_RDWR)
+        else:
+            self._kept.cut()
 
     def settle(self, reports: Sequence[Report]) -> None:
         """Store what became of jobs."""
@@ -78,17 +72,8 @@ class JobRows:
 
     @contextmanager
     def _open(self) -> Iterator[psycopg.Connection[Any]]:
-        with self._lock:
-            try:
-                if self._conn is None or self._conn.closed:
-                    self._conn = psycopg.connect(
-                        self._dsn, autocommit=True, prepare_threshold=None, application_name="pipeline-jobs", **ALIVE
-                    )
-                yield self._conn
-            except psycopg.Error as error:
-                if isinstance(error, psycopg.errors.ReadOnlySqlTransaction) and self._conn is not None:
-                    self._conn.close()  # a standby by now: the next one asks who is the primary
-                raise translated(error) from error
+        with self._lock, self._kept.open() as conn:
+            yield conn
 
 
 _CANCELLED = """

@@ -329,7 +329,7 @@ def test_connections_that_are_kept_find_out_that_their_server_is_gone(database: 
     store.tidy()
     rows.control("shop.jobs.email")
     positions = PositionStore(database.dsn, "slot")
-    for conn in (store._conn, rows._conn, positions._conn):
+    for conn in (store._kept._conn, rows._kept._conn, positions._conn):
         assert conn is not None
         told = conn.info.get_parameters()
         assert (told["tcp_user_timeout"], told["keepalives_idle"]) == ("30000", "15")
