@@ -6,10 +6,9 @@ all. Everything is encoded and checked before the first row is written.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypedDict
@@ -22,6 +21,7 @@ from pipeline.retry import RetryPolicy
 from pipeline.row import COLUMNS, placeholders, storable
 from pipeline.terms import HEADER, Terms, is_number
 from pipeline.topics import PRIORITIES, Priority, priority_topic
+from pipeline.unique import LONGEST_S, Claim, Unique, claim
 
 __all__ = [
     "FINISHED",
@@ -39,53 +39,9 @@ State = Literal["blocked", "delayed", "waiting", "running", "retrying", "done", 
 OnFailure = Literal["fail", "ignore", "continue"]
 
 FINISHED: tuple[State, ...] = ("done", "dead", "cancelled")
-_LONGEST_S = 100 * 366 * 86_400
 _TAGS = 32
 _TAG_CHARS = 100
-_KEY_CHARS = 500
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-
-
-@dataclass(frozen=True, slots=True)
-class Unique:
-    """At most one job of a type and key.
-
-    The key is ``key``, or the fields named by ``by``, or else all arguments. It is held while the job is unfinished,
-    or for ``period_s`` seconds from the enqueue, whatever becomes of the job. When it is taken: ``keep`` returns the id
-    of the job that holds it, ``reject`` raises JobError, ``replace`` cancels that job where it has not begun and puts
-    the new one in its place.
-    """
-
-    key: str | None = None
-    by: tuple[str, ...] = ()
-    period_s: float | None = None
-    on_conflict: Literal["keep", "replace", "reject"] = "keep"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.by, tuple | list):
-            raise ConfigError(f"Unique: by={self.by!r}: no tuple", remedy=f"by=({self.by!r},)")
-        if self.key is not None and (not isinstance(self.key, str) or self.by or not 0 < len(self.key) <= _KEY_CHARS):
-            raise ConfigError(
-                "Unique: key must have 1 to 500 characters, and goes without by=", remedy='Unique(key="order-7")'
-            )
-        if self.period_s is not None and not (is_number(self.period_s) and 0 < self.period_s <= _LONGEST_S):
-            raise ConfigError(
-                f"Unique: period_s={self.period_s!r}", remedy="seconds, more than 0; None: while unfinished"
-            )
-        if self.on_conflict not in {"keep", "replace", "reject"}:
-            raise ConfigError(f"Unique: on_conflict={self.on_conflict!r}", remedy="keep, replace or reject")
-
-    def key_of(self, job: Job, queue: str) -> str:
-        """Return the key as it is stored: no argument can be read from it."""
-        missing = [name for name in self.by if name not in type(job).model_fields]
-        if missing:
-            raise ConfigError(
-                f"Unique: {job.message_type.name} has no field {missing[0]!r}",
-                remedy=f"one of: {', '.join(type(job).model_fields)}",
-            )
-        chosen = self.key if self.key is not None else job.model_dump_json(include=set(self.by) if self.by else None)
-        text = json.dumps([queue, job.message_type.name, self.key is not None, chosen])
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class EnqueueOptions(TypedDict, total=False):
@@ -130,7 +86,7 @@ class Options:
         object.__setattr__(self, "terms", Terms(self.timeout_s, self.retry, self.expires_s))
         if HEADER in (self.headers or ()):
             raise ConfigError(f"header {HEADER} is ours", remedy="timeout_s=, retry= and expires_s= write it")
-        if not is_number(self.delay_s) or not 0 <= self.delay_s <= _LONGEST_S:
+        if not is_number(self.delay_s) or not 0 <= self.delay_s <= LONGEST_S:
             raise ConfigError(f"delay_s={self.delay_s!r}", remedy="a number of seconds, from 0 to 100 years")
         if self.run_at is not None:
             if self.delay_s:
@@ -208,8 +164,8 @@ def store_jobs(orders: Sequence[Wanted], outbox: Outbox, schema_ids: SchemaIds) 
         rows[order.id] = (_WAITING_ROOM if _later(order) else outbox).row(order.id, envelope, schema_id)
         if _later(order):
             _check_leaves(order, rows[order.id], outbox)
-    keys = {order.id: _key(order) for order in orders}
-    holders = yield from _claim([order for order in orders if keys[order.id]], keys)
+    claims = {order.id: one for order in orders if (one := _claim(order))}
+    holders = yield from claim(list(claims.values()))
     stored = [order for order in orders if holders.get(order.id, order.id) == order.id]
     now = [order for order in stored if not _later(order)]
     later = [order for order in stored if _later(order)]
@@ -219,7 +175,7 @@ def store_jobs(orders: Sequence[Wanted], outbox: Outbox, schema_ids: SchemaIds) 
         yield Statement(_DUE, [(*rows[order.id], *_time(order)) for order in later], values=_DUE_VALUES)
     tracked = [order for order in stored if order.options.tracks(order.job)]
     if tracked:
-        yield Statement(_TRACK, [(json.dumps([_told(order, keys[order.id]) for order in tracked]),)])
+        yield Statement(_TRACK, [(json.dumps([_told(order, claims.get(order.id)) for order in tracked]),)])
     return [holders.get(order.id, order.id) for order in orders]
 
 
@@ -263,11 +219,14 @@ def _time(order: Wanted) -> tuple[str | None, float]:
     return (None if run_at is None else run_at.isoformat(), float(order.options.delay_s))
 
 
-def _key(order: Wanted) -> str | None:
-    return None if order.options.unique is None else order.options.unique.key_of(order.job, order.queue)
+def _claim(order: Wanted) -> Claim | None:
+    unique = order.options.unique
+    if unique is None:
+        return None
+    return Claim(unique.key_of(order.job, order.queue), order.id, order.job.message_type.name, unique)
 
 
-def _told(order: Wanted, key: str | None) -> dict[str, Any]:
+def _told(order: Wanted, claimed: Claim | None) -> dict[str, Any]:
     options = order.options
     state: State = "blocked" if order.children else "delayed" if _later(order) else "waiting"
     return {
@@ -279,63 +238,13 @@ def _told(order: Wanted, key: str | None) -> dict[str, Any]:
         "tags": list(dict.fromkeys(options.tags)) or None,
         "delay_s": options.delay_s if state == "delayed" else None,
         "run_at": options.run_at.isoformat() if options.run_at is not None else None,
-        "unique_key": key,
+        "unique_key": claimed and claimed.key,
         "parent": str(order.parent) if order.parent else None,
         "place": order.place,
         "on_failure": order.on_failure,
         "children": order.children,
         "terms": options.terms.data() or None,
     }
-
-
-def _claim(orders: Sequence[Wanted], keys: Mapping[UUID, str | None]) -> Steps[dict[UUID, UUID]]:
-    """Take unique keys; return order id → id of the job that holds its key now."""
-    if not orders:
-        return {}
-    first = _first_of_each_key(orders, keys)
-    wanted = [
-        {"key": keys[order.id], "id": str(order.id), "period_s": order.options.unique and order.options.unique.period_s}
-        for order in first.values()
-    ]
-    got = {row[0] for row in (yield Statement(_CLAIM, [(json.dumps(wanted),)], returns=True))}
-    taken = [key for key in first if key not in got]
-    holders: dict[str, UUID] = {key: order.id for key, order in first.items()}
-    if taken:
-        found = yield Statement(_HOLDERS, [(json.dumps(taken),)], returns=True)
-        holding = {str(key): UUID(str(job_id)) for key, job_id in found}
-        refused = [key for key in taken if _rule(first[key]) == "reject"]
-        if refused:
-            yield Statement(_UNCLAIM, [(json.dumps(wanted),)])
-            raise _rejected(first[refused[0]], holding[refused[0]])
-        replaced = [key for key in taken if _rule(first[key]) == "replace"]
-        if replaced:
-            yield Statement(_REPLACE, [(json.dumps([w for w in wanted if w["key"] in replaced]),)])
-            yield Statement(_CANCEL_NOT_BEGUN, [(json.dumps([str(holding[k]) for k in replaced]),)], returns=True)
-        holders |= {key: holding[key] for key in taken if key not in replaced}
-    return {order.id: holders[keys[order.id] or ""] for order in orders}
-
-
-def _first_of_each_key(orders: Iterable[Wanted], keys: Mapping[UUID, str | None]) -> dict[str, Wanted]:
-    """Let the orders of one call agree among themselves; the last one replaces, the first one is kept."""
-    first: dict[str, Wanted] = {}
-    for order in orders:
-        key = keys[order.id] or ""
-        if key in first and _rule(order) == "reject":
-            raise _rejected(order, first[key].id)
-        if key not in first or _rule(order) == "replace":
-            first[key] = order
-    return first
-
-
-def _rule(order: Wanted) -> str:
-    return order.options.unique.on_conflict if order.options.unique else "keep"
-
-
-def _rejected(order: Wanted, holder: UUID) -> JobError:
-    return JobError(
-        f"{order.job.message_type.name}: its unique key is held by job {holder}",
-        remedy='nothing was enqueued; on_conflict="keep" or "replace", or wait for that job',
-    )
 
 
 _WAITING_ROOM = Outbox()
@@ -359,33 +268,4 @@ SELECT x.id, x.queue, x.type, x.state, x.priority, x.tags,
 FROM json_to_recordset(CAST(%s AS json)) AS x(id uuid, queue text, type text, state text, priority text, tags text[],
      delay_s float8, run_at timestamptz, unique_key text, parent uuid, place integer, on_failure text,
      children integer, terms jsonb)
-"""
-
-_CLAIM = """
-INSERT INTO pipeline.job_key AS held (key, job_id, until)
-SELECT x.key, x.id, clock_timestamp() + make_interval(secs => x.period_s)
-FROM json_to_recordset(CAST(%s AS json)) AS x(key text, id uuid, period_s float8) ORDER BY x.key
-ON CONFLICT (key) DO UPDATE SET job_id = excluded.job_id, until = excluded.until
-WHERE held.until <= clock_timestamp()
-RETURNING held.key
-"""
-
-_HOLDERS = """
-SELECT key, job_id FROM pipeline.job_key WHERE key IN (SELECT json_array_elements_text(CAST(%s AS json)))
-"""
-
-_UNCLAIM = """
-DELETE FROM pipeline.job_key AS h USING json_to_recordset(CAST(%s AS json)) AS x(key text, id uuid)
-WHERE h.key = x.key AND h.job_id = x.id
-"""
-
-_REPLACE = """
-UPDATE pipeline.job_key AS h SET job_id = x.id, until = clock_timestamp() + make_interval(secs => x.period_s)
-FROM json_to_recordset(CAST(%s AS json)) AS x(key text, id uuid, period_s float8) WHERE h.key = x.key
-"""
-
-_CANCEL_NOT_BEGUN = """
-SELECT count(*) FROM pipeline.cancel_jobs(ARRAY(
-    SELECT j.id FROM json_array_elements_text(CAST(%s AS json)) AS x JOIN pipeline.job AS j ON j.id = CAST(x AS uuid)
-    WHERE j.state IN ('blocked', 'delayed', 'waiting', 'retrying')))
 """

@@ -5,12 +5,40 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from pipeline.capture import lsn_text
 from pipeline.errors import SourceError
-from pipeline.postgres.slot import ReplicationConnection, Slot, quoted
+from pipeline.postgres.position import Position
+from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, quoted
 
-__all__ = ["check_publication", "check_slot", "check_tables", "status_every_s"]
+__all__ = ["check_not_older", "check_publication", "check_slot", "check_tables", "slot_gone", "status_every_s"]
 
 log = logging.getLogger(__name__)
+
+
+def check_not_older(server: Identity, known: Identity | None) -> None:
+    """Refuse the primary of before a failover that came back as one: what is written there belongs to nobody.
+
+    ``known`` is the server that was read before. Raises SourceError.
+    """
+    if known and known.system_id == server.system_id and known.timeline > server.timeline:
+        raise SourceError(
+            f"PostgreSQL: this server is on timeline {server.timeline}, the one read before on {known.timeline}: "
+            "an old primary that came back",
+            remedy="stop it, and make it a standby of the new primary (pg_rewind)",
+            retryable=True,
+        )
+
+
+def slot_gone(name: str, stored: Position, server: Identity) -> SourceError:
+    """Return what to say of a slot that is not there, but was read up to ``stored``."""
+    promoted = ": the server was promoted, and had no copy of it (slot.failover, sync_replication_slots)"
+    return SourceError(
+        f"slot {name} is gone, but rows up to {lsn_text(stored.lsn)} were published from it"
+        + (promoted if stored.timeline < server.timeline else ""),
+        remedy=f"rows committed since then may be missing on the topics: delete the row '{name}' of "
+        "pipeline.relay_position, start again, which creates the slot anew, and publish what is missing: "
+        "pipeline connector reconcile FILE --execute",
+    )
 
 
 def check_slot(slot: Slot, conn: ReplicationConnection) -> None:

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from pipeline.capture import Batch, lsn_text
 from pipeline.errors import SourceError
 from pipeline.postgres.changes import Binding, Changes, Messages
-from pipeline.postgres.checks import check_publication, check_slot, check_tables, status_every_s
+from pipeline.postgres.checks import (
+    check_not_older,
+    check_publication,
+    check_slot,
+    check_tables,
+    slot_gone,
+    status_every_s,
+)
 from pipeline.postgres.position import Position, PositionStore, resume_at
 from pipeline.postgres.publication import Mode, ensure
 from pipeline.postgres.slot import Identity, ReplicationConnection, Slot, SlotBusy, drop_slot
@@ -207,7 +214,7 @@ class WalSource:
         settings = self._settings
         conn = self._conn = ReplicationConnection(self._dsn, liveness_s=settings.liveness_s, clock=self._clock)
         server = conn.identify()
-        self._check_not_older(server)
+        check_not_older(server, self._server)
         slot = conn.slot(settings.slot)
         if not (slot and slot.active):
             ensure(conn, settings.publication, settings.creates, settings.wanted, by_root=settings.by_root)
@@ -311,28 +318,10 @@ class WalSource:
             raise SourceError("PostgreSQL: not connected", retryable=True)
         return self._conn
 
-    def _check_not_older(self, server: Identity) -> None:
-        """Refuse the primary of before a failover that came back as one: what is written there belongs to nobody."""
-        known = self._server
-        if known and known.system_id == server.system_id and known.timeline > server.timeline:
-            raise SourceError(
-                f"PostgreSQL: this server is on timeline {server.timeline}, the one read before on {known.timeline}: "
-                "an old primary that came back",
-                remedy="stop it, and make it a standby of the new primary (pg_rewind)",
-                retryable=True,
-            )
-
     def _create(self, conn: ReplicationConnection, stored: Position | None, server: Identity) -> Slot:
         settings = self._settings
         if stored is not None:
-            promoted = ": the server was promoted, and had no copy of it (slot.failover, sync_replication_slots)"
-            raise SourceError(
-                f"slot {settings.slot} is gone, but rows up to {lsn_text(stored.lsn)} were published from it"
-                + (promoted if stored.timeline < server.timeline else ""),
-                remedy="rows committed since then may be missing on the topics: delete the row "
-                f"'{settings.slot}' of pipeline.relay_position, start again, which creates the slot anew, and publish "
-                "what is missing: pipeline connector reconcile FILE --execute",
-            )
+            raise slot_gone(settings.slot, stored, server)
         log.info("creating slot %s", settings.slot, extra={"action": "slot.create", "slot": settings.slot})
         if settings.snapshot is None:
             conn.create_slot(settings.slot, failover=settings.failover)

@@ -6,12 +6,14 @@ before, so that a mistake costs a message and not an outage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from pipeline.connector import Check, Connector, Difference, State, differences, is_reference, is_secret, references
-from pipeline.errors import ConfigError, ConnectError
+from pipeline.connector import Connector, State
+from pipeline.deployment.checks import check, plain_secrets
+from pipeline.deployment.plan import Cluster, Plan, plan, with_source
+from pipeline.errors import ConnectError
 
 __all__ = [
     "Cluster",
@@ -31,61 +33,6 @@ _POLL_S = 0.25
 _TRACE_LINES = 12
 
 Command = Literal["pause", "resume", "stop", "restart", "restart-failed"]
-
-
-class Cluster(Protocol):
-    """What deploying needs of Connect: ``pipeline.connect.rest.Connect``."""
-
-    def configs(self) -> dict[str, dict[str, str]]:
-        """The configurations of all connectors, by name."""
-
-    def config(self, name: str) -> dict[str, str] | None:
-        """The configuration that runs; None where there is none."""
-
-    def state(self, name: str) -> State | None:
-        """What a connector does."""
-
-    def check(self, connector: Connector) -> Check:
-        """What is wrong with its keys."""
-
-    def put(self, connector: Connector) -> None:
-        """Create or replace."""
-
-    def task_configs(self, name: str) -> list[dict[str, str]]:
-        """What each task was started with."""
-
-    def delete(self, name: str) -> None:
-        """Delete."""
-
-    def pause(self, name: str) -> None:
-        """Pause."""
-
-    def resume(self, name: str) -> None:
-        """Resume."""
-
-    def stop(self, name: str) -> None:
-        """Stop."""
-
-    def restart(self, name: str, *, only_failed: bool) -> None:
-        """Restart."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a deployment would change. ``running`` is what Connect has, None for a connector that is not there.
-
-    ``check`` is what Connect says of it.
-    """
-
-    connector: Connector
-    running: dict[str, str] | None
-    differences: list[Difference]
-    check: Check = field(default_factory=Check)
-
-    @property
-    def action(self) -> Literal["create", "update", "unchanged"]:
-        """What would be done."""
-        return "create" if self.running is None else "update" if self.differences else "unchanged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,37 +73,6 @@ class Waiting:
             self.pause(_POLL_S)
 
 
-def plan(connectors: Iterable[Connector], cluster: Cluster) -> list[Plan]:
-    """Compare connectors with what runs. Changes nothing. Raises ConnectError, naming the file."""
-    found = []
-    for connector in connectors:
-        try:
-            running, said = cluster.config(connector.name), _said(connector, cluster)
-        except ConnectError as error:
-            raise _of(connector, error) from error
-        found.append(Plan(connector, running, differences(running, connector.config, said.secrets), said))
-    return found
-
-
-def plain_secrets(plans: Iterable[Plan]) -> None:
-    """Refuse a secret that stands in a file as it is. Raises ConfigError naming file and key."""
-    for one in plans:
-        connector = one.connector
-        for key, value in connector.config.items():
-            if value and (is_secret(key) or key in one.check.secrets) and not is_reference(value):
-                raise ConfigError(
-                    f"{connector.source}: {key}: a secret in plain text, which Connect would keep and show to all",
-                    remedy="refer to it: ${env:NAME} or ${file:path:key}; or --allow-plain-secrets",
-                )
-
-
-def check(plans: Sequence[Plan], cluster: Cluster, *, ignore_unknown: bool = False) -> None:
-    """Go by what Connect says of all connectors. Raises ConfigError naming file and keys; nothing is changed."""
-    for one in plans:
-        _check(one, ignore_unknown=ignore_unknown)
-    _check_shared({**cluster.configs(), **{one.connector.name: one.connector.config for one in plans}}, plans)
-
-
 def deploy(
     plans: Sequence[Plan],
     cluster: Cluster,
@@ -181,7 +97,7 @@ def deploy(
                 taken = True
             state = None if waiting is None else healthy(one.connector, cluster, waiting)
         except ConnectError as error:
-            problem = _of(one.connector, error).what + (f"; {error.remedy}" if error.remedy else "")
+            problem = with_source(one.connector, error).what + (f"; {error.remedy}" if error.remedy else "")
             raise _given_up(one, cluster, problem, waiting, done, taken=taken, put_back=put_back) from error
         if state is not None:
             name = one.connector.name
@@ -246,72 +162,6 @@ def delete(name: str, cluster: Cluster, waiting: Waiting) -> None:
 _LOOK = "pipeline connector status NAME -o json has the whole trace; Connect's log says more"
 
 
-def _said(connector: Connector, cluster: Cluster) -> Check:
-    """Ask Connect what is wrong with a connector. Raises ConfigError where it cannot even resolve a reference."""
-    try:
-        return cluster.check(connector)
-    except ConnectError as error:
-        for key, value in connector.config.items():
-            for provider, path, _ in references(value):
-                if provider != "env" and path and path in error.what:
-                    raise ConfigError(
-                        f"{connector.source}: {key}: {value}: {error.what}",
-                        remedy=f"let {path} be there, and readable, where Connect runs; or correct {key}",
-                    ) from error
-        raise
-
-
-def _unresolved(config: Mapping[str, str]) -> str:
-    """Say which references a database that refuses a sign-in may not have got: Connect leaves them as they are."""
-    keys = [f"{key}={config[key]}" for key in _SIGN_IN if references(config.get(key, ""))]
-    return f", or what they refer to where Connect runs: {', '.join(keys)}" if keys else ""
-
-
-_SIGN_IN = ("database.user", "database.password", "database.hostname", "database.dbname")
-
-
-def _check(one: Plan, *, ignore_unknown: bool) -> None:
-    where = one.connector.source or one.connector.name
-    if one.check.errors:
-        listed = "; ".join(f"{key}: {' '.join(texts[0].split())}" for key, texts in sorted(one.check.errors.items()))
-        hint = _unresolved(one.connector.config) if "validating connector config" in listed else ""
-        raise ConfigError(
-            f"{where}: Connect refuses it: {listed}", remedy=f"correct these keys{hint}; nothing was changed"
-        )
-    for key, near in one.check.unknown.items():
-        if not ignore_unknown:
-            hint = f"did you mean {near}? else remove it" if near else "remove it"
-            raise ConfigError(
-                f"{where}: {key}: unknown key, which Connect would pass over in silence",
-                remedy=f"{hint}, or take it with --ignore-unknown; nothing was changed",
-            )
-
-
-_SHARED = {
-    ("topic.prefix",): "Debezium names its metrics by it, and the second hangs for a minute for that name",
-    ("slot.name", "database.hostname", "database.port", "database.dbname"): "a slot is read by one connector",
-}
-"""Keys of Debezium connectors that no two may have alike, and why."""
-
-
-def _check_shared(all_configs: Mapping[str, Mapping[str, str]], plans: Sequence[Plan]) -> None:
-    for one in plans:
-        mine = one.connector.config
-        for name, config in all_configs.items():
-            if name == one.connector.name or _class(config) != _class(mine):
-                continue
-            for keys, why in _SHARED.items():
-                if mine.get(keys[0]) and all(mine.get(key) == config.get(key) for key in keys):
-                    raise ConfigError(
-                        f"{one.connector.source}: {keys[0]}: {mine[keys[0]]!r} is that of connector {name} too",
-                        remedy=f"give each connector one of its own: {why}",
-                    )
-
-
-def _class(config: Mapping[str, str]) -> str:
-    return config.get("connector.class", "")
-
-
 def _is_current(connector: Connector, cluster: Cluster) -> bool:
     """Tell whether the tasks have this configuration: states of the ones before are still told for a moment."""
     tasks = cluster.task_configs(connector.name)
@@ -319,12 +169,6 @@ def _is_current(connector: Connector, cluster: Cluster) -> bool:
     return cluster.config(connector.name) is not None and all(
         all(task.get(key, value) == value for key, value in wanted if key != "name") for task in tasks
     )
-
-
-def _of(connector: Connector, error: ConnectError) -> ConnectError:
-    """Return an error of Connect that names the file whose connector it was about."""
-    where = connector.source or f"connector {connector.name}"
-    return ConnectError(f"{where}: {error.what}", remedy=error.remedy, retryable=error.retryable)
 
 
 def _given_up(
