@@ -22,7 +22,7 @@ from pipeline.record import Record
 if TYPE_CHECKING:
     from pipeline.deadletter import Place
 
-__all__ = ["TopicReader"]
+__all__ = ["TopicReader", "record_of"]
 
 _TIMEOUT_S = 8.0
 _STALLED_S = 30.0
@@ -92,7 +92,7 @@ class TopicReader:
                     if error.retriable():
                         continue
                     raise translate(error, f"{topic}[{partition}]")
-                record = _record(message)
+                record = record_of(message)
                 if record.offset >= end:
                     return
                 yield record
@@ -127,7 +127,8 @@ def _runs(offsets: list[int]) -> Iterator[list[int]]:
         yield run
 
 
-def _record(message: Delivered) -> Record:
+def record_of(message: Delivered) -> Record:
+    """Return what a client delivered as a record."""
     found = cast("list[tuple[str, str | bytes | None]]", message.headers() or [])
     return Record(
         str(message.topic()),

@@ -23,6 +23,7 @@ from pipeline.headers import RetryState
 from pipeline.kafka.consumer import GroupConsumer, Listener, Partition
 from pipeline.kafka.errors import misconfigured, translate
 from pipeline.kafka.producer import AckProducer
+from pipeline.kafka.reader import record_of
 from pipeline.progress import Mark, Progress
 from pipeline.record import Record
 
@@ -133,7 +134,7 @@ class ShareGroup:
         if often:
             self._put_aside(often)
         self._until = begun + self._lock_s
-        records = sorted(_record(message) for message in messages if message not in often)
+        records = sorted(record_of(message) for message in messages if message not in often)
         self._take(records, listener)
         return records
 
@@ -211,7 +212,7 @@ class ShareGroup:
             "records were delivered too often; they go to a retry topic",
             extra={"action": "share.aside", "group": self._group, "count": len(messages)},
         )
-        for number, record in enumerate(map(_record, messages)):
+        for number, record in enumerate(map(record_of, messages)):
             headers = RetryState.first(record).headers(record)
             self._producer.send(self._aside, record.key, record.value, [*headers], 0, number)
         waiting: set[object] = set(range(len(messages)))
@@ -251,15 +252,3 @@ class RetryConsumer(GroupConsumer):
     def open(self, topics: Mapping[str, Start], listener: Listener) -> None:
         """Join the group for the retry topics."""
         super().open({topic: start for topic, start in topics.items() if topic in self._only}, listener)
-
-
-def _record(message: Message) -> Record:
-    return Record(
-        message.topic() or "",
-        message.partition() or 0,
-        message.offset() or 0,
-        message.key(),
-        message.value(),
-        message.headers() or [],  # type: ignore[arg-type]  # a list of bytes, as consumers have it
-        message.timestamp()[1],
-    )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from commands import CommandLine, runner
+from jobbing import Desk, OpenDesk
 from servers import Database
 from working import Broker
+
+from pipeline import Pipeline
 
 
 @pytest.fixture
@@ -29,6 +33,19 @@ def pipeline(
 def broker(bootstrap_servers: str) -> Broker:
     """The shared broker, as a test looks at it."""
     return Broker(bootstrap_servers)
+
+
+@pytest.fixture
+def open_desk(database: Database, broker: Broker) -> Iterator[OpenDesk]:
+    """Give the desk of an application, once its handlers are declared."""
+    with ExitStack() as stack:
+        yield lambda app: stack.enter_context(closing(Desk(app, database, broker)))
+
+
+@pytest.fixture
+def desk(app: Pipeline, open_desk: OpenDesk) -> Desk:
+    """The desk of the module's own ``app``."""
+    return open_desk(app)
 
 
 @pytest.fixture

@@ -23,14 +23,16 @@ from pipeline.codec import Decoder
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.producer import AckProducer
 from pipeline.metrics import SilentMeter
+from pipeline.postgres.due import DueStore
 from pipeline.postgres.inbox import Inbox
 from pipeline.postgres.jobs import JobRows
 from pipeline.probes import Readiness
+from pipeline.scheduler import Moved
 from pipeline.subject import subject_of
 from pipeline.worker import Limits, Worker
 from pipeline.worker.journal import Control, Journal
 
-__all__ = ["Desk", "wait_until"]
+__all__ = ["Desk", "OpenDesk", "settle", "steady", "wait_until"]
 
 
 class _Schemas:
@@ -63,6 +65,9 @@ class Desk:
                 (subject, schema.fingerprint, number),
             )
 
+    def close(self) -> None:
+        self.conn.close()
+
     def put(self, job: Any, **options: Any) -> str:
         with self.conn.transaction():
             return str(self.app.enqueue(self.conn, job, **options))
@@ -93,6 +98,27 @@ class Desk:
     def states(self) -> dict[str, int]:
         rows = self.conn.execute("SELECT state, count(*) AS n FROM pipeline.job GROUP BY state").fetchall()
         return {row["state"]: row["n"] for row in rows}
+
+    @contextmanager
+    def carried(self) -> Iterator[None]:
+        """Be relay and scheduler: rows go to Kafka, those that are due to the outbox."""
+        done = threading.Event()
+
+        def carry() -> None:
+            store = DueStore(self.database.dsn, self.app.outbox, Moved)
+            while not done.is_set():
+                store.move(100)
+                self.carry()
+                done.wait(0.02)
+            store.close()
+
+        carrier = threading.Thread(target=carry)
+        carrier.start()
+        try:
+            yield
+        finally:
+            done.set()
+            carrier.join()
 
     @contextmanager
     def working(self, *, concurrency: int = 4, dsn: str | None = None) -> Iterator[Readiness]:
@@ -131,6 +157,10 @@ class Desk:
             rows.close()
             inbox.close()
         assert errors == []
+
+
+OpenDesk = Callable[[Pipeline], Desk]
+"""Gives the desk of an application, once its handlers are declared."""
 
 
 def _run(worker: Worker, errors: list[BaseException]) -> None:

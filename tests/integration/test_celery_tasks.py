@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,14 +11,12 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore, Reject
 from celery.signals import setup_logging
-from jobbing import Desk
-from servers import Database
-from working import Broker, wait_until
+from jobbing import Desk, OpenDesk
+from working import wait_until
 
 from pipeline import Pipeline
 from pipeline.errors import ConfigError
 from pipeline.jobs_library.celery import CeleryTask, run_celery_tasks
-from pipeline.local import Endpoints
 from pipeline.testing import Harness
 
 shop = Celery("shop", broker="memory://", set_as_current=False)
@@ -82,12 +79,10 @@ def odd(which: int) -> Any:
 
 
 @pytest.fixture
-def desk(endpoints: Endpoints, database: Database, prefix: str) -> Iterator[Desk]:
+def desk(prefix: str, open_desk: OpenDesk) -> Desk:
     app = Pipeline(prefix, topic_prefix="", partitions=1)
     run_celery_tasks(app, shop)
-    made = Desk(app, database, Broker(endpoints.kafka))
-    yield made
-    made.conn.close()
+    return open_desk(app)
 
 
 def test_tasks_are_called_and_their_own_retries_are_obeyed(desk: Desk) -> None:

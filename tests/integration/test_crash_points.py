@@ -17,19 +17,17 @@ from typing import Any
 
 import psycopg
 import pytest
-from jobbing import Desk
+from jobbing import Desk, OpenDesk
 from pydantic import SecretStr
 from servers import Database
 from traps import Trap, trap
-from working import Broker, wait_until
+from working import wait_until
 
 from pipeline import Context, Job, Pipeline
 from pipeline.config import PostgresSettings, Settings
 from pipeline.flow import batch, chain
-from pipeline.postgres.due import DueStore
 from pipeline.retry import RetryPolicy
 from pipeline.runtime.scheduler import run_scheduler
-from pipeline.scheduler import Moved
 
 SHOP = """
 from pipeline import Context, Job, Pipeline
@@ -231,7 +229,7 @@ def book(job: Book, ctx: Context) -> None:
 
 
 @pytest.fixture
-def desk(prefix: str, database: Database, bootstrap_servers: str) -> Iterator[Desk]:
+def desk(prefix: str, open_desk: OpenDesk) -> Desk:
     app = Pipeline(prefix, topic_prefix="", partitions=1)
 
     @app.job(Step, retry=RetryPolicy(attempts=3, first_s=0.1, factor=1, cap_s=0.1, jitter=0))
@@ -240,33 +238,10 @@ def desk(prefix: str, database: Database, bootstrap_servers: str) -> Iterator[De
     @app.job(Book, inbox=True)
     def book(job: Book, ctx: Context) -> None: ...
 
-    desk = Desk(app, database, Broker(bootstrap_servers))
+    desk = open_desk(app)
     desk.conn.execute("CREATE TABLE step (name text, attempt int)")
     desk.conn.execute("CREATE TABLE booked (name text)")
-    yield desk
-    desk.conn.close()
-
-
-@contextmanager
-def carried(desk: Desk) -> Iterator[None]:
-    """Be relay and scheduler."""
-    done = threading.Event()
-
-    def carry() -> None:
-        store = DueStore(desk.database.dsn, desk.app.outbox, Moved)
-        while not done.is_set():
-            store.move(100)
-            desk.carry()
-            done.wait(0.02)
-        store.close()
-
-    thread = threading.Thread(target=carry)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return desk
 
 
 @pytest.mark.parametrize("goes_on", [True, False], ids=["the server finishes it", "the server does not"])
@@ -294,7 +269,7 @@ def test_workers_killed_in_the_middle_of_a_flows_step_or_an_inboxs_commit_leave_
     def done(kind: str) -> int:
         return int(one(conn, f"SELECT count(*) FROM pipeline.job WHERE state = 'done' AND type = '{kind}'"))
 
-    with carried(desk):
+    with desk.carried():
         with trap(dsn, "pipeline.job", "UPDATE", last_child) as settling:
             with conn.transaction():
                 stepped = desk.app.enqueue_flow(conn, chain(Step(name="child"), Step(name="parent")))

@@ -18,10 +18,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from jobbing import Desk
+from jobbing import Desk, OpenDesk
 from pydantic import SecretStr
 from servers import Database
-from working import Broker, wait_until
+from working import wait_until
 
 from pipeline import Pipeline, RetryPolicy
 from pipeline.errors import ConfigError
@@ -118,16 +118,14 @@ QUICK = RetryPolicy(attempts=4, first_s=0.2, factor=1, cap_s=0.2, jitter=0, unco
 
 
 @pytest.fixture
-def desk(prefix: str, database: Database, bootstrap_servers: str, smtp: Smtp, tmp_path: Path) -> Iterator[Desk]:
+def desk(prefix: str, open_desk: OpenDesk, smtp: Smtp, tmp_path: Path) -> Desk:
     folder = tmp_path / "templates"
     folder.mkdir()
     (folder / "receipt.txt").write_text("Dear $name, thank you for order $order.")
     (folder / "receipt.html").write_text("<p title='$name'>Dear $name</p>")
     app = Pipeline(prefix, topic_prefix="", partitions=1)
     send_emails(app, smtp, templates=folder, retry=QUICK)
-    desk = Desk(app, database, Broker(bootstrap_servers))
-    yield desk
-    desk.conn.close()
+    return open_desk(app)
 
 
 def mail(**given: Any) -> SendEmail:
@@ -231,7 +229,7 @@ def test_a_sign_in_without_tls_is_refused_at_definition() -> None:
 
 
 def test_a_scheduled_report_is_mailed_to_each_recipient_once_for_each_tick(
-    prefix: str, database: Database, bootstrap_servers: str, smtp: Smtp, mailbox: Mailbox
+    prefix: str, database: Database, open_desk: OpenDesk, smtp: Smtp, mailbox: Mailbox
 ) -> None:
     app = Pipeline(prefix, topic_prefix="", partitions=1)
     send_emails(app, smtp, retry=QUICK)
@@ -245,7 +243,7 @@ def test_a_scheduled_report_is_mailed_to_each_recipient_once_for_each_tick(
         to=["a@example.org", "b@example.org"],
         subject="Sales",
     )
-    desk = Desk(app, database, Broker(bootstrap_servers))
+    desk = open_desk(app)
     store = DueStore(database.dsn, app.outbox, Moved)
     scheduler = Scheduler(
         store, app.schedules, tidy=store.tidy, meter=SilentMeter(), health=Readiness("scheduler"), clock=lambda: 1e9
@@ -272,7 +270,6 @@ def test_a_scheduled_report_is_mailed_to_each_recipient_once_for_each_tick(
     (file,) = got.iter_attachments()
     assert file.get_filename() == f"nightly-{day}.csv"
     assert len(file.get_content().splitlines()) == 61
-    desk.conn.close()
 
 
 def test_a_report_that_nobody_gets_is_refused(smtp: Smtp) -> None:

@@ -6,7 +6,6 @@ import csv
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from io import DEFAULT_BUFFER_SIZE
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,14 +14,13 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jobbing import Desk
+from jobbing import OpenDesk
 from servers import Database
-from working import Broker, wait_until
+from working import wait_until
 
 from pipeline import Job, Pipeline, RetryPolicy
 from pipeline.jobs_library import files
 from pipeline.jobs_library.files import _batches, process_csv, process_folder
-from pipeline.local import Endpoints
 
 MODULE = """
 import os
@@ -59,17 +57,9 @@ def app(prefix: str) -> Pipeline:
 
 
 @pytest.fixture
-def open_desk(endpoints: Endpoints, database: Database) -> Iterator[Callable[[Pipeline], Desk]]:
-    desks: list[Desk] = []
-
-    def opened(app: Pipeline) -> Desk:
-        desks.append(Desk(app, database, Broker(endpoints.kafka)))
-        desks[-1].conn.execute("CREATE TABLE IF NOT EXISTS loaded (id text, name text)")
-        return desks[-1]
-
-    yield opened
-    for desk in desks:
-        desk.conn.close()
+def open_desk(open_desk: OpenDesk, conn: psycopg.Connection[Any]) -> OpenDesk:
+    conn.execute("CREATE TABLE loaded (id text, name text)")
+    return open_desk
 
 
 class Opened(type(Path())):  # type: ignore[misc] — the class of this system's paths
@@ -96,7 +86,7 @@ def loaded(database: Database) -> list[str]:
 
 
 def test_a_killed_worker_goes_on_behind_the_last_part_and_shows_how_far_it_is(
-    app: Pipeline, open_desk: Callable[[Pipeline], Desk], database: Database, cli_environment: dict[str, str],
+    app: Pipeline, open_desk: OpenDesk, database: Database, cli_environment: dict[str, str],
     prefix: str, tmp_path: Path,
 ) -> None:  # fmt: skip
     process_csv(app, Load, dsn=database.dsn)(lambda rows, conn, job: None)
@@ -131,7 +121,7 @@ def test_a_killed_worker_goes_on_behind_the_last_part_and_shows_how_far_it_is(
 
 
 def test_a_failed_attempt_is_gone_on_with_and_files_that_are_gone_or_changed_are_dead(
-    app: Pipeline, open_desk: Callable[[Pipeline], Desk], database: Database, tmp_path: Path,
+    app: Pipeline, open_desk: OpenDesk, database: Database, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(files, "Path", Opened)
@@ -167,7 +157,7 @@ def test_a_failed_attempt_is_gone_on_with_and_files_that_are_gone_or_changed_are
 
 
 def test_the_files_of_a_folder_are_done_one_by_one(
-    app: Pipeline, open_desk: Callable[[Pipeline], Desk], database: Database, tmp_path: Path
+    app: Pipeline, open_desk: OpenDesk, database: Database, tmp_path: Path
 ) -> None:
     failing, sizes = [True], {}
 

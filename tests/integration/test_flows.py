@@ -9,22 +9,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from jobbing import Desk
-from servers import Database
-from working import Broker, wait_until
+from working import wait_until
 
 from pipeline import Context, Job, Pipeline, jobs
 from pipeline.errors import ConfigError, JobError
 from pipeline.flow import Flow, batch, chain
-from pipeline.postgres.due import DueStore
 from pipeline.retry import RetryPolicy
-from pipeline.scheduler import Moved
 
 
 class Step(Job, queue="steps", format="json"):
@@ -43,28 +39,6 @@ def app(prefix: str) -> Pipeline:
         ctx.result([job.name, *(child.result for child in ctx.children())])
 
     return app
-
-
-@pytest.fixture
-def desk(app: Pipeline, database: Database, bootstrap_servers: str) -> Iterator[Desk]:
-    desk = Desk(app, database, Broker(bootstrap_servers))
-    done = threading.Event()
-
-    def carry() -> None:
-        store = DueStore(database.dsn, app.outbox, Moved)
-        while not done.is_set():
-            store.move(100)
-            desk.carry()
-            done.wait(0.02)
-        store.close()
-
-    carrier = threading.Thread(target=carry)
-    desk.start = carrier.start  # type: ignore[attr-defined]
-    yield desk
-    done.set()
-    if carrier.ident is not None:
-        carrier.join()
-    desk.conn.close()
 
 
 def put(desk: Desk, flow: Flow) -> str:
@@ -87,17 +61,15 @@ def until(desk: Desk, job_id: str, wanted: str) -> Any:
 def test_parents_run_after_their_children_with_their_results_in_order(desk: Desk) -> None:
     inner = Flow(Step(name="inner"), [Step(name=f"leaf{n}") for n in range(5)])
     root = put(desk, Flow(Step(name="root"), [Step(name="first"), inner, Step(name="last")]))
-    desk.start()  # type: ignore[attr-defined]
     assert state(desk, root)[0] == "blocked"
-    with desk.working():
+    with desk.carried(), desk.working():
         found = until(desk, root, "done")
     assert found == ["root", ["first"], ["inner", ["leaf0"], ["leaf1"], ["leaf2"], ["leaf3"], ["leaf4"]], ["last"]]
 
 
 def test_a_chain_runs_one_after_another(desk: Desk) -> None:
     last = put(desk, chain(*(Step(name=name) for name in "abcd")))
-    desk.start()  # type: ignore[attr-defined]
-    with desk.working():
+    with desk.carried(), desk.working():
         assert until(desk, last, "done") == ["d", ["c", ["b", ["a"]]]]
 
 
@@ -108,8 +80,7 @@ def test_failure_rules(desk: Desk) -> None:
     going_on = put(
         desk, Flow(Step(name="continue"), [Flow(Step(name="never"), [Step(name="x")]), *children], "continue")
     )
-    desk.start()  # type: ignore[attr-defined]
-    with desk.working():
+    with desk.carried(), desk.working():
         until(desk, failing, "dead")  # through two levels
         assert until(desk, ignoring, "done") == ["ignore", ["good"], None]
         assert "continue" in until(desk, going_on, "done")
@@ -145,8 +116,7 @@ def test_cycles_and_options_that_do_not_fit_are_refused(desk: Desk, app: Pipelin
 
 def test_many_workers_finish_children_at_once_and_the_parent_runs_once(desk: Desk) -> None:
     flows = [put(desk, batch([Step(name=str(n)) for n in range(20)], Step(name=f"p{flow}"))) for flow in range(10)]
-    desk.start()  # type: ignore[attr-defined]
-    with desk.working(), desk.working():
+    with desk.carried(), desk.working(), desk.working():
         for flow in flows:
             assert len(until(desk, flow, "done")) == 21
     parents = desk.conn.execute(

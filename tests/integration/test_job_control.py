@@ -20,9 +20,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from jobbing import Desk
+from jobbing import Desk, OpenDesk
 from servers import Database
-from working import Broker, wait_until
+from working import wait_until
 
 from pipeline import Context, Job, Pipeline, jobs
 from pipeline.definition import Rate
@@ -116,7 +116,7 @@ class Deaf(Job, queue="long", format="json"):
 
 
 @pytest.fixture
-def desk(prefix: str, database: Database, bootstrap_servers: str, tmp_path: Path) -> Iterator[Desk]:
+def desk(prefix: str, open_desk: OpenDesk, tmp_path: Path) -> Desk:
     app = Pipeline(prefix, topic_prefix="", partitions=2)
     app.queue("limited", rate=Rate(10))
     for model in (Limited, Free, Coroutine, Looks, Deaf):
@@ -125,9 +125,7 @@ def desk(prefix: str, database: Database, bootstrap_servers: str, tmp_path: Path
         def handle(job: Any, ctx: Context) -> None: ...
 
     (tmp_path / "control.py").write_text(APP.format(prefix=prefix))
-    desk = Desk(app, database, Broker(bootstrap_servers))
-    yield desk
-    desk.conn.close()
+    return open_desk(app)
 
 
 class WorkerProcess:

@@ -7,9 +7,9 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from jobbing import Desk
+from jobbing import OpenDesk
 from servers import Database
-from working import Broker, wait_until
+from working import wait_until
 
 from pipeline import Context, Job, Pipeline
 from pipeline.definition import Handler
@@ -99,11 +99,9 @@ def test_a_jobs_row_key_and_parent_change_with_its_effects_or_not_at_all(
     inbox.close()
 
 
-def test_a_flow_of_such_jobs_runs_to_its_end(
-    conn: Any, database: Database, prefix: str, bootstrap_servers: str
-) -> None:
+def test_a_flow_of_such_jobs_runs_to_its_end(conn: Any, database: Database, prefix: str, open_desk: OpenDesk) -> None:
     app = booked(prefix)
-    desk = Desk(app, database, Broker(bootstrap_servers))
+    desk = open_desk(app)
     with conn.transaction():
         last = app.enqueue_flow(conn, chain(Book(name="a"), Book(name="b"), Book(name="c")))
     store = DueStore(database.dsn, app.outbox, Moved)
@@ -117,4 +115,3 @@ def test_a_flow_of_such_jobs_runs_to_its_end(
         wait_until(ended, why="the flow has ended")
     assert row(conn, last) == ("done", ["c", ["b", ["a"]]], "me:1", 1)
     store.close()
-    desk.conn.close()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from jobbing import Desk, steady
-from servers import Database
-from working import Broker, wait_until
+from jobbing import OpenDesk, steady
+from working import wait_until
 
 from pipeline import Context, Job, Pipeline, Reject, RetryLater, RetryPolicy, jobs
 from pipeline.definition import Rate
@@ -37,31 +35,17 @@ QUICK = RetryPolicy(attempts=3, first_s=0.2, factor=1, cap_s=0.2, jitter=0)
 
 
 @pytest.fixture
-def open_desk(app: Pipeline, database: Database, broker: Broker) -> Iterator[Callable[[], Desk]]:
-    """Call it when the handlers are declared."""
-    desks: list[Desk] = []
-
-    def make() -> Desk:
-        desks.append(Desk(app, database, broker))
-        return desks[-1]
-
-    yield make
-    for desk in desks:
-        desk.conn.close()
-
-
-@pytest.fixture
 def seen() -> list[int]:
     return []
 
 
-def test_a_job_is_done_and_its_row_says_so(app: Pipeline, open_desk: Callable[[], Desk]) -> None:
+def test_a_job_is_done_and_its_row_says_so(app: Pipeline, open_desk: OpenDesk) -> None:
     @app.job(Work)
     def work(job: Work, ctx: Context) -> None:
         ctx.progress(2, 3)
         ctx.result({"squared": job.n**2})
 
-    desk = open_desk()
+    desk = open_desk(app)
     job_id = desk.put(Work(n=7))
     desk.carry()
     with desk.working():
@@ -72,7 +56,7 @@ def test_a_job_is_done_and_its_row_says_so(app: Pipeline, open_desk: Callable[[]
 
 
 def test_failing_jobs_are_retrying_then_dead_or_done_with_their_attempts_counted(
-    app: Pipeline, open_desk: Callable[[], Desk]
+    app: Pipeline, open_desk: OpenDesk
 ) -> None:
     release = threading.Event()
 
@@ -85,7 +69,7 @@ def test_failing_jobs_are_retrying_then_dead_or_done_with_their_attempts_counted
         if job.do == "fail" or (job.do == "once" and ctx.attempt == 1):
             raise ValueError("no")
 
-    desk = open_desk()
+    desk = open_desk(app)
     ids = {do: desk.put(Work(n=1, do=do)) for do in ("reject", "later", "fail", "once")}
     desk.carry()
     with desk.working():
@@ -100,7 +84,7 @@ def test_failing_jobs_are_retrying_then_dead_or_done_with_their_attempts_counted
         assert desk.until(ids["later"], "done")["attempts"] == 1
 
 
-def test_a_long_job_is_seen_running_with_progress_and_heartbeat(app: Pipeline, open_desk: Callable[[], Desk]) -> None:
+def test_a_long_job_is_seen_running_with_progress_and_heartbeat(app: Pipeline, open_desk: OpenDesk) -> None:
     go_on = threading.Event()
 
     @app.job(Work)
@@ -111,7 +95,7 @@ def test_a_long_job_is_seen_running_with_progress_and_heartbeat(app: Pipeline, o
             if go_on.wait(0.05):
                 return
 
-    desk = open_desk()
+    desk = open_desk(app)
     job_id = desk.put(Work(n=1))
     desk.carry()
     with desk.working():
@@ -122,12 +106,12 @@ def test_a_long_job_is_seen_running_with_progress_and_heartbeat(app: Pipeline, o
         desk.until(job_id, "done")
 
 
-def test_a_result_that_is_too_large_fails_the_attempt(app: Pipeline, open_desk: Callable[[], Desk]) -> None:
+def test_a_result_that_is_too_large_fails_the_attempt(app: Pipeline, open_desk: OpenDesk) -> None:
     @app.job(Work, retry=RetryPolicy(attempts=1))
     def work(job: Work, ctx: Context) -> None:
         ctx.result("x" * 70_000)
 
-    desk = open_desk()
+    desk = open_desk(app)
     job_id = desk.put(Work(n=1))
     desk.carry()
     with desk.working():
@@ -135,7 +119,7 @@ def test_a_result_that_is_too_large_fails_the_attempt(app: Pipeline, open_desk: 
 
 
 def test_untracked_jobs_of_the_same_queue_run_without_a_row(
-    app: Pipeline, open_desk: Callable[[], Desk], seen: list[int]
+    app: Pipeline, open_desk: OpenDesk, seen: list[int]
 ) -> None:
     @app.job(Loose)
     def loose(job: Loose, ctx: Context) -> None:
@@ -146,7 +130,7 @@ def test_untracked_jobs_of_the_same_queue_run_without_a_row(
     @app.job(Work)
     def work(job: Work, ctx: Context) -> None: ...
 
-    desk = open_desk()
+    desk = open_desk(app)
     desk.put(Loose(n=5))
     job_id = desk.put(Work(n=1))
     desk.carry()
@@ -157,7 +141,7 @@ def test_untracked_jobs_of_the_same_queue_run_without_a_row(
 
 
 def test_a_waiting_and_a_retrying_job_that_are_cancelled_never_begin_again(
-    app: Pipeline, open_desk: Callable[[], Desk], seen: list[int]
+    app: Pipeline, open_desk: OpenDesk, seen: list[int]
 ) -> None:
     @app.job(Work, retry=RetryPolicy(attempts=5, first_s=2, factor=1, cap_s=2, jitter=0))
     def work(job: Work, ctx: Context) -> None:
@@ -165,7 +149,7 @@ def test_a_waiting_and_a_retrying_job_that_are_cancelled_never_begin_again(
         if job.do == "fail":
             raise ValueError
 
-    desk = open_desk()
+    desk = open_desk(app)
     waiting, failing, other = desk.put(Work(n=1)), desk.put(Work(n=2, do="fail")), desk.put(Work(n=3))
     desk.conn.execute("SELECT * FROM pipeline.cancel_jobs(%s::uuid[])", ([waiting],))
     desk.carry()
@@ -179,7 +163,7 @@ def test_a_waiting_and_a_retrying_job_that_are_cancelled_never_begin_again(
     assert row["finished_at"] is not None
 
 
-def test_a_running_coroutine_is_cancelled_and_others_go_on(app: Pipeline, open_desk: Callable[[], Desk]) -> None:
+def test_a_running_coroutine_is_cancelled_and_others_go_on(app: Pipeline, open_desk: OpenDesk) -> None:
     began, cleaned = threading.Event(), threading.Event()
 
     @app.job(Work)
@@ -191,7 +175,7 @@ def test_a_running_coroutine_is_cancelled_and_others_go_on(app: Pipeline, open_d
             finally:
                 cleaned.set()
 
-    desk = open_desk()
+    desk = open_desk(app)
     long = desk.put(Work(n=1, do="long"))
     desk.carry()
     with desk.working(concurrency=1):
@@ -204,7 +188,7 @@ def test_a_running_coroutine_is_cancelled_and_others_go_on(app: Pipeline, open_d
         desk.until(after, "done")
 
 
-def test_a_running_thread_is_told_and_ends_itself(app: Pipeline, open_desk: Callable[[], Desk]) -> None:
+def test_a_running_thread_is_told_and_ends_itself(app: Pipeline, open_desk: OpenDesk) -> None:
     began = threading.Event()
 
     @app.job(Work)
@@ -214,7 +198,7 @@ def test_a_running_thread_is_told_and_ends_itself(app: Pipeline, open_desk: Call
             ctx.raise_if_cancelled()
             time.sleep(0.05)
 
-    desk = open_desk()
+    desk = open_desk(app)
     job_id = desk.put(Work(n=1))
     desk.carry()
     with desk.working():
@@ -224,13 +208,13 @@ def test_a_running_thread_is_told_and_ends_itself(app: Pipeline, open_desk: Call
 
 
 def test_a_paused_queue_begins_nothing_and_goes_on_when_it_is_resumed(
-    app: Pipeline, open_desk: Callable[[], Desk], seen: list[int]
+    app: Pipeline, open_desk: OpenDesk, seen: list[int]
 ) -> None:
     @app.job(Work)
     def work(job: Work, ctx: Context) -> None:
         seen.append(job.n)
 
-    desk = open_desk()
+    desk = open_desk(app)
     queue = app.topic_of(Work)
 
     def command(steps: Any) -> Any:
@@ -263,9 +247,7 @@ def test_a_paused_queue_begins_nothing_and_goes_on_when_it_is_resumed(
     assert sorted(seen) == [*range(1, 30), 99]
 
 
-def test_high_priority_overtakes_and_low_is_not_starved(
-    app: Pipeline, open_desk: Callable[[], Desk], seen: list[int]
-) -> None:
+def test_high_priority_overtakes_and_low_is_not_starved(app: Pipeline, open_desk: OpenDesk, seen: list[int]) -> None:
     app.queue("work", priorities=True)
     hold = threading.Event()
     order: list[str] = []
@@ -277,7 +259,7 @@ def test_high_priority_overtakes_and_low_is_not_starved(
         else:
             order.append(job.do)
 
-    desk = open_desk()
+    desk = open_desk(app)
     with desk.working(concurrency=1):
         for n in range(2):  # the window of a concurrency of 1
             desk.put(Work(n=n, do="block"))
@@ -311,14 +293,12 @@ class _NoConnection:
     pipeline_writer: Any = None
 
 
-def test_rows_that_cannot_be_written_hold_settlement_back(
-    app: Pipeline, open_desk: Callable[[], Desk], seen: list[int]
-) -> None:
+def test_rows_that_cannot_be_written_hold_settlement_back(app: Pipeline, open_desk: OpenDesk, seen: list[int]) -> None:
     @app.job(Work)
     def work(job: Work, ctx: Context) -> None:
         seen.append(job.n)
 
-    desk = open_desk()
+    desk = open_desk(app)
     job_id = desk.put(Work(n=1))
     topic = app.topic_of(Work)
     with desk.working():

@@ -7,16 +7,14 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from jobbing import Desk
-from servers import Database
-from working import Broker, wait_until
+from jobbing import Desk, OpenDesk
+from working import wait_until
 
 from pipeline import Context, Job, Pipeline, RetryPolicy
 from pipeline.flow import Flow
@@ -72,13 +70,6 @@ def app(prefix: str, begun: list[tuple[str, int, float]]) -> Pipeline:
     def plain(job: Plain, ctx: Context) -> None: ...
 
     return app
-
-
-@pytest.fixture
-def desk(app: Pipeline, database: Database, bootstrap_servers: str) -> Iterator[Desk]:
-    desk = Desk(app, database, Broker(bootstrap_servers))
-    yield desk
-    desk.conn.close()
 
 
 def waits(begun: list[tuple[str, int, float]], do: str) -> list[float]:
@@ -167,20 +158,17 @@ def test_terms_of_a_newer_version_wait_for_a_newer_worker(desk: Desk, begun: lis
 
 
 def test_a_process_is_killed_at_the_jobs_own_timeout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str, database: Database, bootstrap_servers: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str, open_desk: OpenDesk
 ) -> None:
     monkeypatch.setenv("PROCESS_TEST_DIR", str(tmp_path))
     monkeypatch.setenv("PROCESS_TEST_PREFIX", f"{prefix}.")
     sys.modules.pop("cruncher", None)
     cruncher: Any = importlib.import_module("cruncher")
-    desk = Desk(cruncher.app, database, Broker(bootstrap_servers))
-    try:
-        desk.put(cruncher.Soak(what="long"), timeout_s=0.5, retry=RetryPolicy(attempts=1))
-        desk.carry()
-        (group,) = cruncher.app.groups.values()
-        with desk.working():
-            (letter,) = desk.broker.read(group.dlq, 1, 30)
-        error = DeadLetter.of(Record("", 0, 0, None, None, letter.headers(), 0)).error
-        assert "timeout_s=0.5" in error.message
-    finally:
-        desk.conn.close()
+    desk = open_desk(cruncher.app)
+    desk.put(cruncher.Soak(what="long"), timeout_s=0.5, retry=RetryPolicy(attempts=1))
+    desk.carry()
+    (group,) = cruncher.app.groups.values()
+    with desk.working():
+        (letter,) = desk.broker.read(group.dlq, 1, 30)
+    error = DeadLetter.of(Record("", 0, 0, None, None, letter.headers(), 0)).error
+    assert "timeout_s=0.5" in error.message

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jobbing import Desk
-from servers import Database
 from working import Broker, wait_until
 
 from pipeline import Context, Event, Job, Pipeline, RetryPolicy
@@ -74,13 +73,6 @@ def app(prefix: str) -> Pipeline:
     async def work(job: Work, ctx: Context) -> None: ...
 
     return app
-
-
-@pytest.fixture
-def desk(app: Pipeline, database: Database, bootstrap_servers: str) -> Iterator[Desk]:
-    desk = Desk(app, database, Broker(bootstrap_servers))
-    yield desk
-    desk.conn.close()
 
 
 def test_more_workers_than_partitions_share_a_queue_and_settle_as_ever(

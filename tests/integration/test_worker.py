@@ -24,7 +24,7 @@ from pipeline.errors import BrokerError
 from pipeline.headers import DeadLetter, RetryState
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.producer import AckProducer
-from pipeline.record import Record
+from pipeline.kafka.reader import record_of
 from pipeline.registry.client import RegistrySchemas
 from pipeline.worker import Limits
 
@@ -63,18 +63,6 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 def only(app: Pipeline) -> Group:
     (group,) = app.groups.values()
     return group
-
-
-def record(message: Any) -> Record:
-    return Record(
-        message.topic(),
-        message.partition(),
-        message.offset(),
-        message.key(),
-        message.value(),
-        message.headers() or [],
-        message.timestamp()[1],
-    )
 
 
 def put_orders(
@@ -292,7 +280,7 @@ def test_what_is_exhausted_dies_with_its_whole_story_and_its_key_goes_on(broker:
         all_committed(broker, group, 2)
     assert seen == [1]
     (message,) = broker.read(group.dlq, 1)
-    letter = DeadLetter.of(record(message))
+    letter = DeadLetter.of(record_of(message))
     assert (letter.origin.topic, letter.origin.offset, letter.group, letter.attempts) == (
         group.topics[0],
         0,
@@ -328,9 +316,9 @@ def test_without_order_retries_go_over_the_retry_topics(broker: Broker, app: Pip
     waits = [later - sooner for (_, sooner, _), (_, later, _) in itertools.pairwise(seen)]
     assert waits[0] >= 0.19
     assert waits[1] >= 0.39
-    letter = DeadLetter.of(record(message))
+    letter = DeadLetter.of(record_of(message))
     assert (letter.origin.topic, letter.attempts) == (group.topics[0], 3)
-    retried = [record(broker.read(f"{group.name}.retry.{tier}", 1)[0]) for tier in ("200ms", "400ms")]
+    retried = [record_of(broker.read(f"{group.name}.retry.{tier}", 1)[0]) for tier in ("200ms", "400ms")]
     assert [RetryState.of(one).attempt for one in retried] == [2, 3]
 
 
@@ -354,7 +342,7 @@ def test_reject_fatal_and_poison_die_at_once_and_stop_nobody(broker: Broker, app
     broker.flush()
     with running(broker, group):
         all_committed(broker, group, 7)
-    dead = [DeadLetter.of(record(message)) for message in broker.read(group.dlq, 6)]
+    dead = [DeadLetter.of(record_of(message)) for message in broker.read(group.dlq, 6)]
     assert broker.count(group.dlq) == 6
     assert sorted(letter.error.kind.rsplit(".", 1)[-1] for letter in dead) == ["Fatal", *["PoisonError"] * 4, "Reject"]
     assert {letter.attempts for letter in dead} == {1}
@@ -428,7 +416,7 @@ def test_a_corrupt_attempt_header_is_dead_and_a_newer_format_waits(broker: Broke
         (message,) = broker.read(group.dlq, 1)
     assert 1 not in seen
     assert 2 not in seen
-    assert DeadLetter.of(record(message)).error.kind == "pipeline.errors.PoisonError"
+    assert DeadLetter.of(record_of(message)).error.kind == "pipeline.errors.PoisonError"
     assert broker.count(group.dlq) == 1
 
 
@@ -445,7 +433,7 @@ def test_unknown_events_are_skipped_and_unknown_jobs_wait(broker: Broker, app: P
         all_committed(broker, email, 1)
         wait_until(lambda: worker.meter.values["pipeline_records_total", billing.name, "skipped"] == 1)
     (waiting,) = broker.read(f"{email.name}.retry.20s", 1)
-    assert RetryState.of(record(waiting)).attempt == 1
+    assert RetryState.of(record_of(waiting)).attempt == 1
     assert broker.count(email.dlq) == broker.count(billing.dlq) == 0
 
 
@@ -588,8 +576,8 @@ def test_a_record_that_grew_too_large_goes_on_without_its_traces(broker: Broker,
     put_orders(broker, only(app), 1)
     with running(broker, only(app), producer=Picky(broker.options)):
         (message,) = broker.read(only(app).dlq, 1)
-    assert DeadLetter.of(record(message)).error.message == "x" * 1000
-    assert DeadLetter.of(record(message)).error.trace == ""
+    assert DeadLetter.of(record_of(message)).error.message == "x" * 1000
+    assert DeadLetter.of(record_of(message)).error.trace == ""
 
 
 def test_an_async_handler_is_cancelled_at_its_timeout(broker: Broker, app: Pipeline) -> None:
@@ -608,7 +596,7 @@ def test_an_async_handler_is_cancelled_at_its_timeout(broker: Broker, app: Pipel
     with running(broker, only(app)):
         (message,) = broker.read(only(app).dlq, 1)
     assert cancelled == [0]
-    assert DeadLetter.of(record(message)).error.kind == "TimeoutError"
+    assert DeadLetter.of(record_of(message)).error.kind == "TimeoutError"
 
 
 def test_a_thread_that_overruns_is_reported_and_awaited(
