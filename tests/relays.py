@@ -6,13 +6,14 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -24,6 +25,7 @@ from waiting import DEADLINE_S, wait_until
 from pipeline.kafka.extent import extent
 
 T = TypeVar("T")
+POLLING_INDEX = "CREATE INDEX ON pipeline.outbox (xid, seq)"
 CONNECTOR = Path(__file__).parents[1] / "connectors" / "outbox.json"
 
 
@@ -135,6 +137,27 @@ def insert(
         (name, key, payload, topic, headers, traceparent),
     )
     return str(name)
+
+
+@contextmanager
+def busy(
+    dsn: str, write: Callable[[psycopg.Connection[tuple[object, ...]]], object], *, every_s: float = 0.05
+) -> Iterator[None]:
+    """Let somebody write all the time meanwhile, so that positions go on."""
+    enough = threading.Event()
+
+    def go_on() -> None:
+        with psycopg.connect(dsn, autocommit=True) as own:
+            while not enough.wait(every_s):
+                write(own)
+
+    writer = threading.Thread(target=go_on)
+    writer.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        writer.join()
 
 
 def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:

@@ -20,11 +20,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from psycopg.conninfo import conninfo_to_dict
 
@@ -38,7 +39,7 @@ from pipeline.probes import Readiness
 from pipeline.worker import Limits, Worker
 from tests.benchmarks.jobs import Tracked, drain
 from tests.benchmarks.table import missing, told
-from tests.benchmarks.worker import KEYS, PARTITIONS, Clock, Schemas, settled
+from tests.benchmarks.worker import KEYS, Clock, Schemas, bare, fill, settled
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from servers import new_database
@@ -146,38 +147,10 @@ class Placed(Event, aggregate="order", key="order_id", format="json"):
     quantity: int
 
 
-def fill(bootstrap: str, topic: str, records: int) -> None:
-    admin = AdminClient({"bootstrap.servers": bootstrap})
-    admin.create_topics([NewTopic(topic, PARTITIONS, 1)], operation_timeout=10)[topic].result(15)
-    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20, "partitioner": "murmur2_random"})
-    for number in range(records):
-        key = f"order-{number % KEYS:06d}"
-        value = json.dumps({"order_id": key, "customer": f"customer {number % 977}", "note": "n" * 140, "quantity": 3})
-        headers: list[tuple[str, str | bytes | None]] = [("id", f"e{number}"), ("type", "Placed")]
-        while True:
-            try:
-                producer.produce(topic, value, key, headers=headers)
-                break
-            except BufferError:
-                producer.poll(0.1)
-    assert producer.flush(60) == 0
-
-
-def bare(bootstrap: str, topic: str, records: int) -> dict[str, Any]:
-    decoder = Decoder(Schemas())
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "bare", "auto.offset.reset": "earliest"})
-    consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
-    seen, clock = 0, Clock()
-    while seen < records:
-        message = consumer.poll(1.0)
-        if message is None or message.error():
-            continue
-        clock.begin()
-        decoder.decode(message.value(), Placed)
-        seen += 1
-    found = clock.figure(records)
-    consumer.close()
-    return found
+def send(producer: Producer, topic: str, number: int) -> None:
+    key = f"order-{number % KEYS:06d}"
+    value = json.dumps({"order_id": key, "customer": f"customer {number % 977}", "note": "n" * 140, "quantity": 3})
+    producer.produce(topic, value, key, headers=[("id", f"e{number}"), ("type", "Placed")])
 
 
 def ours(bootstrap: str, topic: str, records: int) -> dict[str, Any]:
@@ -273,7 +246,7 @@ def compare(names: list[str], records: int, rounds: int, python312: str) -> None
     bootstrap, dsn = os.environ["PIPELINE_KAFKA__BOOTSTRAP_SERVERS"], os.environ["PIPELINE_POSTGRES__DSN"]
     topic = f"bench{secrets.token_hex(3)}.outbox.event.order"
     there, why = pythons(names, python312)
-    fill(bootstrap, topic, records)
+    fill(bootstrap, topic, records, send)
     parts = [*PARTS, *there]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in parts}
     for name in parts * rounds:
@@ -307,7 +280,7 @@ def _url(dsn: str) -> str:
     return f"postgresql://{host['user']}:{host.get('password', '')}@{host['host']}:{host['port']}/{host['dbname']}"
 
 
-PARTS = {"bare": bare, "ours": ours, "tracked": tracked}
+PARTS = {"bare": partial(bare, model=Placed), "ours": ours, "tracked": tracked}
 _TITLES = {"bare": "a bare poll() loop: JSON", "ours": "worker", "tracked": "tracked jobs drained"}
 
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
@@ -83,7 +83,15 @@ def payload(number: int) -> bytes:
     return encode(message, 1)
 
 
-def fill(bootstrap: str, topic: str, records: int) -> None:
+def send(producer: Producer, topic: str, number: int) -> None:
+    headers: list[tuple[str, str | bytes | None]] = [
+        ("id", f"0190a1b2-0000-7000-8000-{number:012d}"),
+        ("type", "Placed"),
+    ]
+    producer.produce(topic, payload(number), f"order-{number % KEYS:06d}", headers=headers)
+
+
+def fill(bootstrap: str, topic: str, records: int, send: Callable[[Producer, str, int], None] = send) -> None:
     admin = AdminClient({"bootstrap.servers": bootstrap})
     admin.create_topics([NewTopic(topic, PARTITIONS, 1)], operation_timeout=10)[topic].result(15)
     producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20, "partitioner": "murmur2_random"})
@@ -97,15 +105,7 @@ def fill(bootstrap: str, topic: str, records: int) -> None:
     assert producer.flush(60) == 0
 
 
-def send(producer: Producer, topic: str, number: int) -> None:
-    headers: list[tuple[str, str | bytes | None]] = [
-        ("id", f"0190a1b2-0000-7000-8000-{number:012d}"),
-        ("type", "Placed"),
-    ]
-    producer.produce(topic, payload(number), f"order-{number % KEYS:06d}", headers=headers)
-
-
-def bare(bootstrap: str, topic: str, records: int) -> dict[str, Any]:
+def bare(bootstrap: str, topic: str, records: int, model: type[Event] = Placed) -> dict[str, Any]:
     decoder = Decoder(Schemas())
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "bare", "auto.offset.reset": "earliest"})
     consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
@@ -115,7 +115,7 @@ def bare(bootstrap: str, topic: str, records: int) -> dict[str, Any]:
         if message is None or message.error():
             continue
         clock.begin()
-        decoder.decode(message.value(), Placed)
+        decoder.decode(message.value(), model)
         seen += 1
     found = clock.figure(records)
     consumer.close()

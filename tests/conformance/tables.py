@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
+from relays import POLLING_INDEX
 
 from pipeline.capture import Batch, Routed, Unroutable
 from pipeline.connect.router import Router
@@ -112,7 +113,7 @@ class PolledTable(SqlTable):
     def __init__(self, dsn: str, name: str) -> None:
         super().__init__(dsn, name)
         with psycopg.connect(dsn, autocommit=True) as conn:
-            conn.execute("CREATE INDEX ON pipeline.outbox (xid, seq)")
+            conn.execute(POLLING_INDEX)
 
     def source(self) -> Source:
         settings = PollSettings(self.name, _ours, "pipeline.outbox", "payload", every_s=0.005)

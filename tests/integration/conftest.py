@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -11,10 +12,12 @@ import psycopg
 import pytest
 from commands import CommandLine, runner
 from jobbing import Desk, OpenDesk
-from servers import Database
+from pair import Pair, pair
+from servers import Database, Topics
 from working import Broker
 
 from pipeline import Pipeline
+from pipeline.postgres.migrations import migrate
 
 
 @pytest.fixture
@@ -46,6 +49,24 @@ def open_desk(database: Database, broker: Broker) -> Iterator[OpenDesk]:
 def desk(app: Pipeline, open_desk: OpenDesk) -> Desk:
     """The desk of the module's own ``app``."""
     return open_desk(app)
+
+
+@pytest.fixture
+def topic(prefix: str, topics: Topics) -> str:
+    """A topic for a relay to publish to."""
+    topics.create(f"{prefix}.events", partitions=3)
+    return f"{prefix}.events"
+
+
+@pytest.fixture
+def servers() -> Iterator[Pair]:
+    """A primary and its standby, of the test's own, with the newest schema ``pipeline``."""
+    with tempfile.TemporaryDirectory(prefix="pipeline-pair-") as folder:
+        Path(folder).chmod(0o711)  # as root: PostgreSQL's user has to pass
+        with pair(Path(folder)) as both:
+            with psycopg.connect(both.primary.dsn(), autocommit=True) as conn:
+                migrate(conn)
+            yield both
 
 
 @pytest.fixture

@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
 from commands import CommandLine, runner
-from pair import Pair, pair
-from relays import connector_file, until
+from pair import Pair
+from relays import busy, connector_file, until
 from servers import Database
 
 from pipeline.local import Endpoints, LocalStack
 from pipeline.postgres.diagnosis import server
-from pipeline.postgres.migrations import migrate
 from pipeline.postgres.slot import ReplicationConnection
 
 Connection = psycopg.Connection[tuple[object, ...]]
@@ -52,23 +50,8 @@ def run(conn: Connection, fix: str) -> None:
             conn.execute(statement.encode())
 
 
-@contextmanager
-def writing(dsn: str) -> Iterator[None]:
-    """Somebody who writes WAL all the time."""
-    enough = threading.Event()
-
-    def write() -> None:
-        with psycopg.connect(dsn, autocommit=True) as conn:
-            while not enough.is_set():
-                conn.execute("SELECT pg_logical_emit_message(false, 'noise', repeat('x', 1000))")
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        yield
-    finally:
-        enough.set()
-        writer.join()
+def make_noise(conn: Connection) -> None:
+    conn.execute("SELECT pg_logical_emit_message(false, 'noise', repeat('x', 1000))")
 
 
 def restart(stack: LocalStack) -> None:
@@ -97,7 +80,7 @@ def test_settings_of_the_server(
         conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (prefix,))
         (found,) = said(pipeline, file, f"slot {prefix}")  # the bound is set by the remedy above
         assert re.search(r"read by nobody for \d+ s, \d+ bytes behind, \d+ bytes to invalidation", found["found"])
-        with writing(private_database.dsn):
+        with busy(private_database.dsn, make_noise, every_s=0):
             (found,) = said(pipeline, file, f"slot {prefix}")
             told = re.search(r"(\d+) bytes to invalidation: (\d+) s at this rate", found["found"])
             assert told, found["found"]
@@ -156,16 +139,6 @@ def test_a_registry_that_takes_no_schemas(
     assert found["found"] == "READONLY: schemas cannot be pushed"
     subprocess.run(found["fix"].replace("USER:PASSWORD", user.split()[1]), shell=True, check=True, timeout=60)
     assert said(pipeline, file, "mode") == []
-
-
-@pytest.fixture
-def servers() -> Iterator[Pair]:
-    with tempfile.TemporaryDirectory(prefix="pipeline-pair-") as folder:
-        Path(folder).chmod(0o711)  # as root: PostgreSQL's user has to pass
-        with pair(Path(folder)) as both:
-            with psycopg.connect(both.primary.dsn(), autocommit=True) as conn:
-                migrate(conn)
-            yield both
 
 
 def test_a_primary_whose_standby_would_lack_the_slot(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -13,22 +12,16 @@ from typing import Self
 import psycopg
 import pytest
 from figures import Figure
-from pair import Pair, pair
-from relays import RelayProcess, connector_file, ids, insert, read_topic, until
+from pair import Pair
+from relays import POLLING_INDEX, RelayProcess, connector_file, ids, insert, read_topic, until
 from servers import Database, Topics
-
-from pipeline.postgres.migrations import migrate
 
 
 @pytest.fixture
-def servers() -> Iterator[Pair]:
-    with tempfile.TemporaryDirectory(prefix="pipeline-pair-") as folder:
-        Path(folder).chmod(0o711)  # as root: PostgreSQL's user has to pass
-        with pair(Path(folder)) as both:
-            with psycopg.connect(both.primary.dsn(), autocommit=True) as conn:
-                migrate(conn)
-                conn.execute("CREATE INDEX ON pipeline.outbox (xid, seq)")
-            yield both
+def servers(servers: Pair) -> Pair:
+    with psycopg.connect(servers.dsn, autocommit=True) as conn:
+        conn.execute(POLLING_INDEX)
+    return servers
 
 
 class Writer:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import conninfo, errors, sql
+from relays import POLLING_INDEX
 from servers import Database, new_database
 
 from pipeline import Context, Event, Job, Pipeline, jobs
@@ -230,7 +231,7 @@ def test_a_relay_can_stream_and_store_its_position_and_change_nothing_else(grant
 def test_a_relay_can_poll_without_replication(granted: Database, prefix: str) -> None:
     role = sql.Identifier(f"{prefix}_relay")
     with psycopg.connect(granted.dsn, autocommit=True) as conn:
-        conn.execute("CREATE INDEX ON pipeline.outbox (xid, seq)")
+        conn.execute(POLLING_INDEX)
         conn.execute(sql.SQL("ALTER ROLE {} PASSWORD 'relay' NOREPLICATION").format(role))
     settings = PollSettings("s", lambda schema, table: (schema, table) == ("pipeline", "outbox"), "it", "payload")
     source = PollingSource(

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
 import psycopg
 import pytest
 from figures import Figure
-from relays import RelayProcess, connector_file, ids, insert, read_topic, until
-from servers import Database, Topics
+from relays import POLLING_INDEX, RelayProcess, connector_file, ids, insert, read_topic, until
+from servers import Database
 
 Conn = psycopg.Connection[tuple[object, ...]]
 KEYS = 7
 
 
 @pytest.fixture
-def topic(prefix: str, topics: Topics) -> str:
-    topics.create(f"{prefix}.events", partitions=3)
-    return f"{prefix}.events"
-
-
-@pytest.fixture
-def conn(database: Database) -> Iterator[Conn]:
-    with psycopg.connect(database.dsn, autocommit=True) as opened:
-        opened.execute("CREATE INDEX ON pipeline.outbox (xid, seq)")
-        yield opened
+def conn(conn: Conn) -> Conn:
+    conn.execute(POLLING_INDEX)
+    return conn
 
 
 class Writers:

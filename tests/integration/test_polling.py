@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
 from commands import CommandLine
-from relays import RelayProcess, connector_file, headers, ids, insert, read_topic, until
-from servers import Database, Topics
+from relays import POLLING_INDEX, RelayProcess, connector_file, headers, ids, insert, read_topic, until
+from servers import Database
 from waiting import wait_until
 
 from pipeline.capture import Routed
@@ -21,20 +21,12 @@ from pipeline.postgres import poll_position
 from pipeline.postgres.polling import PollingSource, PollSettings
 
 Conn = psycopg.Connection[tuple[object, ...]]
-INDEX = "CREATE INDEX ON pipeline.outbox (xid, seq)"
 
 
 @pytest.fixture
-def topic(prefix: str, topics: Topics) -> str:
-    topics.create(f"{prefix}.events", partitions=3)
-    return f"{prefix}.events"
-
-
-@pytest.fixture
-def conn(database: Database) -> Iterator[Conn]:
-    with psycopg.connect(database.dsn, autocommit=True) as opened:
-        opened.execute(INDEX)
-        yield opened
+def conn(conn: Conn) -> Conn:
+    conn.execute(POLLING_INDEX)
+    return conn
 
 
 def polling(folder: Path, name: str, **changes: str | None) -> Path:

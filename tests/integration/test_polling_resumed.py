@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+from relays import POLLING_INDEX
 from servers import Database
 
 from pipeline.capture import Routed
@@ -19,7 +20,7 @@ def test_none_is_left_out_where_more_was_handed_out_than_is_stored(prefix: str, 
         prefix, lambda schema, table: (schema, table) == ("pipeline", "outbox"), "outbox", "payload"
     )
     with psycopg.connect(database.dsn, autocommit=True) as conn:
-        conn.execute("CREATE INDEX ON pipeline.outbox (xid, seq)")
+        conn.execute(POLLING_INDEX)
         source = PollingSource(database.dsn, settings, lambda _relation: (["seq"], route))
         assert source.start()
         conn.execute(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,16 +11,10 @@ import psycopg
 import pytest
 from commands import CommandLine, runner
 from confluent_kafka import TopicPartition
-from relays import RelayProcess, connector_file, headers, ids, insert, read_topic, until
+from relays import RelayProcess, busy, connector_file, headers, ids, insert, read_topic, until
 from servers import Database, Topics
 
 Conn = psycopg.Connection[tuple[object, ...]]
-
-
-@pytest.fixture
-def topic(prefix: str, topics: Topics) -> str:
-    topics.create(f"{prefix}.events", partitions=3)
-    return f"{prefix}.events"
 
 
 @pytest.fixture
@@ -31,25 +24,6 @@ def pipeline(
     for name in ("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE"):
         monkeypatch.delenv(name, raising=False)
     return runner(capsys, monkeypatch, cli_environment)
-
-
-@contextmanager
-def busy(database: Database, write: Callable[[Conn], object]) -> Iterator[None]:
-    """Rows all the time, so that the relay's position goes on."""
-    enough = threading.Event()
-
-    def go_on() -> None:
-        with psycopg.connect(database.dsn, autocommit=True) as own:
-            while not enough.wait(0.05):
-                write(own)
-
-    writer = threading.Thread(target=go_on)
-    writer.start()
-    try:
-        yield
-    finally:
-        enough.set()
-        writer.join()
 
 
 @contextmanager
@@ -77,7 +51,7 @@ def test_rows_of_a_lost_slot_are_found_and_they_alone_are_published(
     lost = [insert(conn, topic, f"k{n % 3}", f"v{n}".encode()) for n in range(120)]
     a_lost_slot(conn, prefix)
     times = dict(conn.execute("SELECT id::text, extract(epoch FROM created_at) * 1000 FROM pipeline.outbox").fetchall())
-    with reading(file, cli_environment) as relay, busy(database, lambda own: insert(own, topic, "later")):
+    with reading(file, cli_environment) as relay, busy(database.dsn, lambda own: insert(own, topic, "later")):
         planned = pipeline("connector", "reconcile", str(file), "-o", "json")
         assert planned.code == 2, planned.stderr
         plan = json.loads(planned.stdout)
@@ -138,7 +112,7 @@ def test_what_a_topic_deleted_itself_is_not_published_again_unless_told(
     topics.create(topic := f"{prefix}.short")
     topics.create(compacted := f"{prefix}.compacted", config={"cleanup.policy": "compact"})
     file = connector_file(tmp_path, prefix)
-    with reading(file, cli_environment), busy(database, lambda own: insert(own, topic, "later")):
+    with reading(file, cli_environment), busy(database.dsn, lambda own: insert(own, topic, "later")):
         insert(conn, topic, "k")
         until(lambda: len(read_topic(bootstrap_servers, topic)) > 3, "some rows")
         (deleted,) = topics.admin.delete_records([TopicPartition(topic, 0, 2)]).values()
@@ -185,7 +159,7 @@ def test_a_table_of_your_own_by_its_file_and_rows_on_the_dlq_are_not_missing(
         return str(made[0]) if made else ""
 
     lost = [write(conn), write(conn)]
-    with reading(file, cli_environment) as relay, busy(database, write):
+    with reading(file, cli_environment) as relay, busy(database.dsn, write):
         write(conn, "no topic!")
         until(lambda: read_topic(bootstrap_servers, f"{prefix}.dlq"), "the dead letter")
         plan = pipeline("connector", "reconcile", str(file), "-o", "json")
@@ -213,7 +187,7 @@ def test_behind_debezium_its_records_are_found_and_what_it_never_had_is_publishe
         assert pipeline("connector", "deploy", str(file)).code == 0
         read = "SELECT FROM pg_replication_slots WHERE slot_name = %s AND active"
         until(lambda: conn.execute(read, (prefix,)).fetchone() is not None, "its slot")
-        with busy(database, lambda own: insert(own, topic, "later")):
+        with busy(database.dsn, lambda own: insert(own, topic, "later")):
             until(lambda: len(read_topic(bootstrap_servers, topic)) > 20, "rows by Debezium")
             plan = pipeline("connector", "reconcile", str(file), "-o", "json")
             assert (plan.code, json.loads(plan.stdout)["missing"]) == (2, len(lost)), plan

@@ -168,18 +168,17 @@ def test_a_slot_for_another_plugin_or_database_is_refused(
         conn.execute("SELECT pg_drop_replication_slot(%s)", (wal.slot,))
 
 
+def until_free(conn: psycopg.Connection[tuple[object, ...]], slot: str) -> None:
+    active = "SELECT active FROM pg_replication_slots WHERE slot_name = %s"
+    until(lambda: conn.execute(active, (slot,)).fetchone() == (False,), "the slot is free")
+
+
 def test_a_silent_server_is_noticed(database: Database, wal: WalSettings, source: WalSource) -> None:
     source.close()
     now = [0.0]
     conn = ReplicationConnection(database.dsn, liveness_s=10, clock=lambda: now[0])
     with psycopg.connect(database.dsn, autocommit=True) as other:
-        until(
-            lambda: (
-                other.execute("SELECT active FROM pg_replication_slots WHERE slot_name = %s", (wal.slot,)).fetchone()
-                == (False,)
-            ),
-            "the slot is free",
-        )
+        until_free(other, wal.slot)
     conn.start(wal.slot, wal.publication, 0, STREAM)
     while conn.receive(0.05):
         while conn.frames(100, 1_000_000):
@@ -233,13 +232,7 @@ def test_frames_are_bounded_by_count_and_by_bytes(database: Database, wal: WalSe
     with psycopg.connect(database.dsn, autocommit=True) as other:
         for number in range(6):
             insert(other, f"t{number}", "k")
-        until(
-            lambda: (
-                other.execute("SELECT active FROM pg_replication_slots WHERE slot_name = %s", (wal.slot,)).fetchone()
-                == (False,)
-            ),
-            "the slot is free",
-        )
+        until_free(other, wal.slot)
     conn.start(wal.slot, wal.publication, 0, STREAM)
     found: list[bytes] = []
     while sum(frame[25:26] == b"C" for frame in found) < 6:

@@ -283,6 +283,12 @@ class World:
         self.ends += 1
         self.start()
 
+    def crash_twice(self) -> None:
+        """Make what begins first suspects: one end tells nothing, the next names who ran."""
+        for _ in range(2):
+            self.step()
+            self.kill()
+
     def progress(self, group: str = "shop.billing", partition: int = 0) -> Progress:
         return Progress.read(self._marks[group][TOPIC, partition])
 
@@ -351,9 +357,7 @@ def test_what_was_in_flight_beside_others_is_not_condemned_however_often_its_wor
 
 def test_what_waits_for_its_next_attempt_is_not_condemned_however_often_its_worker_is_killed() -> None:
     world = World("a", groups=[BILL])
-    for _ in range(2):
-        world.step()
-        world.kill()
+    world.crash_twice()
     for _ in range(10):
         world.step()
         assert world.running == [(BILL, 0, 0)]
@@ -369,9 +373,7 @@ def test_what_waits_for_its_next_attempt_is_not_condemned_however_often_its_work
 
 def test_what_has_ended_is_not_condemned_though_another_partitions_suspect_runs_now() -> None:
     world = World("a", "b", groups=[BILL])
-    for _ in range(2):
-        world.step()
-        world.kill()
+    world.crash_twice()
     world.step()
     assert world.running == [(BILL, 0, 0)]
     world.end((BILL, 0, 0))
@@ -401,9 +403,7 @@ def test_a_suspect_begins_when_nothing_else_runs_in_any_group_and_nothing_begins
 
 def test_after_its_time_a_suspect_lets_others_begin_and_the_next_time_it_insists_longer_or_comes_later() -> None:
     world = World("abc", groups=[BILL])
-    for _ in range(2):
-        world.step()
-        world.kill()
+    world.crash_twice()
     world.step()
     assert world.running == [(BILL, 0, 0)]
     world.step(9.9)
@@ -443,9 +443,7 @@ def test_a_record_that_takes_long_to_end_its_worker_is_condemned_too_and_its_lon
 
 def test_a_suspect_is_not_begun_before_its_name_is_committed_and_others_not_before_it_is_taken_back() -> None:
     world = World("ab", groups=[BILL])
-    for _ in range(2):
-        world.step()
-        world.kill()
+    world.crash_twice()
     source = world.sources[BILL]
     source.away = True
     for _ in range(5):
@@ -466,9 +464,7 @@ def test_a_suspect_is_not_begun_before_its_name_is_committed_and_others_not_befo
 
 def test_others_of_its_key_do_not_begin_by_themselves_when_a_suspect_ends() -> None:
     world = World("aab", groups=[BILL])
-    for _ in range(2):
-        world.step()
-        world.kill()
+    world.crash_twice()
     world.step()
     assert world.running == [(BILL, 0, 0)]
     world.end((BILL, 0, 0), again_s=5)
@@ -484,9 +480,7 @@ def test_others_of_its_key_do_not_begin_by_themselves_when_a_suspect_ends() -> N
 
 def test_what_comes_while_a_suspect_waits_for_its_next_attempt_does_not_begin_with_its_end() -> None:
     world = World("a", "", groups=[BILL])
-    for _ in range(2):
-        world.step()
-        world.kill()
+    world.crash_twice()
     world.step()
     world.end((BILL, 0, 0), again_s=9)
     world.step()
@@ -508,9 +502,7 @@ def test_what_comes_while_a_suspect_waits_for_its_next_attempt_does_not_begin_wi
 def test_a_key_that_a_rebalance_frees_does_not_go_on_beside_a_suspect() -> None:
     world = World("", "", "s", groups=[BILL])
     suspect = (BILL, 2, 0)
-    for _ in range(2):
-        world.step()
-        world.kill()
+    world.crash_twice()
     world.step()
     world.end(suspect, again_s=30)
     world.step()
