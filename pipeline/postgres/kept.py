@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 
+from pipeline.errors import SourceError
 from pipeline.postgres.errors import translated
 from pipeline.postgres.liveness import ALIVE
 
@@ -17,16 +18,19 @@ __all__ = ["KeptConnection"]
 
 
 class KeptConnection:
-    """One connection to ``dsn``. ``close`` and ``cut`` aside, one thread at a time."""
+    """One connection to ``dsn``. ``close`` and ``cut`` aside, one thread at a time; after them none is made."""
 
     def __init__(self, dsn: str, application_name: str) -> None:
         self._dsn = dsn
         self._application_name = application_name
         self._conn: psycopg.Connection[Any] | None = None
+        self._closed = False
 
     @contextmanager
     def open(self) -> Iterator[psycopg.Connection[Any]]:
         """Give the connection; what psycopg raises on it comes out as SourceError."""
+        if self._closed:
+            raise SourceError(f"PostgreSQL: {self._application_name} is closed", retryable=True)
         try:
             if self._conn is None or self._conn.closed:
                 self._conn = psycopg.connect(
@@ -44,11 +48,13 @@ class KeptConnection:
 
     def close(self) -> None:
         """Close the connection."""
+        self._closed = True
         if self._conn is not None:
             self._conn.close()
 
     def cut(self) -> None:
         """End a statement of another thread that the server never answers: it raises SourceError there."""
+        self._closed = True
         if (conn := self._conn) is not None:
             with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(conn.fileno())) as cut:
                 cut.shutdown(socket.SHUT_RDWR)

@@ -99,7 +99,7 @@ class Journal:
         self._storing: list[Outcome] = []
         self._cancelled: frozenset[str] = frozenset()
         self._wake = threading.Event()
-        self._stopped = False
+        self._stopped = threading.Event()
         self._next_running = self._next_control = 0.0
 
     # ── the engine's side ──────────────────────────────────────────────────────────────────────────────────────
@@ -222,7 +222,7 @@ class Journal:
 
     def stop(self) -> None:
         """Begin nothing more."""
-        self._stopped = True
+        self._stopped.set()
         self._wake.set()
         self._engine.stop()
 
@@ -230,13 +230,15 @@ class Journal:
 
     def _run(self) -> None:
         try:
-            while not self._stopped:
+            while not self._stopped.is_set():
                 self._wake.wait(_LOOK_S)
                 self._wake.clear()
                 try:
                     self.step()
                     self._health.ready(f"{self._queue.name} jobs")
                 except SourceError as error:
+                    if self._stopped.is_set():
+                        return  # the store was closed meanwhile
                     if not error.retryable:
                         raise
                     self._health.not_ready(f"{self._queue.name} jobs", error.what)

@@ -337,6 +337,21 @@ def test_connections_that_are_kept_find_out_that_their_server_is_gone(database: 
         each.close()
 
 
+def test_a_store_that_is_closed_connects_to_nobody_any_more(database: Database, conn: psycopg.Connection[Any]) -> None:
+    """Its thread may be in the middle of something, and would leave a connection behind."""
+    store, rows = DueStore(database.dsn, Outbox(), Moved), JobRows(database.dsn, lambda *asked: asked)
+    ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'pipe%'"
+    store.tidy()
+    rows.control("shop.jobs.email")
+    assert one(conn, ours) == 2
+    store.close()
+    rows.close()
+    for ask in (store.tidy, lambda: rows.control("shop.jobs.email")):
+        with pytest.raises(SourceError, match="is closed"):
+            ask()
+    wait_until(lambda: one(conn, ours) == 0, why="their sessions end")
+
+
 def test_what_passes_by_itself_is_waited_for_a_primary_that_became_a_standby_and_time_limits_of_the_role(
     database: Database, conn: psycopg.Connection[Any]
 ) -> None:
