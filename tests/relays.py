@@ -168,7 +168,7 @@ def read_topic(bootstrap_servers: str, topic: str) -> list[Message]:
     )  # fmt: skip
     try:
         partitions = consumer.list_topics(topic, timeout=60).topics[topic].partitions
-        ends = {p: extent(consumer, topic, p, 10)[1] for p in partitions}
+        ends = {p: extent(consumer, topic, p, 60)[1] for p in partitions}
         consumer.assign([TopicPartition(topic, p, 0) for p in ends])
         left = {p for p, end in ends.items() if end}
         found: dict[int, list[Message]] = defaultdict(list)

@@ -14,13 +14,16 @@ __all__ = ["DEADLINE_S", "wait_until"]
 T = TypeVar("T")
 DEADLINE_S = 90.0
 _POLL_S = 0.02
+_SELDOM_S = 0.2  # what takes long is looked at less often, as looks take from the rest; passing states are not missed
+_LATE = 0.05
 
 
 def wait_until(what: Callable[[], T], deadline_s: float = DEADLINE_S, why: str | Callable[[], object] = "") -> T:
     """Return the first true value of ``what``; fail after the deadline with ``why``, or with what that says then."""
-    end = time.monotonic() + deadline_s
+    begun = time.monotonic()
     while not (found := what()):
-        if time.monotonic() > end:
+        waited_s = time.monotonic() - begun
+        if waited_s > deadline_s:
             raise AssertionError(f"not within {deadline_s:.0f} s: {why() if callable(why) else why or what}")
-        time.sleep(_POLL_S)
+        time.sleep(min(max(_POLL_S, waited_s * _LATE), _SELDOM_S))
     return found

@@ -89,7 +89,7 @@ class Dev:
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGINT)
         code = self.process.wait(60)
-        _, alive = psutil.wait_procs(children, timeout=1)
+        _, alive = psutil.wait_procs(children, timeout=30)
         assert alive == []
         return code
 
@@ -151,6 +151,6 @@ def test_an_edit_is_at_work_a_moment_later_and_ctrl_c_ends_all(start: Any, folde
 def test_without_reload_what_cannot_go_on_ends_all_and_says_why(start: Any, folder: Path) -> None:
     (folder / "shop.py").write_text("import nothing_of_this_name\n")
     dev = start()
-    assert dev.process.wait(60) == 1
+    assert dev.process.wait(90) == 1
     assert "nothing_of_this_name" in dev.text
     assert psutil.Process().children() == []

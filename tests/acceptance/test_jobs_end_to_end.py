@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psycopg
 import pytest
 from relays import RelayProcess, connector_file, until
 from servers import Database
+from waiting import wait_until
+
+from tests.faults.processes import Member
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -52,10 +52,13 @@ def test_committed_jobs_now_and_later_are_done_whoever_is_killed_and_rolled_back
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def start(*words: str) -> subprocess.Popen[bytes]:
-        with (tmp_path / "processes.log").open("ab") as output:
-            command = [sys.executable, "-m", "pipeline", *words, "--log-level", "error"]
-            return subprocess.Popen(command, cwd=tmp_path, env=env, stderr=output)
+    def member(name: str, *words: str) -> Member:
+        return Member(
+            name, [*words, "--log-level", "error"], env | {"FAULTS_PYTHON": sys.executable}, tmp_path, tmp_path
+        )
+
+    def effects() -> list[int]:
+        return [row[0] for row in conn.execute("SELECT n FROM public.effect").fetchall()]
 
     pipeline("schema", "generate", "work_app:app")
     pipeline("schema", "push", "work_app:app")
@@ -69,12 +72,14 @@ def test_committed_jobs_now_and_later_are_done_whoever_is_killed_and_rolled_back
     conn.execute("CREATE TABLE public.effect (n bigint)")
 
     worker = ("consumer", "run", "work_app:app", "-X", "session.timeout.ms=6000")
-    commands = [worker, worker, ("scheduler", "run", "work_app:app"), ("scheduler", "run", "work_app:app")]
+    scheduler = ("scheduler", "run", "work_app:app")
+    members = [member(f"worker-{n}", *worker) for n in (1, 2)] + [member(f"scheduler-{n}", *scheduler) for n in (1, 2)]
     chance = random.Random(11)
     with RelayProcess(connector_file(tmp_path, f"{prefix}-outbox"), env) as relay:
         relay.reading()
-        processes = [start(*words) for words in commands]
         try:
+            for one in members:
+                one.start()
             for part in range(6):
                 with conn.transaction():
                     for n in range(part * 100, part * 100 + 100):
@@ -82,19 +87,18 @@ def test_committed_jobs_now_and_later_are_done_whoever_is_killed_and_rolled_back
                 with conn.transaction(force_rollback=True):
                     app.enqueue(conn, Work(n=-1))
                     app.enqueue(conn, Work(n=-2), delay_s=0.1)
-                time.sleep(2)
-                victim = chance.randrange(4)
-                os.kill(processes[victim].pid, signal.SIGKILL)
-                processes[victim].wait()
-                processes[victim] = start(*commands[victim])
-            until(lambda: _states(conn) == {"done": JOBS}, f"all done: {_states(conn)}", 120)
+                before = len(effects())
+                until(lambda: len(effects()) >= before + 30, "jobs run")  # noqa: B023
+                until(lambda: all(one.state() for one in members), "those that were killed are there again")
+                victim = chance.choice(members)
+                victim.kill()
+                victim.start()
+            wait_until(lambda: _states(conn) == {"done": JOBS}, 150, lambda: f"all done: {_states(conn)}")
+            assert [one.terminate(60) for one in members] == [0] * len(members)
         finally:
-            for process in processes:
-                process.send_signal(signal.SIGTERM)
-            for process in processes:
-                process.wait(60)
-    effects = [row[0] for row in conn.execute("SELECT n FROM public.effect").fetchall()]
-    assert set(effects) == set(range(JOBS))
+            for one in members:
+                one.kill()
+    assert set(effects()) == set(range(JOBS))
     rows = conn.execute("SELECT attempts, result FROM pipeline.job ORDER BY result").fetchall()
     assert [row[1] for row in rows] == list(range(JOBS))
     assert {row[0] for row in rows[::10]} == {2}

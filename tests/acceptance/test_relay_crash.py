@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import struct
 import threading
-import time
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
@@ -20,19 +20,25 @@ from relays import RelayProcess, connector_file, headers, ids, read_topic, until
 from servers import Database, Topics
 
 from pipeline.local import Endpoints, LocalStack
+from tests.faults.tail import TopicTail
 
 WRITERS = 4
 KEYS_PER_WRITER = 5
+PAUSE_S = 0.02
+ROWS = 300  # so many between two kills, and so many while a server is away
+AHEAD = 3000  # so many that are not published, and writers wait: a slow start must not make a long backlog
 
 
 class Load:
     """Writers that commit, and roll back, rows of keys of their own until told to stop."""
 
-    def __init__(self, dsn: str, topic: str) -> None:
+    def __init__(self, dsn: str, topic: str, published: Callable[[], int]) -> None:
         self._dsn = dsn
         self._topic = topic
+        self._published = published
         self._stop = threading.Event()
         self.rolled_back: set[str] = set()
+        self._committed = [0] * WRITERS
         self._threads = [threading.Thread(target=self._write, args=(number,)) for number in range(WRITERS)]
 
     def __enter__(self) -> Self:
@@ -43,13 +49,19 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join()
+
+    def committed(self) -> int:
+        """How many rows its writers know to be committed."""
+        return sum(self._committed)
 
     def _write(self, writer: int) -> None:
         number = 0
         while not self._stop.is_set():
             with suppress(psycopg.OperationalError), psycopg.connect(self._dsn, connect_timeout=3) as conn:
-                while not self._stop.is_set():
+                while not self._stop.wait(PAUSE_S):
+                    if self.committed() - self._published() > AHEAD:
+                        continue
                     number += 1
                     names = []
                     for row in range(number % 7 + 1):
@@ -65,7 +77,8 @@ class Load:
                         conn.rollback()
                     else:
                         conn.commit()
-            time.sleep(0.05)
+                        self._committed[writer] += len(names)
+            self._stop.wait(PAUSE_S)
 
 
 def audit(messages: list[Message], database: Database, rolled_back: set[str]) -> dict[str, int]:
@@ -93,6 +106,23 @@ def audit(messages: list[Message], database: Database, rolled_back: set[str]) ->
     }
 
 
+def grows(count: Callable[[], int], what: str) -> None:
+    """Wait until there are ROWS more."""
+    before = count()
+    until(lambda: count() >= before + ROWS, what)
+
+
+def until_sent(dsn: str, slot: str) -> None:
+    """Wait until all that is written by now was sent to the reader of a slot."""
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        (end,) = conn.execute("SELECT pg_current_wal_lsn()").fetchone() or ("",)
+        reader = (
+            "SELECT FROM pg_stat_replication AS r JOIN pg_replication_slots AS s ON s.active_pid = r.pid"
+            " WHERE s.slot_name = %s AND r.sent_lsn >= %s"
+        )
+        until(lambda: conn.execute(reader, (slot, end)).fetchone() is not None, "the relay gets what is written")
+
+
 @pytest.mark.parametrize("victim", ["relay", "kafka", "postgres", "kafka and relay"])
 def test_a_kill_under_load_loses_nothing_invents_nothing_and_keeps_order(
     private_stack: LocalStack, private_endpoints: Endpoints, private_database: Database,
@@ -104,36 +134,40 @@ def test_a_kill_under_load_loses_nothing_invents_nothing_and_keeps_order(
     topics.create(topic, partitions=4)
     topics.create(f"{prefix}.dlq")
     file = connector_file(tmp_path, prefix)
-    relay = RelayProcess(file, private_cli_environment).reading()
-    relays = [relay]
+    relays = [RelayProcess(file, private_cli_environment).reading()]
+    tail = TopicTail(private_endpoints.kafka, [topic])
+    published = lambda: len(tail.ids)  # noqa: E731
     try:
-        with Load(private_database.dsn, topic) as load:
+        with Load(private_database.dsn, topic, published) as load:
             for _ in range(4 if victim == "relay" else 2):
-                time.sleep(1.5)  # load, so that there is something under way to be lost
+                grows(published, "rows are published")  # so that there is something under way to be lost
                 if victim == "kafka and relay":
                     # what is read while the broker is away stays unacknowledged: confirmed now, it would be lost
                     private_stack.kill("kafka")
-                    time.sleep(1.5)
+                    grows(load.committed, "rows are written while the broker is away")
+                    until_sent(private_database.dsn, prefix)
+                    grows(load.committed, "more rows are written")
                     relays[-1].kill()
                     private_stack.start("kafka")
                     relays.append(RelayProcess(file, private_cli_environment).reading())
                 elif victim == "relay":
                     relays[-1].kill()
                     relays.append(RelayProcess(file, private_cli_environment).reading())
+                elif victim == "kafka":
+                    private_stack.kill("kafka")
+                    grows(load.committed, "rows are written while the broker is away")
+                    private_stack.start("kafka")
                 else:
-                    private_stack.kill(victim)  # type: ignore[arg-type]  # both are names of servers
-                    time.sleep(0.5)
-                    private_stack.start(victim)  # type: ignore[arg-type]
-            time.sleep(1)
+                    lost = relays[-1].actions().count("relay.source_lost")
+                    private_stack.kill("postgres")
+                    until(lambda: relays[-1].actions().count("relay.source_lost") > lost, "the relay misses it")  # noqa: B023
+                    private_stack.start("postgres")
+            grows(published, "rows are published again")
         with psycopg.connect(private_database.dsn) as conn:
             rows = conn.execute("SELECT count(*) FROM pipeline.outbox").fetchone()
         assert rows is not None
         assert rows[0] > 500
-
-        def published() -> bool:
-            return len(set(ids(read_topic(private_endpoints.kafka, topic)))) >= rows[0]
-
-        until(published, "all rows are published", 60)
+        until(lambda: published() >= rows[0], "all rows are published")
         assert relays[-1].stop() == 0
         found = audit(read_topic(private_endpoints.kafka, topic), private_database, load.rolled_back)
         figure(f"{victim} killed: {found}")
@@ -141,6 +175,7 @@ def test_a_kill_under_load_loses_nothing_invents_nothing_and_keeps_order(
         assert found["rolled_back"] > 0
         assert read_topic(private_endpoints.kafka, f"{prefix}.dlq") == []
     finally:
+        tail.close()
         for process in relays:
             process.__exit__(None, None, None)
 
@@ -153,26 +188,29 @@ def test_a_stopped_relay_gives_way_and_does_not_disturb_its_successor(
     topic = f"{prefix}.events"
     topics.create(topic, partitions=4)
     file = connector_file(tmp_path, prefix)
-    with RelayProcess(file, private_cli_environment) as first:
+    with RelayProcess(file, private_cli_environment) as first, ExitStack() as stack:
         first.reading()
-        with Load(private_database.dsn, topic) as load:
-            time.sleep(1)
-            first.process.send_signal(19)  # SIGSTOP
+        tail = TopicTail(private_endpoints.kafka, [topic])
+        stack.callback(tail.close)
+        published = lambda: len(tail.ids)  # noqa: E731
+        with Load(private_database.dsn, topic, published) as load:
+            grows(published, "rows by the first one")
+            first.process.send_signal(signal.SIGSTOP)
             with psycopg.connect(private_endpoints.postgres_dsn, autocommit=True) as conn:
                 conn.execute(
                     "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s", (prefix,)
                 )  # as wal_sender_timeout does after a minute
             with RelayProcess(file, private_cli_environment) as second:
                 second.reading()
-                time.sleep(1)
-                first.process.send_signal(18)  # SIGCONT
+                grows(published, "rows by the second one")
+                first.process.send_signal(signal.SIGCONT)
                 until(lambda: first.readiness()["role"] == "standby", "the first one stands by")
-                time.sleep(0.5)
+                grows(published, "more rows by the second one")
                 load.__exit__()
                 with psycopg.connect(private_database.dsn) as conn:
                     rows = conn.execute("SELECT count(*) FROM pipeline.outbox").fetchone()
                 assert rows is not None
-                until(lambda: len(set(ids(read_topic(private_endpoints.kafka, topic)))) >= rows[0], "all rows", 60)
+                until(lambda: published() >= rows[0], "all rows")
                 assert second.stop() == 0
         found = audit(read_topic(private_endpoints.kafka, topic), private_database, load.rolled_back)
         figure(f"stopped: {found}")

@@ -254,7 +254,7 @@ def calm(bootstrap: str, groups: Mapping[str, Sequence[str]]) -> bool:
         try:
             known = consumer.list_topics(timeout=60).topics
             parts = [TopicPartition(topic, n) for topic in topics for n in known[topic].partitions]
-            for stored in consumer.committed(parts, timeout=10):
+            for stored in consumer.committed(parts, timeout=60):
                 progress = Progress.read(Mark(stored.offset, stored.metadata or ""))
                 if progress.suspects or progress.begun:
                     return False
@@ -268,7 +268,7 @@ def lag(bootstrap: str, group: str, topic: str) -> int:
     try:
         numbers = consumer.list_topics(topic, timeout=60).topics[topic].partitions
         parts = [TopicPartition(topic, number) for number in numbers]
-        ends = sum(extent(consumer, part.topic, part.partition, 10)[1] for part in parts)
+        ends = sum(extent(consumer, part.topic, part.partition, 60)[1] for part in parts)
         return ends - sum(max(0, part.offset) for part in consumer.committed(parts, timeout=60))
     finally:
         consumer.close()
@@ -279,7 +279,7 @@ def letters(bootstrap: str, topic: str) -> list[str]:
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "audit", "enable.auto.commit": False})
     try:
         numbers = consumer.list_topics(topic, timeout=60).topics[topic].partitions
-        bounds = {n: extent(consumer, topic, n, 10) for n in numbers}
+        bounds = {n: extent(consumer, topic, n, 60) for n in numbers}
         consumer.assign([TopicPartition(topic, n, low) for n, (low, high) in bounds.items() if high > low])
         wanted = sum(high - low for low, high in bounds.values())
         found: list[str] = []

@@ -157,14 +157,14 @@ def test_a_scheduler_killed_at_this_point_loses_and_doubles_nothing(
         else:  # what it reads before each tick
             with psycopg.connect(database.dsn) as holder:
                 holder.execute("LOCK TABLE pipeline.schedule IN ACCESS EXCLUSIVE MODE")
-                wait_until(lambda: one(conn, "SELECT count(*) FROM pg_locks WHERE NOT granted"), 30, "it is held")
+                wait_until(lambda: one(conn, "SELECT count(*) FROM pg_locks WHERE NOT granted"), 60, "it is held")
                 check_ticks(conn)
                 victim.kill()
                 victim.wait()
             stack.enter_context(scheduler(database))
         killed = one(conn, "SELECT now()")
         wait_until(lambda: one(conn, f"SELECT last_at > '{killed}' FROM pipeline.schedule"), 60, "ticks go on")
-        wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.due") == 0, 30)
+        wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.due") == 0)
     check_ticks(conn)
     moved = conn.execute("SELECT id FROM pipeline.outbox WHERE type = 'Mail'").fetchall()
     assert sorted(row[0] for row in moved) == sorted(ids)
@@ -188,7 +188,7 @@ def test_schedulers_whose_clocks_are_hours_apart_agree_on_the_databases(
             for shift_s in ("3600", "-3600", "0")
         ]
         wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.tick") >= 4, 60)
-        wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.due") == 2, 30)
+        wait_until(lambda: one(conn, "SELECT count(*) FROM pipeline.due") == 2)
         for other in others:
             other.terminate()
             assert other.wait(30) == 0

@@ -140,7 +140,7 @@ def test_clocks_that_are_ahead_of_this_machines(
     topics.create(f"{prefix}.dlq", config={"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"})
     producer = Producer({"bootstrap.servers": bootstrap_servers})
     producer.produce(f"{prefix}.dlq", b"x")
-    producer.flush(30)
+    producer.flush(60)
     for name, value in cli_environment.items():
         if name.startswith("PIPELINE_"):
             monkeypatch.setenv(name, value)

@@ -136,7 +136,7 @@ class Step(Job, queue="steps", format="json"):
 
 @app.job(Step, retry=RetryPolicy(attempts=1))
 def step(job: Step, ctx: Context) -> None:
-    time.sleep(0.6)
+    time.sleep(0.3)
     ctx.result([job.name, *(child.result for child in ctx.children())])
 """
 
@@ -164,14 +164,15 @@ def test_workers_and_schedulers_killed_in_the_middle_of_flows_leave_none_stuck(
     killed_busy = 0
     try:
         for _ in range(6):
-            time.sleep(2.5)
+            before = desk.states().get("done", 0)
+            wait_until(lambda before=before: desk.states().get("done", 0) >= before + 60, why="jobs are done")
             number = chance.randrange(3)
             os.kill(processes[number].pid, signal.SIGKILL)
             processes[number].wait()
             processes[number] = start(commands[number])
             killed_busy += bool({"waiting", "running", "blocked"} & set(desk.states()))
         for flow in flows:
-            wait_until(lambda flow=flow: state(desk, flow)[0] == "done", 90, f"{flow} {state(desk, flow)}")
+            wait_until(lambda flow=flow: state(desk, flow)[0] == "done", why=lambda flow=flow: state(desk, flow))
     finally:
         for process in processes:
             process.kill()

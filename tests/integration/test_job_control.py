@@ -144,7 +144,7 @@ class WorkerProcess:
     def state(self) -> Any:
         found = wait_until(lambda: re.search(r"on port (\d+)", self._log.read_text()), 60, "it serves probes")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/readyz", timeout=60) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             return json.load(error)
@@ -220,7 +220,7 @@ def test_two_processes_share_a_rate_obey_a_pause_and_keep_it_while_the_database_
 
         with desk.conn.transaction():
             desk.app.run(desk.conn, jobs.pause(queue))
-        wait_until(lambda: all(w.state()["notes"].get(queue) == "paused" for w in (one, other)), 30, "both obey")
+        wait_until(lambda: all(w.state()["notes"].get(queue) == "paused" for w in (one, other)), 60, "both obey")
         grant(10)
         held = [desk.put(Limited(n=n)) for n in range(1, 3)]
         desk.carry()
@@ -231,11 +231,11 @@ def test_two_processes_share_a_rate_obey_a_pause_and_keep_it_while_the_database_
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
             " AND pid <> pg_backend_pid()"
         )
-        wait_until(lambda: not one.state()["ready"] and not other.state()["ready"], 30, "they say that it is away")
+        wait_until(lambda: not one.state()["ready"] and not other.state()["ready"], 60, "they say that it is away")
         free = [desk.put(Free(n=n)) for n in range(4)]
         held += [desk.put(Limited(n=n)) for n in range(5, 7)]
         desk.carry()
-        wait_until(lambda: len(begun(tmp_path, "free")) == 4, 30, "others go on")
+        wait_until(lambda: len(begun(tmp_path, "free")) == 4, 60, "others go on")
         assert all(worker.state()["notes"] == {queue: "paused"} for worker in (one, other))
         assert {desk.job(job_id)["state"] for job_id in free} == {"waiting"}
         allow_connections(database, "true")

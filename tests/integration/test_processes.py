@@ -69,7 +69,7 @@ def test_a_process_that_crashes_overruns_or_raises_fails_its_attempt_and_the_oth
     put(broker, group.topics[0], ["segfault", "exit", "overrun", "odd", "reject", "raise", "later", "well"])
     put(broker, group.topics[0], ["well"], "Soak")
     with running(broker, group, limits=Limits(concurrency=4, drain_s=10)) as worker:
-        letters = {dict(m.headers())["id"].decode(): DeadLetter.of(_record(m)) for m in broker.read(group.dlq, 6, 25)}
+        letters = {dict(m.headers())["id"].decode(): DeadLetter.of(_record(m)) for m in broker.read(group.dlq, 6)}
         wait_until(lambda: {"later 2", "well 1", "well"} <= set(noted(folder, "done")))
         assert len(pids(folder, "entered")) > 4  # those that died were replaced
         worker.stop()
@@ -115,7 +115,7 @@ def test_no_process_outlives_its_worker(
             # two signals at one moment are one
             wait_until(lambda: "worker.draining" in (folder / "log").read_text())
             worker.send_signal(signal.SIGTERM)
-        assert worker.wait(30) == (-signal.SIGKILL if how == "kill" else 2)
+        assert worker.wait(90) == (-signal.SIGKILL if how == "kill" else 2)
         wait_until(lambda: not alive(child), why="the handler's process ends")
     finally:
         worker.kill()

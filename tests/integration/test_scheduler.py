@@ -395,7 +395,7 @@ def test_tidying_up_is_one_transaction_as_a_pooler_may_give_the_next_one_another
         ((earlier,),) = wait_until(lambda: conn.execute(begun).fetchall())
         other.tidy()  # leaves it to the first
         assert earlier
-    tidying.join(20)
+    tidying.join()
     store.close()
     other.close()
 

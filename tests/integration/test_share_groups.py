@@ -153,7 +153,7 @@ def test_what_is_not_settled_is_released_and_what_comes_too_often_goes_to_a_retr
     assert listener.gone == []
     second, listener = member(lock_s=0)  # as when it has run out: given up, and the third time is the last one
     assert [record.offset for record in polled(second)] == [1, 2, 3]
-    wait_until(lambda: second.poll(100, 0.2) == [] and broker.count(aside) == 3, 25)
+    wait_until(lambda: second.poll(100, 0.2) == [] and broker.count(aside) == 3)
     assert listener.gone == [(topic, 0)]
     assert listener.starts == [{}, {(topic, 0): Mark(1)}]
     second.close()

@@ -53,7 +53,7 @@ class Workers:
         for n, key in enumerate(keys):
             value = json.dumps({"order_id": key, "n": n})
             producer.produce(self._topic, value, key, headers=[("id", f"e{n}"), ("type", "Placed")])
-        assert producer.flush(30) == 0
+        assert producer.flush(60) == 0
 
     def start(self) -> subprocess.Popen[bytes]:
         command = ["consumer", "run", "unclean:app", "-X", "group.instance.id=one"]
@@ -105,7 +105,7 @@ def test_a_record_that_ends_its_workers_is_dead_after_three_alone_and_all_others
     keys[77] = "deadly"
     workers.put(*keys)
     for _ in range(5):  # one that tells nothing, one in a window, three alone
-        assert workers.start().wait(60) == 9
+        assert workers.start().wait(90) == 9
     (tmp_path / "go").touch()
     workers.start()
     wait_until(lambda: set(workers.begun()) == set(range(200)))

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from figures import Figure
-from working import Broker, Running, running, wait_until
+from working import Broker, Running, members, running, wait_until
 
 from pipeline import Context, Event, Job, Pipeline, Reject, RetryLater, RetryPolicy
 from pipeline.definition import Group
@@ -206,7 +206,7 @@ def test_a_slow_job_holds_up_no_other(broker: Broker, app: Pipeline) -> None:
     @app.job(Mail)
     def send(job: Mail, ctx: Context) -> None:
         if job.n == 0:
-            release.wait(30)
+            release.wait(90)
         seen.append(job.n)
 
     broker.create(app)
@@ -380,10 +380,10 @@ def test_a_waiting_retry_topic_blocks_nobody_and_its_partition_is_paused(broker:
     group = only(app)
     put_mails(broker, group, 1)
     # as with a job of hours: what is paused must not stop the polling
-    options = {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000"}
+    options = {"max.poll.interval.ms": "1000", "group.protocol": "consumer"}
     with running(broker, group, **options) as worker:
         wait_until(lambda: worker.meter.values["pipeline_paused_partitions", group.name, "tier"] == 1)
-        end = time.monotonic() + 8
+        end = time.monotonic() + 2.5
         n = 0
         while time.monotonic() < end:
             n += 1
@@ -606,7 +606,7 @@ def test_a_thread_that_overruns_is_reported_and_awaited(
 
     @app.job(Mail, timeout_s=0.2)
     def send(job: Mail, ctx: Context) -> None:
-        release.wait(30)
+        release.wait(90)
 
     broker.create(app)
     put_mails(broker, only(app), 1)
@@ -721,7 +721,7 @@ def test_where_a_group_begins_is_decided_for_all_partitions_before_it_has_any(br
     consumer = GroupConsumer({**broker.options, "group.protocol": "classic"}, group.name)
     consumer.open(dict.fromkeys(group.topics, "latest"), listener=None)  # type: ignore[arg-type]  # never called
     committed = broker.committed(group.name, group.topics[0])
-    time.sleep(4)  # the first rebalance of a group waits for three seconds: close in the midst of an assignment
+    wait_until(lambda: any(members(broker, group.name).values()))  # close in the midst of an assignment
     consumer.close()  # does not hang
     assert committed == 20
 
@@ -877,16 +877,16 @@ def test_only_committed_transactions_are_read(broker: Broker, app: Pipeline) -> 
     broker.create(app)
     group = only(app)
     producer = Producer({**broker.options, "transactional.id": group.name})
-    producer.init_transactions(15)
+    producer.init_transactions(60)
     for n, commit in enumerate((True, False, True)):
         producer.begin_transaction()
         value = json.dumps({"order_id": "a", "n": n})
         producer.produce(group.topics[0], value, "a", 0, headers=[("type", b"Placed")])
         producer.flush(60)
         if commit:
-            producer.commit_transaction(15)
+            producer.commit_transaction(60)
         else:
-            producer.abort_transaction(15)
+            producer.abort_transaction(60)
     with running(broker, group):
         # three records and three markers: the last marker stays behind the last record
         wait_until(lambda: broker.committed(group.name, group.topics[0]) >= 5)

@@ -44,7 +44,7 @@ class Trap:
         if not goes_on:
             self._conn.execute("SELECT pg_terminate_backend(p) FROM unnest(%s::int[]) AS p", (self._pids,))
         self._conn.execute("SELECT pg_advisory_unlock(%s)", (self._number,))
-        wait_until(lambda: not self._conn.execute(_ALIVE, (self._pids,)).fetchone(), 30, "they have ended")
+        wait_until(lambda: not self._conn.execute(_ALIVE, (self._pids,)).fetchone(), 60, "they have ended")
 
     def _caught(self) -> list[int]:
         return [row[0] for row in self._conn.execute(_CAUGHT, (self._number,)).fetchall()]

@@ -130,7 +130,7 @@ class Broker:
         consumer = Consumer({**self.options, "group.id": "counts"})
         try:
             numbers = consumer.list_topics(topic, timeout=60).topics[topic].partitions
-            ends = [extent(consumer, topic, n, 10) for n in numbers]
+            ends = [extent(consumer, topic, n, 60) for n in numbers]
             return sum(high - low for low, high in ends)
         finally:
             consumer.close()
@@ -149,7 +149,7 @@ class Broker:
 def members(broker: Broker, group: str) -> dict[str, int]:
     """The instance or member ids of a group's members, and how many partitions each has."""
     admin = AdminClient(broker.options)
-    found = admin.describe_consumer_groups([group])[group].result(10)
+    found = admin.describe_consumer_groups([group])[group].result(60)
     return {
         one.group_instance_id or one.member_id: len(one.assignment.topic_partitions if one.assignment else ())
         for one in found.members

@@ -39,7 +39,7 @@ def test_both_create_the_same_topics(start: Start, conn: Conn, bootstrap_servers
         )
         found[side] = {
             name: (
-                len(topics.admin.list_topics(topic, timeout=10).topics[topic].partitions),
+                len(topics.admin.list_topics(topic, timeout=60).topics[topic].partitions),
                 [topics.config(topic, key) for key in ("cleanup.policy", "retention.ms", "max.message.bytes")],
             )
             for name, topic in named.items()

@@ -122,7 +122,7 @@ def test_what_waited_for_the_gate_is_not_overtaken_by_what_comes_when_it_opens()
 
     idle.hold = taken_and_not_handed_over
     journal.step()
-    later.join(10)
+    later.join(60)
     assert idle.begun == [1, 2, 3]
 
 
