@@ -7,9 +7,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/pipeline demo
 
-# Side by side, as tests mostly wait for servers; a file's tests in one process, the slow files (acceptance) first.
+# Side by side, more than there are cores, as tests mostly wait; a file's tests in one process, in conftest.py's order.
 test: .venv/installed
-	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 test-unit: .venv/installed
 	$(BIN)/pytest tests/unit

@@ -24,6 +24,7 @@ import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from containers import Containers, NoContainers
 from figures import figure, pytest_terminal_summary  # noqa: F401
+from quick import quick_java
 from servers import (
     Database,
     Topics,
@@ -53,6 +54,7 @@ _ENDPOINTS = pytest.StashKey[Endpoints]()  # of the shared servers, once a test 
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    quick_java()
     servers = config.getoption("--servers")
     if servers != "local" and config.getoption("--stack-dir"):
         raise pytest.UsageError("--stack-dir goes with --servers=local only")
@@ -74,6 +76,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # What the developer has set must not change what a test finds.
     for name in [name for name in os.environ if name.startswith("PIPELINE_")]:
         del os.environ[name]
+
+
+# A file is one process's from its first test to its last, so one that begins late is waited for by all. The first ones
+# must not start stacks of their own all at once.
+_LONGEST = ("test_relay_crash.py", "test_faults_short.py", "test_testing_settlement.py", "test_worker_crash.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest files begin first; all others stay in their order, fast ones (unit) last."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -116,7 +129,8 @@ def own_stack(config: pytest.Config) -> Iterator[LocalStack]:
         Path(folder).chmod(0o711)  # as root: PostgreSQL's user has to pass
         running = LocalStack(Path(folder, "data"), progress=_Lines(config))
         try:
-            running.up()
+            with starting(config.stash.get(_SHARED, None)):
+                running.up()
             yield running
         finally:
             running.down(delete=True)
@@ -124,7 +138,8 @@ def own_stack(config: pytest.Config) -> Iterator[LocalStack]:
 
 @contextmanager
 def starting(shared: Path | None) -> Iterator[None]:
-    """Let one test process after the other begin: the first starts the servers, the others find them."""
+    """Let one test process after the other start servers, which takes all cores; those of a stack that is shared are
+    started by the first, and found by the others."""
     with ExitStack() as stack:
         if shared is not None:
             lock = stack.enter_context((shared / "lock").open("w"))

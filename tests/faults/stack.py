@@ -17,6 +17,7 @@ from pipeline.local import Endpoints, LocalStack
 from pipeline.local.kafka import Kafka
 from pipeline.local.ports import LOOPBACK, free_port, is_free_soon
 from tests.faults.proxy import Link, Proxies
+from tests.quick import quick_java
 
 __all__ = ["DISK_BYTES", "SCALED", "Servers"]
 
@@ -77,6 +78,7 @@ class Servers:
     """The servers, the links to them, and what only somebody on their machine can do."""
 
     def __init__(self, folder: Path, proxies: Proxies) -> None:
+        quick_java()
         self.local = LocalStack(folder)
         self._proxies = proxies
         self.kafka_folder = folder / "kafka"
