@@ -27,7 +27,7 @@ class Commands:
     """What one transaction asks and commands of ``jobs``.
 
     ``sent`` finds the row of a job that has left, ``send`` sends it again, ``redriven`` forgets its dead letter;
-    ``ticks`` has the schedules.
+    ``ticks`` has the schedules. ``look`` lets workers tell of what is in the middle, and obey.
     """
 
     def __init__(
@@ -38,8 +38,10 @@ class Commands:
         send: Callable[[Row], None],
         redriven: Callable[[UUID], None],
         ticks: Ticks,
+        look: Callable[[], None],
     ) -> None:
         self._ticks = ticks
+        self._look = look
         self.later: list[Callable[[], None]] = []
         self._jobs = jobs
         self._sent = sent
@@ -68,13 +70,18 @@ class Commands:
         """Return what a statement returns; None where it is none of these."""
         sql = " ".join(statement.sql.split())
         ask = next((ask for part, ask in self._known if part in sql), None)
-        return None if ask is None else ask(statement.rows[0])
+        if ask is None:
+            return None
+        self._look()
+        return ask(statement.rows[0])
 
     def commit(self) -> None:
         """Do what was commanded."""
         commands, self.later = self.later, []
         for command in commands:
             command()
+        if commands:
+            self._look()
 
     def _find(self, given: _Given) -> _Rows:
         row = self._jobs.row(UUID(given[0]))

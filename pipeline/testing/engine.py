@@ -6,6 +6,7 @@ seed tells the whole run. Handlers may end later than they began, as slow ones d
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Generator, Hashable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from random import Random
 from typing import Any
 
 from pipeline.definition import Group
+from pipeline.testing.faults import Crash
 from pipeline.worker.attempt import Attempts
 from pipeline.worker.delivery import Delivery, Outcome
 from pipeline.worker.keys import KeyQueues
@@ -52,6 +54,14 @@ class InlineEngine:
         self._ends = ends
         self._queues = KeyQueues()
         self._late: list[tuple[Outcome, float]] = []
+        self._now: tuple[Delivery, float] | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._stopped = False
+
+    @property
+    def halfway(self) -> bool:
+        """Whether a handler is in the middle."""
+        return self._now is not None
 
     def submit(self, deliveries: list[Delivery]) -> None:
         """Take new deliveries."""
@@ -74,19 +84,25 @@ class InlineEngine:
 
     def idle(self) -> bool:
         """Whether nothing is in a handler or about to be."""
-        return not self._queues.ready and not self._late
+        return not self._queues.ready and not self._late and self._now is None
 
     def running(self) -> list[tuple[Delivery, float]]:
         """What has not ended yet. Asked while partitions are handed over: some may end meanwhile."""
         self._end_late()
-        return [(outcome[0], begun) for outcome, begun in self._late]
+        late = [(outcome[0], begun) for outcome, begun in self._late]
+        return late if self._now is None else [*late, self._now]
 
     def cancel(self, delivery: Delivery) -> None:
-        """Nothing to end: a handler that began has ended when anybody can ask."""
+        """Cancel the handler of a delivery where it is a coroutine in the middle."""
+        if self._task is not None and not (loop := self._task.get_loop()).is_closed():
+            loop.call_soon(self._cancel, delivery)  # it may be who asks
 
     def stop(self) -> None:
-        """Begin nothing more."""
+        """Begin nothing more, and end what is in the middle."""
+        self._stopped = True
         self._queues.ready.clear()
+        if self._now is not None:
+            self.cancel(self._now[0])
 
     def work(self, most: int) -> Running:
         """Make at most ``most`` attempts."""
@@ -102,16 +118,33 @@ class InlineEngine:
                 continue
             self._begins(delivery)
             begun = self._clock()
-            if self._awaits:
-                outcome = yield self._attempts.arun(delivery, begun)
-            else:
-                outcome = self._attempts.run(delivery, begun)
+            self._now = (delivery, begun)
+            try:
+                if self._awaits:
+                    outcome = yield self._arun(delivery, begun)
+                else:
+                    outcome = self._attempts.run(delivery, begun)
+            finally:
+                self._now = None
+            if self._stopped:  # meanwhile
+                raise Crash
             self._ends(outcome)
             if self._slow():
                 self._late.append((outcome, begun))
             else:
                 self._end(outcome)
         return done + len(self._late)
+
+    async def _arun(self, delivery: Delivery, begun: float) -> Outcome:
+        self._task = asyncio.current_task()
+        try:
+            return await self._attempts.arun(delivery, begun)
+        finally:
+            self._task = None
+
+    def _cancel(self, delivery: Delivery) -> None:
+        if self._task is not None and self._now is not None and self._now[0] is delivery:
+            self._task.cancel()
 
     def _end_late(self) -> None:
         ended = [entry for entry in self._late if self._chance.random() < 0.5]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from pipeline.app import Pipeline
 from pipeline.codec import Decoder
 from pipeline.definition import Group, Handler, Queue
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.metrics import SilentMeter
 from pipeline.surroundings import State
 from pipeline.testing.broker import Broker
@@ -24,7 +25,7 @@ from pipeline.worker.attempt import Attempts
 from pipeline.worker.delivery import Outcome
 from pipeline.worker.journal import Journal
 
-__all__ = ["Fleet", "Health"]
+__all__ = ["Fleet", "Health", "chosen"]
 
 _RESTART_S = 1.0
 
@@ -171,6 +172,9 @@ class Fleet:
                 moved = moved or worked > 0 or member.source.fetched != polled
             except Crash:
                 self._crash(member)
+            except GeneratorExit:  # the run ends in the middle of a handler
+                self._crash(member)
+                raise
             except PipelineError:
                 self._crash(member)
                 if not self._misfortune.possible:
@@ -183,6 +187,12 @@ class Fleet:
         waits += [self._jobs.token_in_s(m.queue) for m in self._members if m.journal is not None and m.journal.unpaid]
         waits += [max(0.0, at - self._clock.monotonic()) for at, _ in self._absent]
         return min(waits, default=None)
+
+    def look(self) -> None:
+        """Let the worker whose handler is in the middle tell of its job and obey, as it does all the time."""
+        for member in self._members:
+            if member.engine.halfway and member.journal is not None:
+                member.journal.step()
 
     def crash(self, group: str | None = None) -> int:
         """Kill the workers of a group, or all; others start in their place. Return how many."""
@@ -229,6 +239,8 @@ class Fleet:
         self._ended(group, outcome)
 
     def _crash(self, member: _Member) -> None:
+        if member not in self._members:  # it was gone before its handler had ended
+            return
         member.source.crash()
         member.producer.crash()
         member.engine.stop()
@@ -245,3 +257,15 @@ class Fleet:
                 self._absent.append((max(at, now + _RESTART_S) if self._broker.down else at, group))
             else:
                 self.start(group)
+
+
+def chosen(app: Pipeline, names: Iterable[str]) -> dict[str, Group]:
+    """Return the groups of these names, short or full; all where none is given. Raises ConfigError."""
+    known = app.groups
+    found = {}
+    for name in names:
+        full = name if name in known else next((n for n in known if n.rpartition(".")[2] == name), None)
+        if full is None:
+            raise ConfigError(f"no handlers for {name}", remedy=f"groups are: {', '.join(known) or 'none'}")
+        found[full] = known[full]
+    return found or known

@@ -6,7 +6,7 @@ a clock that jumps. The same seed gives the same run, faults among it.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from random import Random
@@ -15,8 +15,6 @@ from uuid import UUID
 
 from pipeline.app import Pipeline
 from pipeline.deadletter import Selection
-from pipeline.definition import Group
-from pipeline.errors import ConfigError
 from pipeline.event import Event, Job, Message
 from pipeline.flow import Flow
 from pipeline.job import EnqueueOptions, Wanted, store_jobs
@@ -34,11 +32,11 @@ from pipeline.testing.clock import Clock
 from pipeline.testing.commands import Commands
 from pipeline.testing.connection import AsyncFakeConnection, FakeConnection
 from pipeline.testing.faults import Faults, Misfortune
-from pipeline.testing.fleet import Fleet
+from pipeline.testing.fleet import Fleet, chosen
 from pipeline.testing.inbox import Inbox
 from pipeline.testing.jobs import Jobs
 from pipeline.testing.letters import Letters
-from pipeline.testing.loop import adrive, drive
+from pipeline.testing.loop import Course
 from pipeline.testing.producer import AckProducer
 from pipeline.testing.recorder import Recorder
 from pipeline.testing.schemas import Schemas
@@ -73,7 +71,8 @@ class Harness:
 
     ``groups`` are names, short or full, of the groups and queues that run here; all where none is given. ``workers``
     is how many share each group at the beginning. ``state`` is what handlers find in ``ctx.state``: lifespans are not
-    entered, as what they open is what tests replace. ``schedules`` lets their ticks come by the clock.
+    entered, as what they open is what tests replace. ``schedules`` lets their ticks come by the clock; while
+    ``scheduler_down`` is set none comes, and nothing that is delayed leaves.
     """
 
     def __init__(
@@ -98,9 +97,11 @@ class Harness:
         self._letters = Letters(self.broker)
         self._jobs = Jobs(lambda: self.clock.now)
         self._arrivals = Arrivals(self.broker, self._jobs, self._misfortune, self._chance, app.partitions)
-        self._groups = _chosen(app, groups)
+        self._groups = chosen(app, groups)
         self._recorder = Recorder(self._groups, self._schemas.decoder, lambda: self.clock.now)
+        self.scheduler_down = False
         self._down_until: float | None = None
+        self._course = Course(self.clock, self._run)
         self.inbox = Inbox(self.connection, self._jobs.settle)
         self._fleet = Fleet(
             self.broker,
@@ -182,6 +183,7 @@ class Harness:
                 send=self._arrivals.append,
                 redriven=self._forget,
                 ticks=self._ticks,
+                look=self._fleet.look,
             ),
         )
 
@@ -210,19 +212,30 @@ class Harness:
     def run_until_idle(self, *, limit_s: float = _LIMIT_S) -> None:
         """Let everything be handled: every retry, every delayed job. The clock jumps to whatever comes next.
 
-        What is in a paused queue stays there.
+        What is in a paused queue stays there, and what is delayed while there is no scheduler.
 
         Raises NotIdle where something is left after ``limit_s`` seconds of the test's time.
         """
-        drive(self._run(self.clock.passed_s + limit_s, idle=True), self.clock)
+        self._until_s, self._idle = self.clock.passed_s + limit_s, True
+        if not self._course.drive(self._until_s):
+            raise self._not_idle()
 
     async def arun_until_idle(self, *, limit_s: float = _LIMIT_S) -> None:
         """Do the same on the running event loop: handlers share it with the test."""
-        await adrive(self._run(self.clock.passed_s + limit_s, idle=True))
+        self._until_s, self._idle = self.clock.passed_s + limit_s, True
+        await self._course.adrive()
 
     def run_for(self, seconds: float) -> None:
-        """Let so much time pass, and handle what comes in it."""
-        drive(self._run(self.clock.passed_s + seconds, idle=False), self.clock)
+        """Let so much time pass, and handle what comes in it. A coroutine that takes longer is left in the middle.
+
+        The next run goes on with it first; ``close`` ends it.
+        """
+        self._until_s, self._idle = self.clock.passed_s + seconds, False
+        self._course.drive(self._until_s)
+
+    def close(self) -> None:
+        """End a handler that is in the middle."""
+        self._course.close()
 
     def redrive(self, *, error: str | None = None, type_name: str | None = None, event_ids: Sequence[str] = ()) -> int:
         """Send open dead letters back to their groups' retry topics, as ``pipeline dlq redrive``; return how many."""
@@ -306,18 +319,19 @@ class Harness:
 
     # ── the run ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _run(self, until_s: float, *, idle: bool) -> Generator[Any, Outcome, None]:
+    def _run(self) -> Generator[Any, Outcome, None]:
         quiet = turns = 0
         while True:
             turns += 1
             self._strike()
             sent = len(self.published), len(self._jobs.due)
-            self._scheduler.step()
+            if not self.scheduler_down:
+                self._scheduler.step()
             moved = sent != (len(self.published), len(self._jobs.due))
             moved = (yield from self._fleet.step()) or moved
-            left_s = until_s - self.clock.passed_s
+            left_s, idle = self._until_s - self.clock.passed_s, self._idle
             if idle and (left_s <= 0 or turns > _MOST_TURNS) and self._busy:
-                raise NotIdle(f"not settled: {self.open}; not ready: {self.not_ready or 'nothing'}")
+                raise self._not_idle()
             if moved:
                 quiet = 0
                 continue
@@ -328,7 +342,7 @@ class Harness:
 
     def _wait_s(self, quiet: int) -> float:
         waits = [] if (due_s := self._fleet.due_in_s()) is None else [due_s]
-        if (tick_s := self._ticks.due_in_s()) is not None:
+        if not self.scheduler_down and (tick_s := self._ticks.due_in_s()) is not None:
             waits.append(tick_s)
         if self._down_until is not None:
             waits.append(self._down_until - self.clock.passed_s)
@@ -339,7 +353,11 @@ class Harness:
     @property
     def _busy(self) -> bool:
         """Whether anything is open that may go on."""
-        return any(name not in self._jobs.paused for name in self.open)
+        held = self._jobs.paused | ({"delayed"} if self.scheduler_down else set())
+        return any(name not in held for name in self.open)
+
+    def _not_idle(self) -> NotIdle:
+        return NotIdle(f"not settled: {self.open}; not ready: {self.not_ready or 'nothing'}")
 
     def _strike(self) -> None:
         if self._down_until is not None and self.clock.passed_s >= self._down_until:
@@ -376,15 +394,4 @@ class Harness:
         return tuple(group.dlq for group in self._groups.values())
 
     def _full(self, group: str) -> str:
-        return next(iter(_chosen(self.app, [group])))
-
-
-def _chosen(app: Pipeline, names: Iterable[str]) -> dict[str, Group]:
-    known = app.groups
-    chosen = {}
-    for name in names:
-        full = name if name in known else next((n for n in known if n.rpartition(".")[2] == name), None)
-        if full is None:
-            raise ConfigError(f"no handlers for {name}", remedy=f"groups are: {', '.join(known) or 'none'}")
-        chosen[full] = known[full]
-    return chosen or known
+        return next(iter(chosen(self.app, [group])))

@@ -6,7 +6,7 @@ In the root conftest.py: ``pytest_plugins = ["pipeline.testing.plugin"]``. Defin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -25,9 +25,11 @@ def pipeline_app() -> Pipeline:
 
 
 @pytest.fixture
-def harness(pipeline_app: Pipeline) -> Harness:
+def harness(pipeline_app: Pipeline) -> Iterator[Harness]:
     """A broker in memory with the application's workers."""
-    return Harness(pipeline_app)
+    made = Harness(pipeline_app)
+    yield made
+    made.close()
 
 
 @pytest.fixture

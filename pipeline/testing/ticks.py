@@ -27,6 +27,7 @@ class Ticks:
         self._next: dict[str, tuple[datetime, datetime]] = {}
         self._schedules: Sequence[Schedule] = ()
         self._paused: set[str] = set()
+        self._looked: datetime | None = None
 
     def declare(self, schedules: Sequence[Schedule]) -> None:
         """Let schedules begin now."""
@@ -35,6 +36,7 @@ class Ticks:
 
     def decided(self, schedules: Sequence[Schedule]) -> Mapping[str, datetime]:
         """Return the time up to which ticks were decided."""
+        self._looked = self._jobs.now()
         return {one.name: self._last[one.name] for one in schedules if one.name not in self._paused}
 
     def knows(self, name: str) -> bool:
@@ -82,8 +84,10 @@ class Ticks:
         """Return how long it takes until something is due."""
         times = [at for at, _ in self._jobs.due.values() if at != BLOCKED]
         for one in [one for one in self._schedules if one.name not in self._paused]:
-            last = self._last[one.name]
-            if one.name not in self._next or self._next[one.name][0] != last:
-                self._next[one.name] = (last, next(one.after(last), last))
-            times.append(self._next[one.name][1])
+            # a tick that its schedule's rule leaves out is behind, though nothing was made of it
+            last = max(self._last[one.name], self._looked or self._last[one.name])
+            known = self._next.get(one.name)
+            if known is None or not known[0] <= last < known[1]:
+                known = self._next[one.name] = (last, next(one.after(last), last))
+            times.append(known[1])
         return None if not times else (min(times) - self._jobs.now()).total_seconds()

@@ -183,31 +183,6 @@ def test_a_retrying_job_is_cancelled_and_makes_no_other_attempt(harness: Harness
     assert harness.dead_letters == []
 
 
-def test_a_handler_gives_signs_of_life_and_is_never_told_to_end_in_the_middle() -> None:
-    told: list[bool] = []
-    ended: list[datetime] = []
-    alone = Pipeline("office", topic_prefix="")
-
-    @alone.job(Mail)
-    async def long(job: Mail, ctx: Context) -> None:
-        told.append(ctx.cancelled)
-        ctx.heartbeat()
-        await asyncio.sleep(60)
-        assert harness.run(jobs.cancel(sent)) == "waiting"  # none is ever seen as running
-        told.append(ctx.cancelled)
-        ctx.raise_if_cancelled()
-        ctx.result("all of it")
-        ended.append(harness.clock.now)
-
-    harness = Harness(alone)
-    sent, begun = harness.enqueue(Mail(address="ada")), harness.clock.now
-    harness.run_until_idle()
-    row = harness.job(sent)
-    assert ended[0] - begun >= timedelta(minutes=1)
-    assert told == [False, False]
-    assert (row.state, row.attempts, row.result, row.seen_at) == ("done", 1, "all of it", ended[0])
-
-
 def test_schedules_are_paused_resumed_and_ticked_by_hand() -> None:
     harness = Harness(app, schedules=True)
     harness.run_for(3600)
