@@ -148,8 +148,9 @@ def reschedule(job_id: UUID | str, *, run_at: datetime | None = None, delay_s: f
 def retry(job_id: UUID | str) -> Steps[None]:
     """Send a dead or cancelled job to its queue again, from its first attempt. Its dead letter counts as redriven.
 
-    Raises JobError where it is neither, or where its outbox row is gone (see ``pipeline dlq redrive`` then), or never
-    was: a flow's parent that died of its child is enqueued with its flow anew.
+    Raises JobError where it is neither, where another unfinished job has its unique key (it takes it again), or where
+    its outbox row is gone (see ``pipeline dlq redrive`` then), or never was: a flow's parent that died of its child is
+    enqueued with its flow anew.
     """
     found = yield from find(job_id)
     if found.state not in {"dead", "cancelled"}:
@@ -159,6 +160,11 @@ def retry(job_id: UUID | str) -> Steps[None]:
             raise JobError(
                 f"job {job_id}: a child of it failed, and it never began", remedy="enqueue the flow anew: pipeline.flow"
             )
+        if held := (yield Statement(_HELD, [(_id(job_id),)], returns=True)):
+            raise JobError(
+                f"job {job_id}: its unique key is held by job {held[0][0]}, which is not finished",
+                remedy="wait for that one or cancel it, then send this one again",
+            )
         raise JobError(
             f"job {job_id}: its outbox row is not there any more",
             remedy="pipeline dlq redrive, where it died; or enqueue it anew",
@@ -166,7 +172,9 @@ def retry(job_id: UUID | str) -> Steps[None]:
 
 
 def retry_many(ids: Iterable[UUID | str]) -> Steps[list[UUID]]:
-    """Do for many what ``retry`` does; return the ids of those that could be: dead or cancelled, their row there."""
+    """Do for many what ``retry`` does; return the ids of those that could be: dead or cancelled, their row there, and
+    their unique key free. Of those with one key the newest is sent.
+    """
     rows = yield Statement(_AGAIN, [(_ids(ids),)], returns=True)
     return [row[0] for row in rows]
 
@@ -307,14 +315,33 @@ SELECT count(*) FROM pipeline.cancel_jobs(ARRAY(
     SELECT CAST(x AS uuid) FROM json_array_elements_text(CAST(%s AS json)) AS x ORDER BY 1))
 """
 
-# Deleted and inserted under its own id: capture sees an insert, and the id stays that of the job.
+# Deleted and inserted under its own id: capture sees an insert, and the id stays that of the job. A unique key is taken
+# where it is free; one that was held for a period by a job that has finished is passed by. A holder that this statement
+# cannot see has come meanwhile.
 _AGAIN = """
 WITH asked AS (
-    SELECT j.id FROM pipeline.job AS j WHERE j.state IN ('dead', 'cancelled')
+    SELECT j.id, j.unique_key FROM pipeline.job AS j WHERE j.state IN ('dead', 'cancelled')
         AND j.id IN (SELECT CAST(x AS uuid) FROM json_array_elements_text(CAST(%s AS json)) AS x)
+        AND EXISTS (SELECT FROM pipeline.outbox AS o WHERE o.id = j.id)
     ORDER BY j.id FOR UPDATE
+), taken AS (
+    INSERT INTO pipeline.job_key AS held (key, job_id)
+    SELECT DISTINCT ON (unique_key) unique_key, id FROM asked WHERE unique_key IS NOT NULL ORDER BY unique_key, id DESC
+    ON CONFLICT (key) DO UPDATE SET job_id = excluded.job_id,
+        until = CASE WHEN held.job_id = excluded.job_id AND held.until > clock_timestamp() THEN held.until END
+    WHERE held.job_id = excluded.job_id OR held.until <= clock_timestamp()
+    RETURNING held.job_id
+), free AS (
+    SELECT id FROM asked WHERE unique_key IS NULL
+    UNION ALL SELECT job_id FROM taken
+    UNION ALL (
+        SELECT DISTINCT ON (a.unique_key) a.id FROM asked AS a JOIN pipeline.job_key AS k ON k.key = a.unique_key
+        JOIN pipeline.job AS h ON h.id = k.job_id
+        WHERE k.job_id <> a.id AND k.until > clock_timestamp() AND h.finished_at IS NOT NULL
+            AND NOT EXISTS (SELECT FROM asked AS o WHERE o.id = h.id)
+        ORDER BY a.unique_key, a.id DESC)
 ), gone AS (
-    DELETE FROM pipeline.outbox WHERE id IN (SELECT id FROM asked) RETURNING *
+    DELETE FROM pipeline.outbox WHERE id IN (SELECT id FROM free) RETURNING *
 ), sent AS (
     INSERT INTO pipeline.outbox (id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent)
     SELECT id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent FROM gone ORDER BY id
@@ -326,6 +353,11 @@ WITH asked AS (
     WHERE state = 'open' AND event_id IN (SELECT CAST(id AS text) FROM gone)
 )
 SELECT id FROM gone ORDER BY id
+"""
+
+_HELD = """
+SELECT k.job_id FROM pipeline.job AS j JOIN pipeline.job_key AS k ON k.key = j.unique_key
+WHERE j.id = CAST(%s AS uuid) AND k.job_id <> j.id
 """
 
 _PAUSE = """

@@ -31,8 +31,8 @@ class Unique:
 
     The key is ``key``, or the fields named by ``by``, or else all arguments. It is held while the job is unfinished,
     or for ``period_s`` seconds from the enqueue, whatever becomes of the job. When it is taken: ``keep`` returns the id
-    of the job that holds it, ``reject`` raises JobError, ``replace`` cancels that job where it has not begun and puts
-    the new one in its place.
+    of the job that holds it, ``reject`` raises JobError, ``replace`` asks for the end of that job, also where it runs,
+    and puts the new one in its place.
     """
 
     key: str | None = None
@@ -84,6 +84,8 @@ def claim(claims: Sequence[Claim]) -> Steps[dict[UUID, UUID]]:
     if not claims:
         return {}
     first = _first_of_each_key(claims)
+    if replacing := [key for key, one in first.items() if one.unique.on_conflict == "replace"]:
+        yield Statement(_LOCK_HOLDERS, [(json.dumps(replacing),)], returns=True)
     wanted = [{"key": one.key, "id": str(one.job_id), "period_s": one.unique.period_s} for one in first.values()]
     got = {row[0] for row in (yield Statement(_CLAIM, [(json.dumps(wanted),)], returns=True))}
     taken = [key for key in first if key not in got]
@@ -98,7 +100,7 @@ def claim(claims: Sequence[Claim]) -> Steps[dict[UUID, UUID]]:
         replaced = [key for key in taken if first[key].unique.on_conflict == "replace"]
         if replaced:
             yield Statement(_REPLACE, [(json.dumps([w for w in wanted if w["key"] in replaced]),)])
-            yield Statement(_CANCEL_NOT_BEGUN, [(json.dumps([str(holding[k]) for k in replaced]),)], returns=True)
+            yield Statement(_CANCEL, [(json.dumps([str(holding[k]) for k in replaced]),)], returns=True)
         holders |= {key: holding[key] for key in taken if key not in replaced}
     return {one.job_id: holders[one.key] for one in claims}
 
@@ -120,6 +122,13 @@ def _rejected(one: Claim, holder: UUID) -> JobError:
         remedy='nothing was enqueued; on_conflict="keep" or "replace", or wait for that job',
     )
 
+
+# Jobs first, then their keys, as who settles a job: else the two could wait for each other.
+_LOCK_HOLDERS = """
+SELECT 1 FROM pipeline.job WHERE id IN (
+    SELECT job_id FROM pipeline.job_key WHERE key IN (SELECT json_array_elements_text(CAST(%s AS json))))
+ORDER BY id FOR UPDATE
+"""
 
 _CLAIM = """
 INSERT INTO pipeline.job_key AS held (key, job_id, until)
@@ -144,8 +153,8 @@ UPDATE pipeline.job_key AS h SET job_id = x.id, until = clock_timestamp() + make
 FROM json_to_recordset(CAST(%s AS json)) AS x(key text, id uuid, period_s float8) WHERE h.key = x.key
 """
 
-_CANCEL_NOT_BEGUN = """
+_CANCEL = """
 SELECT count(*) FROM pipeline.cancel_jobs(ARRAY(
     SELECT j.id FROM json_array_elements_text(CAST(%s AS json)) AS x JOIN pipeline.job AS j ON j.id = CAST(x AS uuid)
-    WHERE j.state IN ('blocked', 'delayed', 'waiting', 'retrying')))
+    WHERE j.finished_at IS NULL))
 """

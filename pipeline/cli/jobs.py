@@ -207,7 +207,7 @@ def retry(
     sent, left = stage.retry_all(settings, states, which)
     say(f"sent again: {sent}")
     if left:
-        say(f"left: {left}: their outbox rows are gone: pipeline dlq redrive where they died, or enqueue anew")
+        say(f"left: {left}: another job has their unique key, or their outbox rows are gone: then enqueue them anew")
     context.exit(2 if left else 0)
 
 

@@ -97,7 +97,7 @@ def cancel_all(settings: Settings, states: Sequence[State], which: jobs.Which) -
 
 
 def retry_all(settings: Settings, states: Sequence[State], which: jobs.Which) -> tuple[int, int]:
-    """Send all jobs that are meant again; return how many, and how many could not be: their outbox row is gone."""
+    """Send all jobs that are meant again; return how many, and how many could not be: key taken, or row gone."""
     sent = asked = 0
     for page in _pages(settings, states, which):
         asked += len(page)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from pipeline.job import FINISHED
 from pipeline.jobs import JobRow
 from pipeline.outbox import Statement
 from pipeline.testing.jobs import Jobs
@@ -59,6 +60,7 @@ class Commands:
             ("WITH moved AS ( UPDATE pipeline.due", self._reschedule),
             ("UPDATE pipeline.due SET payload", self._edit),
             ("WITH asked AS", self._again),
+            ("SELECT k.job_id FROM pipeline.job AS j JOIN pipeline.job_key", self._held),
             ("INSERT INTO pipeline.control", self._pause),
             ("INSERT INTO pipeline.tick", lambda _given: [(self._jobs.now(),)]),
             ("UPDATE pipeline.tick SET job_id", self._ticked),
@@ -104,7 +106,7 @@ class Commands:
 
     def _replace(self, given: _Given) -> _Rows:
         ids = [UUID(text) for text in json.loads(given[0])]
-        self.later.append(lambda: self._jobs.cancel(ids, begun=False))
+        self.later.append(lambda: self._jobs.cancel(ids))
         return [(len(ids),)]
 
     def _cancel(self, given: _Given) -> _Rows:
@@ -140,15 +142,27 @@ class Commands:
         return [(sum(row.finished_at is None or row.cancel_at is not None for row in rows),)]
 
     def _again(self, given: _Given) -> _Rows:
-        found = []
+        found: dict[object, UUID] = {}
         for job_id in sorted(UUID(text) for text in json.loads(given[0])):
             known, row = self._jobs.row(job_id), self._sent(job_id)
-            if known is not None and known.state in {"dead", "cancelled"} and row is not None:
-                self.later.append(partial(self._return, row))
-                found.append((job_id,))
-        return found
+            if known is None or known.state not in {"dead", "cancelled"} or row is None:
+                continue
+            other = self._jobs.holder(job_id)
+            holder = None if other is None else self._jobs.row(other)
+            if other is None or (holder is not None and holder.state in FINISHED):
+                found[self._jobs.key(job_id) or job_id] = job_id  # of one key the newest
+        for job_id in found.values():
+            self.later.append(partial(self._return, job_id))
+        return [(job_id,) for job_id in sorted(found.values())]
 
-    def _return(self, row: Row) -> None:
+    def _held(self, given: _Given) -> _Rows:
+        other = self._jobs.holder(UUID(given[0]))
+        return [] if other is None else [(other,)]
+
+    def _return(self, job_id: UUID) -> None:
+        row = self._sent(job_id)
+        assert row is not None
+        self._jobs.take_key(job_id)
         self._send(row)
         self._jobs.again(row.id)
         self._redriven(row.id)

@@ -87,12 +87,12 @@ class Jobs:
 
     # ── what is commanded ──────────────────────────────────────────────────────────────────────────────────────
 
-    def cancel(self, ids: Iterable[UUID], *, begun: bool = True) -> None:
-        """Ask for the end of jobs; without ``begun`` of those only that are in no handler."""
+    def cancel(self, ids: Iterable[UUID]) -> None:
+        """Ask for the end of jobs."""
         finished = []
         for kept in [self._rows[one] for one in ids if one in self._rows]:
             row = kept.row
-            if row.state in FINISHED or (row.state == "running" and not begun):
+            if row.state in FINISHED:
                 continue
             kept.row = replace(row, cancel_at=row.cancel_at or self.now())
             self._withdraw(row.id)
@@ -106,6 +106,21 @@ class Jobs:
         self.due[job_id] = (at, self.due[job_id][1])
         if job_id in self._rows:
             self._rows[job_id].row = replace(self._rows[job_id].row, due_at=at)
+
+    def key(self, job_id: UUID) -> str | None:
+        """Return the unique key that a job has or had."""
+        return self._rows[job_id].unique_key if job_id in self._rows else None
+
+    def holder(self, job_id: UUID) -> UUID | None:
+        """Return another job that has the unique key of this one."""
+        other, until = self.keys.get(self.key(job_id) or "", (job_id, None))
+        return None if other == job_id or (until is not None and until <= self.now()) else other
+
+    def take_key(self, job_id: UUID) -> None:
+        """Give a job its unique key again, where it is free."""
+        key = self.key(job_id)
+        if key is not None and self.keys.get(key, (None, None))[0] != job_id and self.holder(job_id) is None:
+            self.keys[key] = (job_id, None)
 
     def again(self, job_id: UUID, *, queued: bool = False) -> None:
         """Let a row say that its job waits in its queue; ``queued``: its time has come just now."""

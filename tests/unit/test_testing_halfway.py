@@ -1,4 +1,4 @@
-"""A handler in the middle, and schedulers that are away: what the harness shows of them, by the code of production."""
+"""A handler in the middle: what the harness shows of it, and how it is cancelled, by the code of production."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from pipeline import Context, Job, Pipeline, RetryPolicy, jobs
-from pipeline.errors import ConfigError
-from pipeline.flow import Flow
-from pipeline.schedule import Missed, Tick
+from pipeline import Context, Job, Pipeline, Reject, RetryPolicy, jobs
+from pipeline.errors import ConfigError, JobError
+from pipeline.job import Unique
 from pipeline.testing import Harness, NotIdle
 
 Handler = Callable[["Render", Context], Any]
@@ -306,66 +305,35 @@ def test_sleeping_takes_no_time_once_a_thread_has_ended(start: Callable[..., Har
     assert len(harness.handled) == len(threads) == 1
 
 
-# ── schedulers that are away ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def hourly(missed: Missed) -> Harness:
-    app = Pipeline("office", topic_prefix="")
-
-    @app.schedule("0 * * * *", name="hourly", timezone="UTC", missed=missed)
-    def handle(tick: Tick, ctx: Context) -> None: ...
-
-    return Harness(app, schedules=True, start=datetime(2030, 1, 1, tzinfo=UTC))
-
-
-def hours(harness: Harness) -> list[int]:
-    return sorted(one.message.at.hour for one in harness.handled if isinstance(one.message, Tick))
-
-
-@pytest.mark.parametrize(("missed", "made"), [("skip", []), ("once", [6]), ("all", [2, 3, 4, 5, 6])])
-def test_ticks_that_were_missed_are_made_up_for_as_their_rule_says(missed: Missed, made: list[int]) -> None:
-    harness = hourly(missed)
-    harness.run_for(3600 + 60)
-    harness.scheduler_down = True
-    harness.run_for(5 * 3600 + 1800)
-    assert hours(harness) == [1]
-    harness.scheduler_down = False
-    harness.run_for(60)
-    assert hours(harness) == [1, *made]
-    harness.run_for(3600)
-    assert hours(harness) == [1, *made, 7]
-
-
-def test_a_tick_that_is_late_by_less_than_a_minute_is_not_a_missed_one() -> None:
-    harness = hourly("skip")
-    harness.run_for(3000)
-    harness.scheduler_down = True
-    harness.run_for(630)
-    harness.scheduler_down = False
-    harness.run_for(10)
-    assert hours(harness) == [1]
-
-
-def test_hundreds_of_missed_ticks_are_made_one_batch_after_another() -> None:
-    harness = hourly("all")
-    harness.run_for(60)
-    harness.scheduler_down = True
-    harness.run_for(5 * 86_400)
-    harness.scheduler_down = False
-    harness.run_for(60)
-    assert len(hours(harness)) == 5 * 24
-
-
-def test_without_a_scheduler_nothing_that_is_delayed_leaves_and_no_parent_begins(start: Callable[..., Harness]) -> None:
-    def render(job: Render, ctx: Context) -> None: ...
+def test_replace_ends_a_job_in_the_middle_and_the_new_one_is_done(start: Callable[..., Harness]) -> None:
+    async def render(job: Render, ctx: Context) -> None:
+        await asyncio.sleep(600)
 
     harness = start(render)
-    harness.scheduler_down = True
-    late = harness.enqueue(Render(page=1), delay_s=60)
-    album = harness.enqueue_flow(Flow(Publish(album=7), [Render(page=2), Render(page=3)]))
-    harness.run_for(600)
+    first = harness.enqueue(Render(page=1), unique=Unique(key="one"))
+    harness.run_for(60)
+    second = harness.enqueue(Render(page=2), unique=Unique(key="one", on_conflict="replace"))
     harness.run_until_idle()
-    assert [harness.job(one).state for one in (late, album)] == ["delayed", "delayed"]
-    harness.scheduler_down = False
+    assert [harness.job(one).state for one in (first, second)] == ["cancelled", "done"]
+
+
+def test_a_job_that_is_sent_again_takes_its_key_or_is_refused(start: Callable[..., Harness]) -> None:
+    def render(job: Render, ctx: Context) -> None:
+        if job.page < 9:
+            raise Reject("as asked")
+
+    harness = start(render)
+    dead = []
+    for page in (1, 2):
+        dead.append(harness.enqueue(Render(page=page), unique=Unique(key="one")))
+        harness.run_until_idle()
+    harness.run(jobs.pause("office.jobs.render"))
+    other = harness.enqueue(Render(page=9), unique=Unique(key="one"))
+    with pytest.raises(JobError, match=f"held by job {other}"):
+        harness.run(jobs.retry(dead[0]))
+    harness.run(jobs.resume("office.jobs.render"))
     harness.run_until_idle()
-    assert (harness.job(late).state, harness.job(album).result) == ("done", 2)
+    assert harness.run(jobs.retry_many(dead)) == [dead[1]]
+    assert harness.enqueue(Render(page=9), unique=Unique(key="one")) == dead[1]
+    harness.run_until_idle()
+    assert harness.enqueue(Render(page=9), unique=Unique(key="one")) not in dead

@@ -152,5 +152,6 @@ GRANT SELECT ON ALL TABLES IN SCHEMA pipeline TO pipeline_operator;
 GRANT INSERT, UPDATE ON pipeline.schema_id, pipeline.dead_letter, pipeline.control TO pipeline_operator;
 GRANT DELETE ON pipeline.refused_row TO pipeline_operator;
 GRANT UPDATE ON pipeline.job, pipeline.schedule TO pipeline_operator;
-GRANT UPDATE, DELETE ON pipeline.job_key, pipeline.due TO pipeline_operator;
+GRANT INSERT, UPDATE, DELETE ON pipeline.job_key TO pipeline_operator;
+GRANT UPDATE, DELETE ON pipeline.due TO pipeline_operator;
 """
