@@ -34,6 +34,7 @@ from servers import (
     new_database,
     registry_client_config,
 )
+from traces import leaves_no_trace  # noqa: F401
 
 from pipeline.local import Endpoints, LocalStack
 

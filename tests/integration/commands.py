@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import Logger
 from pathlib import Path
 
 import pytest
@@ -34,7 +38,7 @@ def runner(
 
     def run(*words: str, **more: str) -> Result:
         importlib.invalidate_caches()
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, own_process():
             patch.setattr(sys, "argv", ["pipeline", *words])
             patch.setattr(sys, "path", [str(Path.cwd()), *sys.path])
             patch.setattr(sys, "dont_write_bytecode", True)
@@ -50,6 +54,23 @@ def runner(
         return Result(int(ended.value.code or 0), printed.out, printed.err)
 
     return run
+
+
+@contextmanager
+def own_process() -> Iterator[None]:
+    """Undo what a command does that owns its process: it sets logging up, and takes signals."""
+    root, known = logging.getLogger(), logging.root.manager.loggerDict.values()
+    levels = [(one, one.level) for one in (root, *known) if isinstance(one, Logger)]
+    handlers = root.handlers[:]
+    signals = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        for logger, level in levels:
+            logger.setLevel(level)
+        for number, handler in signals:
+            signal.signal(number, handler)
 
 
 def _is_here(module: object) -> bool:
