@@ -168,7 +168,7 @@ class ShareGroup:
         """Nothing more is fetched anyway while a batch is open."""
 
     def resume(self, partitions: Sequence[Partition]) -> None:
-        """As above."""
+        """Fetching goes on by itself, once the batch is settled."""
 
     def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Nothing is known of ends: others have records of the same partitions."""
@@ -223,7 +223,11 @@ class ShareGroup:
                     raise error
                 waiting.discard(token)
             if time.monotonic() > until:
-                raise BrokerError(f"{self._aside}: not stored within {_TIMEOUT_S:g} s", retryable=True)
+                raise BrokerError(
+                    f"{self._aside}: not stored within {_TIMEOUT_S:g} s",
+                    remedy="look at the broker's log; the records come again once their locks have run out",
+                    retryable=True,
+                )
         for message in messages:
             self._consumer.acknowledge(message, AcknowledgeType.ACCEPT)
 

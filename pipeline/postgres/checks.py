@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from pipeline.capture import lsn_text
 from pipeline.errors import SourceError
@@ -15,7 +16,19 @@ __all__ = ["check_not_older", "check_publication", "check_slot", "check_tables",
 log = logging.getLogger(__name__)
 
 
-def check_not_older(server: Identity, known: Identity | None) -> None:
+class Server(Protocol):
+    """A server, and in which of its histories it is."""
+
+    @property
+    def system_id(self) -> str:
+        """The same for a primary and its copies."""
+
+    @property
+    def timeline(self) -> int:
+        """Grows with each promotion."""
+
+
+def check_not_older(server: Server, known: Server | None) -> None:
     """Refuse the primary of before a failover that came back as one: what is written there belongs to nobody.
 
     ``known`` is the server that was read before. Raises SourceError.

@@ -21,6 +21,7 @@ from psycopg.conninfo import make_conninfo
 from pipeline.capture import Batch, Routed, Unroutable, weight
 from pipeline.errors import SourceError
 from pipeline.postgres import poll_position
+from pipeline.postgres.checks import check_not_older
 from pipeline.postgres.errors import translated
 from pipeline.postgres.pgoutput import Relation
 from pipeline.postgres.poll_position import Line, Reached
@@ -203,13 +204,7 @@ class PollingSource:
         known = self._line
         if known is None or known == line:
             return False
-        if known.system_id == line.system_id and known.timeline > line.timeline:
-            raise SourceError(
-                f"PostgreSQL: this server is on timeline {line.timeline}, the one read before on {known.timeline}: "
-                "an old primary that came back",
-                remedy="stop it, and make it a standby of the new primary (pg_rewind)",
-                retryable=True,
-            )
+        check_not_older(line, known)
         log.warning(
             "the server was promoted to timeline %d: rows that were published since the stored position come again",
             line.timeline, extra={"action": "poll.promoted", "slot": self._settings.slot},

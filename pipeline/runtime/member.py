@@ -37,16 +37,20 @@ class Member:
     """One of a supervisor's processes, and the next in its place. One thread only, but for ``state``.
 
     ``command`` and the numbers of this member and of its end of the pipe are what is run. ``state`` is what it says of
-    itself, ``failure`` why it cannot go on: it said so, or ended too often.
+    itself, ``failure`` why it cannot go on: it said so, or ended too often. ``holds`` is a descriptor that it has open
+    for as long as it runs (-1: none).
     """
 
-    def __init__(self, number: int, command: Sequence[str], env: Mapping[str, str], back_off: RetryPolicy) -> None:
+    def __init__(
+        self, number: int, command: Sequence[str], env: Mapping[str, str], back_off: RetryPolicy, *, holds: int = -1
+    ) -> None:
         self.number = number
         self.failure: PipelineError | None = None
         self.state: dict[str, Any] = {}
         self._command = command
         self._env = env
         self._back_off = back_off
+        self._holds = () if holds < 0 else (holds,)
         self._ends = 0
         self._begun_s = self._again_s = 0.0
         self._process: subprocess.Popen[bytes] | None = None
@@ -121,7 +125,7 @@ class Member:
                 self._process = subprocess.Popen(
                     [*self._command, str(self.number), str(fd)],
                     env=self._env,
-                    pass_fds=(fd,),
+                    pass_fds=(fd, *self._holds),
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,  # what a terminal sends is for the supervisor
                 )

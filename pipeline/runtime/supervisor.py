@@ -7,11 +7,9 @@ than its drain, however that ends.
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -19,7 +17,7 @@ from pipeline.metrics import PrometheusMeter
 from pipeline.probes import LOOPBACK, serve
 from pipeline.retry import RetryPolicy
 from pipeline.runtime.member import BACK_OFF, Member
-from pipeline.runtime.tally import FOLDER, Tally, Together
+from pipeline.runtime.tally import FOLDER, Tally, Together, held_folder
 
 __all__ = ["supervise"]
 
@@ -46,12 +44,12 @@ def supervise(
     pipe are put. Those that end by themselves are started again, later each time. Raises PipelineError, when all have
     drained, where one says that it cannot go on, or ended ``back_off.attempts`` times in succession.
     """
-    with tempfile.TemporaryDirectory(prefix="pipeline-metrics-") as folder:
-        env = dict(os.environ) if metrics_port is None else {**os.environ, FOLDER: folder}
+    with held_folder() as (folder, held):
+        env = dict(os.environ) if metrics_port is None else {**os.environ, FOLDER: str(folder)}
         registry = CollectorRegistry()
         meter = PrometheusMeter(registry)
         meter.add("pipeline_worker_restarts_total", 0)  # told from the start
-        members = [Member(number, command(number), env, back_off) for number in range(1, processes + 1)]
+        members = [Member(number, command(number), env, back_off, holds=held) for number in range(1, processes + 1)]
 
         def report() -> None:
             meter.set("pipeline_worker_processes", sum(member.alive for member in members))
@@ -60,7 +58,7 @@ def supervise(
         report()
         try:
             if metrics_port is not None:
-                counted = Together(registry, Tally(Path(folder)))
+                counted = Together(registry, Tally(folder))
                 on_port(serve(counted, lambda: _state(members), metrics_port, metrics_host))
             while not until.wait(_LOOK_S) and not any(member.failure for member in members):
                 ended = sum(member.look() for member in members)

@@ -6,9 +6,13 @@ there after its end, however it ended: no counter goes back. Gauges are those of
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Metric
@@ -16,10 +20,45 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-__all__ = ["FOLDER", "Tally", "Together"]
+__all__ = ["FOLDER", "Tally", "Together", "held_folder"]
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable by which prometheus_client's processes know where to count."""
+
+_PREFIX = "pipeline-tally-"
+
+
+@contextmanager
+def held_folder() -> Iterator[tuple[Path, int]]:
+    """Give a folder to count in, with a descriptor of it that holds it; it is removed at the end.
+
+    Processes that are given the descriptor hold it too. One that nobody holds any more, as its owner was killed, is
+    removed by whoever comes next.
+    """
+    _remove_left()
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        held = os.open(folder, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if folder.exists():
+            break
+        os.close(held)  # somebody took it for left
+    try:
+        yield folder, held
+    finally:
+        os.close(held)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # it is held, or gone, or another user's
+            tried = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(tried, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(tried)
 
 
 class Tally(Collector):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from waiting import wait_until
 
 from pipeline.metrics import PrometheusMeter
-from pipeline.runtime.tally import FOLDER, Tally, Together
+from pipeline.runtime.tally import FOLDER, Tally, Together, held_folder
 
 COUNTS = """
 import sys
@@ -24,6 +28,14 @@ meter.set("pipeline_in_flight_records", 5, group="g")
 meter.set("pipeline_oldest_in_flight_seconds", float(sys.argv[1]), group="g")
 print("counted", flush=True)
 sys.stdin.read()
+"""
+
+HOLDS = """
+import subprocess, sys
+from pipeline.runtime.tally import held_folder
+with held_folder() as (folder, held):
+    with subprocess.Popen(["cat"], pass_fds=(held,), stdin=sys.stdin, stdout=subprocess.DEVNULL):
+        print(folder, flush=True)
 """
 
 
@@ -72,3 +84,28 @@ def test_counters_stay_and_gauges_go_with_their_process(tmp_path: Path) -> None:
         assert told()[errors] == 9
         assert told()[in_flight] == 5
     assert not list(tmp_path.glob(f"*_{first.pid}.db"))
+
+
+def test_a_folder_whose_owner_was_killed_goes_with_the_next_once_no_process_of_it_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS], env={"TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as owner:  # fmt: skip
+        assert owner.stdout is not None
+        left = Path(owner.stdout.readline().strip())
+        owner.kill()
+        owner.wait()
+        with held_folder() as (folder, _):
+            assert {left, folder} == set(tmp_path.iterdir())  # what it had started still counts there
+        assert owner.stdin is not None
+        owner.stdin.close()
+
+    def removed() -> bool:
+        with held_folder():
+            return not left.exists()
+
+    wait_until(removed, why="its process has ended")
+    assert not list(tmp_path.iterdir())
