@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -118,98 +118,119 @@ def run_worker(
     queues are read as share groups (a preview). Each ``heartbeat_s`` seconds (0: never) heartbeats tell of it.
     Raises PipelineError: what one worker cannot go on from ends all.
     """
-    from pipeline.registry.client import RegistrySchemas  # half of what a supervisor would import: 16 MB
-
     chosen = selected_groups(app, groups, queues)
     registry = CollectorRegistry()
     meter = PrometheusMeter(registry)
     readiness = Readiness("worker")
+    kafka = {"client.id": f"pipeline-{app.names.app}", **kafka_options(settings), **(options or {})}
+    limits = Limits(concurrency=concurrency, drain_s=drain_timeout_s)
+    with ExitStack() as ends:
+        runs = _runs(app, chosen, settings, kafka, meter, readiness, limits, mode, ends)
+        if metrics_port is not None:
+            on_port(serve(Together(registry, REGISTRY), readiness.state, metrics_port, metrics_host))
+        for group in chosen:  # before anybody can ask: their threads say so only when they have begun
+            readiness.not_ready(group.name, "joining the group")
+        readiness.ready()
+        usage = Usage(meter, number)
+        beats = None
+        if heartbeat_s > 0:
+            writes = {name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY}
+            beats = beats_of(
+                app, [run.worker for run in runs], readiness.state, writes, meter,
+                every_s=heartbeat_s, mode=mode, number=number, supervisor=supervisor,
+            )  # fmt: skip
+
+        def report() -> None:
+            now = readiness.state()
+            if metrics_port is not None:  # else a supervisor tells it, of all
+                meter.set("pipeline_ready", 1 if now["ready"] else 0, role="worker")
+            usage.report()
+            on_state(now)
+            if beats is not None:
+                beats.step()
+
+        try:
+            for run in runs:
+                run.start()
+            while not until.wait(_LOOK_S) and all(run.is_alive() for run in runs):
+                report()
+        finally:
+            _drain(runs, at_once, report)
+            if beats is not None:  # who cannot go on is not gone: people should see that it is missing
+                beats.end(gone=all(run.error is None for run in runs))
+    for run in runs:
+        if run.error is not None:
+            raise run.error
+    return all(run.clean for run in runs)
+
+
+def _drain(runs: Sequence[_Run], at_once: threading.Event | None, report: Callable[[], None]) -> None:
+    """Stop all, and wait until they have ended; once ``at_once`` is set, for a moment only."""
+    for run in runs:
+        run.worker.stop()
+    give_up_s = math.inf
+    while any(run.is_alive() for run in runs) and time.monotonic() < give_up_s:
+        if at_once is not None and at_once.is_set():
+            give_up_s = min(give_up_s, time.monotonic() + _HURRY_S)
+            for run in runs:
+                run.worker.stop(hurry=True)
+        for run in runs:
+            run.join(_LOOK_S)
+        report()
+
+
+def _runs(
+    app: Pipeline,
+    groups: Sequence[Group],
+    settings: Settings,
+    kafka: Mapping[str, str],
+    meter: PrometheusMeter,
+    readiness: Readiness,
+    limits: Limits,
+    mode: Mode,
+    ends: ExitStack,
+) -> list[_Run]:
+    """Build the workers of all groups, and what they share; ``ends`` closes that, the lifespans last."""
+    from pipeline.registry.client import RegistrySchemas  # half of what a supervisor would import: 16 MB
+
     address = registry_address(settings)
+    state = State(**enter(groups[0].lifespans, ends))
+    inbox = _inbox(groups, settings, meter)
+    if inbox is not None:
+        ends.callback(inbox.close)
+    rows = JobRows(postgres_dsn(settings), Control) if any(_needs_rows(app, group) for group in groups) else None
+    if rows is not None:
+        ends.callback(rows.close)
     schemas = RegistrySchemas(
         address.url,
         address.username,
         address.password,
         on_error=lambda: meter.add("pipeline_registry_errors_total", role="worker"),
     )
-    decoder = Decoder(schemas)
-    kafka = {"client.id": f"pipeline-{app.names.app}", **kafka_options(settings), **(options or {})}
-    limits = Limits(concurrency=concurrency, drain_s=drain_timeout_s)
-    rows = JobRows(postgres_dsn(settings), Control) if any(_needs_rows(app, group) for group in chosen) else None
-    inbox = _inbox(chosen, settings, meter)
-    surroundings = ExitStack()
-    state = State(**enter(chosen[0].lifespans, surroundings))
-    solitude = Solitude()
-    runs = [
-        _Run(
-            _worker(
-                group,
-                consumer,
-                kafka,
-                decoder,
-                meter,
-                readiness,
-                limits,
-                _journal(app, group, rows, readiness, limits),
-                inbox,
-                state,
-                solitude,
-            )
+    ends.callback(schemas.close)
+    decoder, solitude = Decoder(schemas), Solitude()
+
+    def worker(group: Group, consumer: GroupConsumer | ShareGroup) -> Worker:
+        return Worker(
+            group,
+            consumer,
+            consumer,
+            AckProducer({name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY}),
+            decoder,
+            meter=meter,
+            health=readiness,
+            limits=limits,
+            journal=_journal(app, group, rows, readiness, limits),
+            call_of=lambda handler: inbox.around(handler) if inbox is not None and handler.inbox else handler.function,
+            state=state,
+            solitude=solitude,
         )
-        for group in chosen
-        for consumer in _consumers(group, kafka, mode, concurrency)
+
+    return [
+        _Run(worker(group, consumer))
+        for group in groups
+        for consumer in _consumers(group, kafka, mode, limits.concurrency)
     ]
-    if metrics_port is not None:
-        on_port(serve(Together(registry, REGISTRY), readiness.state, metrics_port, metrics_host))
-    for group in chosen:  # before anybody can ask: their threads say so only when they have begun
-        readiness.not_ready(group.name, "joining the group")
-    readiness.ready()
-    usage = Usage(meter, number)
-    beats = None
-    if heartbeat_s > 0:
-        writes = {name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY}
-        beats = beats_of(
-            app, [run.worker for run in runs], readiness.state, writes, meter,
-            every_s=heartbeat_s, mode=mode, number=number, supervisor=supervisor,
-        )  # fmt: skip
-
-    def report() -> None:
-        now = readiness.state()
-        if metrics_port is not None:  # else a supervisor tells it, of all
-            meter.set("pipeline_ready", 1 if now["ready"] else 0, role="worker")
-        usage.report()
-        on_state(now)
-        if beats is not None:
-            beats.step()
-
-    try:
-        for run in runs:
-            run.start()
-        while not until.wait(_LOOK_S) and all(run.is_alive() for run in runs):
-            report()
-    finally:
-        for run in runs:
-            run.worker.stop()
-        give_up_s = math.inf
-        while any(run.is_alive() for run in runs) and time.monotonic() < give_up_s:
-            if at_once is not None and at_once.is_set():
-                give_up_s = min(give_up_s, time.monotonic() + _HURRY_S)
-                for run in runs:
-                    run.worker.stop(hurry=True)
-            for run in runs:
-                run.join(_LOOK_S)
-            report()
-        if beats is not None:  # who cannot go on is not gone: people should see that it is missing
-            beats.end(gone=all(run.error is None for run in runs))
-        schemas.close()
-        if rows is not None:
-            rows.close()
-        if inbox is not None:
-            inbox.close()
-        surroundings.close()
-    for run in runs:
-        if run.error is not None:
-            raise run.error
-    return all(run.clean for run in runs)
 
 
 def _consumers(
@@ -222,40 +243,6 @@ def _consumers(
     producer = {name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY}
     both = {name: value for name, value in consumer.items() if name not in _CONSUMER_ONLY}
     return sides(group, consumer, both, producer, concurrency=concurrency)
-
-
-def _worker(
-    group: Group,
-    consumer: GroupConsumer | ShareGroup,
-    kafka: Mapping[str, str],
-    decoder: Decoder,
-    meter: PrometheusMeter,
-    readiness: Readiness,
-    limits: Limits,
-    journal: Journal | None,
-    inbox: Inbox | None,
-    state: State,
-    solitude: Solitude,
-) -> Worker:
-    producer = AckProducer({name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY})
-
-    def call_of(handler: Handler) -> Callable[..., Any]:
-        return inbox.around(handler) if inbox is not None and handler.inbox else handler.function
-
-    return Worker(
-        group,
-        consumer,
-        consumer,
-        producer,
-        decoder,
-        meter=meter,
-        health=readiness,
-        limits=limits,
-        journal=journal,
-        call_of=call_of,
-        state=state,
-        solitude=solitude,
-    )
 
 
 def _inbox(groups: Sequence[Group], settings: Settings, meter: PrometheusMeter) -> Inbox | None:
