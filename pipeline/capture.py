@@ -15,6 +15,7 @@ __all__ = [
     "Lost",
     "Refused",
     "Routed",
+    "Unencoded",
     "Unroutable",
     "dead_letter",
     "identity",
@@ -55,6 +56,10 @@ class Unroutable(PoisonError):
     def __init__(self, what: str, record: Routed) -> None:
         super().__init__(what)
         self.record = record
+
+
+class Unencoded(Unroutable):
+    """A row whose key or value was not encoded: ``record`` has it as no topic is to have it."""
 
 
 class Refused(BrokerError):

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
+from pipeline.capture import Unencoded
 from pipeline.deadletter import Count, Letter, Place, Selection, State
 from pipeline.errors import BrokerError
 from pipeline.headers import ORIGINAL_TIME, RetryState
@@ -110,6 +111,8 @@ class Destinations:
                 "",
                 "its value was too large for the DLQ: it is in pipeline.refused_row, see docs/dead-letters.md",
             )
+        if story.error.kind == Unencoded.__name__:
+            return "", "its value was never encoded: correct the row, or the schema, and publish the row anew"
         if not is_topic(story.origin.topic):
             return "", "its row names no possible topic: correct the row, and publish it anew"
         return story.origin.topic, ""

@@ -14,6 +14,7 @@ import secrets
 from dataclasses import dataclass, replace
 from typing import Any  # JSON
 
+from pipeline.connect.adjustment import Adjust, as_it_is
 from pipeline.connect.java import double_text
 from pipeline.connect.schema import Schema, json_text
 
@@ -38,10 +39,13 @@ class _Double(str):
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """``keep_null`` and ``keep_empty``: fields that are null, or an empty array, stay instead of being left out."""
+    """``keep_null`` and ``keep_empty``: fields that are null, or an empty array, stay instead of being left out.
+    ``field_names`` adjusts the names of fields; of two that become one the first is there.
+    """
 
     keep_null: bool = False
     keep_empty: bool = False
+    field_names: Adjust = as_it_is
 
     def encode(self, text: bytes) -> bytes:
         """Return a payload as JSON."""
@@ -77,8 +81,11 @@ class Expansion:
         if node is None:
             return None if self.keep_null else _ABSENT
         if isinstance(node, dict):
-            fields = {name: self._value(value) for name, value in node.items()}
-            return {name: value for name, value in fields.items() if value is not _ABSENT}
+            fields: dict[str, Any] = {}
+            for name, inner in node.items():
+                if (value := self._value(inner)) is not _ABSENT:
+                    fields.setdefault(self.field_names(name), value)
+            return fields
         if isinstance(node, list):
             return self._array(node) if node else [] if self.keep_empty else _ABSENT
         return node

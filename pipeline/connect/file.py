@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from pipeline.connect.adjustment import change_topic
 from pipeline.connect.converters import OPTIONS_WITHOUT_MEANING, converter_option
 from pipeline.connect.database import database, statements
 from pipeline.connect.filters import Filters, chosen, filters
+from pipeline.connect.heartbeats import heartbeat_topic
 from pipeline.connect.json_file import load, parse
 from pipeline.connect.messages import DECODE, MessageOptions
 from pipeline.connect.options import DECODER, HONOURED, NOT_YET, ROUTER, WITHOUT_MEANING
@@ -94,7 +96,7 @@ class ConnectorFile:
 
     def router_of(self, table: str) -> RouterOptions:
         """Return the router that takes the changes of "schema.table". Raises ConfigError where none does."""
-        topic = re.sub(r"[^\w.-]", "_", f"{self.topic_prefix}.{table}", flags=re.ASCII)
+        topic = change_topic(self.topic_prefix, self.routers[0].delimiter, table)
         if (found := next((router for router in self.routers if router.takes(topic)), None)) is None:
             raise ConfigError(
                 f"connector {self.name}: no Event Router takes the changes of table {table}, by their topic {topic}",
@@ -164,7 +166,7 @@ class _Config:
             status_every_s=self._milliseconds("status.update.interval.ms") / 1000,
             heartbeat_every_s=self._heartbeat(),
             heartbeat_query=self._get("heartbeat.action.query"),
-            heartbeat_topic=f"{self._get('topic.heartbeat.prefix')}.{topic_prefix}",
+            heartbeat_topic=heartbeat_topic(str(self._path), self._get, topic_prefix),
             topic_groups=topic_groups(self._path, self._values),
             encodes=self._encodes(routers),
             polls=self._polls(routers),

@@ -9,12 +9,24 @@ from pipeline.capture import Routed
 from pipeline.connect.converters import Converter
 from pipeline.connect.expansion import json_bytes
 from pipeline.connect.schema import Schema, schema_text
+from pipeline.errors import ConfigError
+from pipeline.topics import is_topic
 
-__all__ = ["heartbeats"]
+__all__ = ["heartbeat_topic", "heartbeats"]
 
 _NAMES = "io.debezium.connector.common."
 _KEY = Schema("struct", False, f"{_NAMES}ServerNameKey", 1, fields=(("serverName", Schema("string", False)),))
 _VALUE = Schema("struct", False, f"{_NAMES}Heartbeat", 1, fields=(("ts_ms", Schema("int64", False)),))
+
+
+def heartbeat_topic(where: str, get: Callable[[str], str], name: str) -> str:
+    """Return the topic of the connector ``name``; ``get`` returns the value of a key. Raises ConfigError."""
+    key = "topic.heartbeat.name"
+    if not (topic := get(key)):
+        key, topic = "topic.heartbeat.prefix", get("topic.delimiter").join((get("topic.heartbeat.prefix"), name))
+    if not is_topic(topic):
+        raise ConfigError(f"{where}: {key}: {topic!r} is not a topic that Kafka allows", remedy="use letters . _ and -")
+    return topic
 
 
 def heartbeats(

@@ -76,7 +76,7 @@ class Router:
         }
         exec(body, scope)  # noqa: S102 — only column numbers and repr() of what comes from outside are in the text
         function: Callable[..., Routed] = scope["route"]  # type: ignore[assignment]  # made by exec
-        return row.names, function
+        return row.columns, function
 
     def _beside(self, row: Row) -> list[str]:
         """Return the headers before the event's own: those of the connector, and of the trace it was written in."""

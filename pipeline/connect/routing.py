@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+from pipeline.connect.adjustment import Adjust, as_it_is, field_names, schema_names
+from pipeline.connect.avro_options import APICURIO, CONFLUENT
 from pipeline.connect.columns import Modes
 from pipeline.connect.converters import AS_BYTES, AS_TEXT, SIMPLE, Converter, Refuse, converter
 from pipeline.connect.expansion import Expansion
@@ -22,6 +24,7 @@ Get = Callable[[str], str]
 
 _PLACEMENT = "table.fields.additional.placement"
 _EXPAND = "table.expand.json.payload"
+_ADJUST = "field.name.adjustment.mode"  # of columns, and as a router's of the fields of an expanded payload
 
 
 def _any(_topic: str) -> bool:
@@ -42,8 +45,9 @@ class RouterOptions:
     """What the Event Router and the converters are told. ``prefix`` is how the router's keys begin, for messages.
 
     ``expansion`` is what is made of a JSON payload, None where it is not expanded; ``topic_prefix`` how the names of
-    schemas begin, ``adjusted`` whether for Avro; ``takes`` tells of the topic of a table's changes whether they come
-    here; ``context`` are headers of each record.
+    schemas begin, with ``delimiter`` behind it; ``schema_names`` and ``field_names`` adjust names, those of columns
+    before the options name them; ``takes`` tells of the topic of a table's changes whether they come here; ``context``
+    are headers of each record.
     """
 
     prefix: str = "transforms.outbox."
@@ -64,7 +68,9 @@ class RouterOptions:
     header: Converter = AS_TEXT
     modes: Modes = Modes()  # noqa: RUF009 — frozen
     topic_prefix: str = ""
-    adjusted: bool = False
+    delimiter: str = "."
+    schema_names: Adjust = as_it_is
+    field_names: Adjust = as_it_is
     on_update: str = "warn"
     tracing: Tracing = Tracing()  # noqa: RUF009 — frozen
     context: tuple[tuple[str, str], ...] = ()
@@ -116,6 +122,7 @@ def router_options(
         expansion=Expansion(
             keep_null=get("table.json.payload.null.behavior") == "optional_bytes",
             keep_empty=get("table.json.payload.empty.array.behavior") == "optional_string",
+            field_names=field_names(config.get(f"{prefix}{_ADJUST}", "none").strip().lower()),
         )
         if get(_EXPAND) == "true"
         else None,
@@ -128,7 +135,9 @@ def router_options(
         header=converter("header.converter", config, SIMPLE, refuse),
         modes=Modes(get("binary.handling.mode"), get("time.precision.mode"), get("decimal.handling.mode")),
         topic_prefix=config.get("topic.prefix", ""),
-        adjusted=get("schema.name.adjustment.mode") == "avro",
+        delimiter=_delimiter(path, get),
+        schema_names=schema_names(get("schema.name.adjustment.mode")),
+        field_names=field_names(_field_mode(get, config)),
         on_update="skip" if "u" in _skipped(get, refuse) else get("table.op.invalid.behavior"),
         tracing=Tracing(
             get("tracing.span.context.field"),
@@ -138,6 +147,19 @@ def router_options(
         context=context,
         takes=takes,
     )
+
+
+def _delimiter(path: Path, get: Get) -> str:
+    if not re.fullmatch(r"[\w.-]+", text := get("topic.delimiter"), re.ASCII):
+        raise ConfigError(f"{path}: topic.delimiter: {text!r} cannot stand in a topic's name", remedy="use . _ or -")
+    return text
+
+
+def _field_mode(get: Get, config: Mapping[str, str]) -> str:
+    """Return how names of columns are adjusted: for an Avro converter Debezium does so unasked."""
+    mode = get(_ADJUST)
+    avro = {config.get("key.converter"), config.get("value.converter")} & {APICURIO, CONFLUENT}
+    return "avro" if mode == "none" and avro else mode
 
 
 def _skipped(get: Get, refuse: Refuse) -> set[str]:

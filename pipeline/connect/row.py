@@ -54,8 +54,8 @@ class Layout(Protocol):
 
 
 class Row:
-    """The columns of ``table`` while their function is written. ``names`` are those used, the arguments in order;
-    ``scope`` has what the expressions call.
+    """The columns of ``table`` while their function is written, by their names as the router's options have them.
+    ``names`` are those used, the arguments in order; ``scope`` has what the expressions call.
     """
 
     def __init__(
@@ -65,11 +65,19 @@ class Row:
         self.table = table
         self.names: list[str] = []
         self.scope: dict[str, object] = dict(FUNCTIONS)
-        self._types = {column.name: column_type(column.type_oid, column.modifier, options.modes) for column in columns}
+        self._columns = self._named(columns)
+        self._types = {
+            name: column_type(column.type_oid, column.modifier, options.modes) for name, column in self._columns.items()
+        }
         self._declared = declared() if options.described else {}
 
     def __contains__(self, column: str) -> bool:
         return column in self._types
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are used, as the table has them."""
+        return [self._columns[name].name for name in self.names]
 
     def variable(self, column: str) -> str:
         """Return the argument that has a column's bytes."""
@@ -86,7 +94,7 @@ class Row:
     def schema(self, column: str) -> Schema:
         """Return Connect's schema of a column, as the table declares it."""
         schema = self._types[column].schema or Schema("bytes")
-        optional, default = self._declared.get(column, (True, None))
+        optional, default = self._declared.get(self._columns[column].name, (True, None))
         return replace(schema, optional=optional, default=default_of(default, schema))
 
     def use(self, column: str, form: str, option: str) -> str:
@@ -116,6 +124,18 @@ class Row:
         """Return the placements of these kinds, without those of missing columns where they are ignored."""
         ignored = self.options.ignore_missing
         return [one for one in self.options.placements if one.to in to and not (ignored and one.column not in self)]
+
+    def _named(self, columns: Sequence[Layout]) -> dict[str, Layout]:
+        """Return the columns by the names that options have for them. Raises ConfigError where two become one."""
+        made: dict[str, Layout] = {}
+        for column in columns:
+            name = self.options.field_names(column.name)
+            if (other := made.setdefault(name, column)) is not column:
+                raise ConfigError(
+                    f"table {self.table}: columns {other.name!r} and {column.name!r} are both {name!r} to the router",
+                    remedy="take one out by column.exclude.list, or set field.name.adjustment.mode=avro_unicode",
+                )
+        return made
 
     def _of(self, column: str, text: str, null: str) -> str:
         name = self.variable(column)

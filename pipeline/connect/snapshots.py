@@ -18,12 +18,14 @@ _BASED = "snapshot.mode.configuration.based"
 
 @dataclass(frozen=True, slots=True)
 class SnapshotOptions:
-    """When rows are read that are there already: at the first start, also when rows may be missing, at each start.
+    """When rows are read that are there already: at the first start, at each start; ``repairs``: also when rows may be
+    missing.
 
     ``streams``: the slot is read after it. ``included`` tells of "schema.table"; ``selects`` has SQL by such names.
     """
 
-    when: Literal["first", "needed", "always"]
+    when: Literal["first", "always"]
+    repairs: bool
     streams: bool
     included: Callable[[str], bool]
     included_text: str
@@ -37,7 +39,7 @@ def snapshot_options(
     where: str, get: Callable[[str], str], milliseconds: Callable[[str], int], values: Mapping[str, str]
 ) -> SnapshotOptions | None:
     """Return what the keys say; None where nothing is read before the stream. Raises ConfigError."""
-    when, streams = _mode(where, get)
+    when, streams, repairs = _mode(where, get)
     if when is None:
         return None
     text = get("snapshot.include.collection.list")
@@ -49,6 +51,7 @@ def snapshot_options(
         ) from error
     return SnapshotOptions(
         when=when,
+        repairs=repairs,
         streams=streams,
         included=included,
         included_text=f"snapshot.include.collection.list={text}" if text else "table.include.list",
@@ -59,16 +62,16 @@ def snapshot_options(
     )
 
 
-def _mode(where: str, get: Callable[[str], str]) -> tuple[Literal["first", "needed", "always"] | None, bool]:
+def _mode(where: str, get: Callable[[str], str]) -> tuple[Literal["first", "always"] | None, bool, bool]:
     match mode := get("snapshot.mode"):
         case "no_data":
-            return None, True
+            return None, True, False
         case "initial" | "initial_only":
-            return "first", mode == "initial"
+            return "first", mode == "initial", False
         case "when_needed":
-            return "needed", True
+            return "first", True, True
         case "always":
-            return "always", True
+            return "always", True, False
     data, streams, on_error = (
         get(f"{_BASED}.{key}") == "true" for key in ("snapshot.data", "start.stream", "snapshot.on.data.error")
     )
@@ -82,7 +85,7 @@ def _mode(where: str, get: Callable[[str], str]) -> tuple[Literal["first", "need
             f"{where}: snapshot.mode: configuration_based with neither snapshot nor stream does nothing",
             remedy=f"set {_BASED}.snapshot.data or {_BASED}.start.stream to true",
         )
-    return ("always" if data else None), streams
+    return ("always" if data else None), streams, on_error
 
 
 def _selects(where: str, tables: str, values: Mapping[str, str]) -> dict[str, str]:

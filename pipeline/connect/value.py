@@ -5,9 +5,9 @@ The payload alone, expanded or not, or a struct of the payload and of columns be
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
+from pipeline.connect.adjustment import change_topic
 from pipeline.connect.converters import Converter
 from pipeline.connect.expansion import Expansion, quoted
 from pipeline.connect.routing import Placement
@@ -101,9 +101,8 @@ def _typed(row: Row, expansion: Expansion) -> Callable[[bytes | str | None], tup
 
 def _heads(row: Row, inside: list[Placement]) -> Callable[..., bytes]:
     """Return what gives a struct's schema, by what the row is routed by, its version and its payload's own schema."""
-    first = re.sub(r"[^\w.-]", "_", f"{row.options.topic_prefix}.{row.table}", flags=re.ASCII)
-    if row.options.adjusted:
-        first = re.sub(r"^\d|-", "_", first)
+    options = row.options
+    first = options.schema_names(change_topic(options.topic_prefix, options.delimiter, row.table))
     fields = tuple((placed.alias, row.schema(placed.column)) for placed in inside)
     plain = row.schema(row.options.payload)
     known: dict[tuple[object, ...], bytes] = {}

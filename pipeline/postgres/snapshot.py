@@ -44,16 +44,17 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class SnapshotSettings:
-    """``when``: at the first start, also when rows may be missing, at each start.
+    """``when``: at the first start, at each start; ``repairs``: also when rows may be missing.
 
     ``wanted`` tells whether schema and table are read, ``selects`` has an own SELECT of some: "schema.table" → SQL.
     ``stamp_now``: records have the present time, and their row's in a header. ``delay_s`` before the first row.
     ``may_be_empty``: that no table is wanted is no error. ``statements`` are run first.
     """
 
-    when: Literal["first", "needed", "always"]
+    when: Literal["first", "always"]
     wanted: Callable[[str, str], bool]
     wanted_text: str
+    repairs: bool = False
     selects: Mapping[str, str] = field(default_factory=dict)
     stamp_now: bool = False
     delay_s: float = 0.0

@@ -360,7 +360,7 @@ class WalSource:
 
     def _missing(self, stored: Position | None, slot: Slot | None, server: Identity) -> str:
         """Tell why rows may be missing behind the stored position, where a snapshot is to bring them; else ""."""
-        if stored is None or self._settings.snapshot is None or self._settings.snapshot.when != "needed":
+        if stored is None or self._settings.snapshot is None or not self._settings.snapshot.repairs:
             return ""
         if slot is None:
             return f"slot {self._settings.slot} is gone"

@@ -129,7 +129,7 @@ class Delivery:
         if not self.under_way:
             self._progress_at = self._clock()  # nothing was owed: standby or idle, for however long
         for index, (error, lsn) in batch.dead.items():
-            batch.records[index] = self._bury(batch.records[index], error.what, "Unroutable", lsn)
+            batch.records[index] = self._bury(batch.records[index], error.what, type(error).__name__, lsn)
         self.size += batch.size
         self._unsent.append(_Flight(batch))
 

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
-from pipeline.capture import Batch, Headers, Unroutable, weight
+from pipeline.capture import Batch, Headers, Routed, Unencoded, weight
 from pipeline.codec import frame
 from pipeline.errors import PoisonError, SchemaError
 from pipeline.fitting import Fitting
@@ -122,16 +122,18 @@ class ConvertedSource(_WaitingSource):
 
     def _encode(self, batch: Batch, index: int) -> None:
         record = batch.records[index]
-        if index in batch.dead:
-            return
         topic, key, value, headers, at_ms, partition = record
+        if index in batch.dead:
+            if (self._key and key is not None) or (self._value and value is not None):
+                _leave(batch, index, record)
+            return
         try:
             if self._key and key is not None:
                 key = self._key(topic, key)
             if self._value and value is not None:
                 value = self._value(topic, value)
         except PoisonError as error:
-            batch.dead[index] = (Unroutable(f"{topic}: {error.what}", record), batch.lsn)
+            batch.dead[index] = (Unencoded(f"{topic}: {error.what}", record), batch.lsn)
             return
         made = (topic, key, value, headers, at_ms, partition)
         batch.size += weight(made) - weight(record)
@@ -158,13 +160,16 @@ class EncodedSource(_WaitingSource):
 
     def _encode(self, batch: Batch, index: int) -> None:
         topic, key, value, headers, at_ms, partition = batch.records[index]
-        if value is None or index in batch.dead:
+        if value is None:
+            return
+        if index in batch.dead:
+            _leave(batch, index, batch.records[index])
             return
         subject = subject_of(topic, _type(headers), self._strategy)
         try:
             encoded = self._encoded(subject, value)
         except PoisonError as error:
-            batch.dead[index] = (Unroutable(f"{subject}: {error.what}", batch.records[index]), batch.lsn)
+            batch.dead[index] = (Unencoded(f"{subject}: {error.what}", batch.records[index]), batch.lsn)
             return
         batch.size += len(encoded) - len(value)
         batch.records[index] = (topic, key, encoded, headers, at_ms, partition)
@@ -195,6 +200,12 @@ class EncodedSource(_WaitingSource):
             fitting = known[1] if known is not None and known[0] == schema_id else Fitting(text)
         self._known[subject] = found = (schema_id, fitting, now)
         return found
+
+
+def _leave(batch: Batch, index: int, record: Routed) -> None:
+    """Note of a row that is dead already that it was not encoded."""
+    error, lsn = batch.dead[index]
+    batch.dead[index] = (Unencoded(error.what, record), lsn)
 
 
 def _type(headers: Headers) -> str:

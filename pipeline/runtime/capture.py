@@ -136,6 +136,7 @@ def _snapshot(file: ConnectorFile) -> SnapshotSettings | None:
 
     return SnapshotSettings(
         when=options.when,
+        repairs=options.repairs,
         wanted=wanted,
         wanted_text=options.included_text,
         selects=options.selects,

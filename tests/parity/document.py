@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from cases import CASES, COLUMN_MODES, RESTART
 from durability import DURABILITY
+from idle import IDLE
 from keys import KEYS
-from outcomes import Differs, Fails, Ours, Outcome, Refused, Same
-from sources import AVRO, CREATED, LISTS, MESSAGES, MODES, PREDICATED, SNAPSHOTS, SOURCES, TRACED, UPDATED
+from outcomes import Differs, Fails, Ours, Outcome, Refused, Same, Uncompared
+from sources import (
+    AVRO,
+    CREATED,
+    HEARTBEATS,
+    LISTS,
+    MESSAGES,
+    MODES,
+    NAMES,
+    OFFSETS,
+    PREDICATED,
+    SETTINGS,
+    SNAPSHOTS,
+    SOURCES,
+    TRACED,
+    UPDATED,
+)
+
+from pipeline.connect.options import WITHOUT_MEANING
 
 _ROUTER = "transforms.outbox."
 _ENVELOPE = Same("placements: the envelope, with aliases, of each type, NULL, a missing column ignored")
@@ -52,6 +70,11 @@ OPTIONS: dict[str, Outcome] = {
     "negate": Same(PREDICATED),
     "table.op.invalid.behavior": Same(UPDATED),
     "table.expand.json.payload": _EXPAND,
+    "field.name.adjustment.mode": Differs(
+        "of an expanded payload's fields: the same names, and their values; Debezium looks for a value under its new "
+        "name, so that each field whose name changes is NULL",
+        NAMES,
+    ),
     "table.json.payload.null.behavior": _KEPT,
     "table.json.payload.empty.array.behavior": _KEPT,
     "route.by.field": _ROUTED,
@@ -76,7 +99,6 @@ COLUMNS: dict[str, Outcome] = dict(sorted(_FORMS, key=lambda row: row[0]))
 
 SOURCE: dict[str, Outcome] = {
     **{f"snapshot.mode={mode}": Same(SNAPSHOTS) for mode in MODES},
-    "snapshot.mode=configuration_based": Ours("tests/unit/test_connector_file.py", "test_snapshot_modes"),
     "snapshot.mode=custom": Refused("snapshot.mode", "custom"),
     **dict.fromkeys(
         (
@@ -93,27 +115,64 @@ SOURCE: dict[str, Outcome] = {
         "test_records_wait_for_the_registry_and_for_a_schema_that_it_does_not_take",
     ),
     "schema.name.adjustment.mode": Same(AVRO),
-    "schema.name.adjustment.mode=avro_unicode": Refused("schema.name.adjustment.mode", "avro_unicode"),
+    "schema.name.adjustment.mode=avro_unicode": Same(NAMES),
+    "field.name.adjustment.mode": Same(NAMES),
+    "field.name.adjustment.mode, where an Avro converter is": Same(AVRO),
+    "topic.delimiter": Same(NAMES),
     "header.converter: an AvroConverter": Refused("header.converter", "io.confluent.connect.avro.AvroConverter", True),
     "skipped.operations": Same(UPDATED),
     "extended.headers.enabled": Same(TRACED),
     "slot.drop.on.stop=true": Differs(
         "the position is forgotten with the slot, so `snapshot.mode=initial` takes a snapshot at the next start"
     ),
-    "slot.max.retries, slot.retry.delay.ms": Differs("the native relay stands by until the slot is free"),
+    "slot.max.retries, slot.retry.delay.ms": Differs(
+        "the native relay stands by until the slot is free, Debezium for so many tries; what is then published is the "
+        "same",
+        OFFSETS,
+    ),
     "slot.stream.params": Differs("pgoutput's `origin` only: the relay sets the others itself"),
     "offset.mismatch.strategy": Differs(
         "a slot that is ahead of the stored position is an error, but with `trust_slot` and `trust_greater_lsn`; "
         "Debezium goes on from the slot in silence only while `restart_lsn`, which is behind what is confirmed, has "
-        "not passed its own offset; else its task ends, or it takes a snapshot, as `snapshot.mode` says"
+        "not passed its own offset; else its task ends, or it takes a snapshot, as `snapshot.mode` says",
+        OFFSETS,
+    ),
+    "lsn.flush.mode=connector": Differs(
+        "keepalives move the slot in each mode; Debezium's in `connector_and_driver` alone", SETTINGS
     ),
     "lsn.flush.mode=manual": Refused("lsn.flush.mode", "manual"),
     "flush.lsn.source=false": Refused("flush.lsn.source", "false"),
-    "read.only=true": Refused("read.only", "true"),
-    "errors.tolerance": Differs("a row that cannot be routed goes to `<connector>.dlq`, and the rest goes on"),
+    "read.only=true": Same(SETTINGS),
+    "errors.tolerance": Differs(
+        "a row that cannot be routed goes to `<connector>.dlq`, and the rest goes on; Debezium drops it with `all`, "
+        "and with `none` its task ends",
+        SETTINGS,
+    ),
+    "provide.transaction.metadata": Differs(
+        "Debezium publishes records of transactions on `<topic.prefix>.transaction`; the events are the same",
+        HEARTBEATS,
+    ),
+    "exactly.once.support=required": Refused("exactly.once.support", "required", True),
+    "snapshot.query.mode=custom": Refused("snapshot.query.mode", "custom"),
+    "snapshot.locking.mode=custom": Refused("snapshot.locking.mode", "custom"),
     "signal.data.collection, incremental snapshots": Refused("signal.data.collection", "public.signal"),
     "column.mask.…, column.truncate.…": Refused("column.mask.with.4.chars", "public.outbox.payload"),
     "converters, post.processors": Refused("converters", "isbn"),
+}
+
+
+def _is_idle(key: str) -> bool:
+    return any(name == key or (key[-1] == "." and name.startswith(key)) for name in IDLE)
+
+
+_NOT_IDLE: dict[str, Outcome] = {
+    key: SOURCE[row]
+    for row in ("slot.max.retries, slot.retry.delay.ms", "provide.transaction.metadata")
+    for key in row.split(", ")
+}
+IDLE_KEYS: dict[str, Outcome] = {
+    f"{key}…" if key[-1] == "." else key: _NOT_IDLE.get(key, Same(SETTINGS) if _is_idle(key) else Uncompared(why))
+    for key, why in WITHOUT_MEANING.items()
 }
 
 TESTS: dict[str, dict[str, Outcome]] = {
@@ -221,8 +280,9 @@ partition, key, value, headers, timestamp. `pytest tests/parity` does it; this p
 `python tests/parity/document.py`, and a test holds it to what the suite knows.
 
 *pass*: that case of the suite passes. *refused*: the native relay does not honour it, refuses the file and names the
-key; run it on Kafka Connect. *differs*: on purpose. *by our own test*: of the native relay alone. *not compared*: no
-test says it.
+key; run it on Kafka Connect. *both refuse*, *both end*: Debezium too, in the same suite. *differs*: on purpose;
+*measured* where a case has both sides of it. *by our own test*: of the native relay alone. *not compared*: no test says
+it.
 """
 _DIFFERENCES = """
 ## Differences
@@ -266,12 +326,13 @@ _DIFFERENCES = """
 - **`pipeline.payload.encode=avro`** is ours: JSON payloads that the relay itself makes Avro, by a schema of their
   subject. Kafka Connect passes over the key, so there is nothing of Debezium's to compare; it is outside this page's
   parity.
-- **Not measured**: Debezium's side of what "both refuse" or "both end": that is what its own tests say.
 - **A table that no router takes**, by its predicate: Debezium publishes its change events, or its task ends where
   converters are for bytes; the native relay ends with an error that names table, topic and router.
 - **Snapshots**: rows come in the order of `seq`, or of an identity column, where the table has one; in Debezium as they
   lie in the table. `always` publishes what is there at each start in both; what came while it was stopped comes by
   the stream too, which Debezium passes over: rows that were deleted meanwhile are lost to it.
+- **`configuration_based`** with `snapshot.on.data.error` and without `snapshot.data` is refused: the position would be
+  forgotten, and nothing take its place.
 - **`when_needed`** with `offset.mismatch.strategy=trust_slot`: Debezium does not look whether its slot is there, and
   what was written before the new one is lost; the native relay takes its snapshot.
 - **Logical messages** are events here where `DecodeLogicalDecodingMessageContent` stands before the router. Without it
@@ -284,10 +345,21 @@ _DIFFERENCES = """
 """
 
 
+OUTCOMES: list[Outcome] = [
+    *OPTIONS.values(),
+    *COLUMNS.values(),
+    *SOURCE.values(),
+    *KEYS.values(),
+    *IDLE_KEYS.values(),
+    *(one for tests in (*TESTS.values(), *DURABILITY.values()) for one in tests.values()),
+]
+
+
 def document() -> str:
     """Return the page."""
     parts = [_HEAD, "\n## Cases\n\n", *(f"- {name}\n" for name in [*CASES, RESTART, *SOURCES]), _DIFFERENCES]
     tables = {"Event Router options": OPTIONS, "Forms of columns": COLUMNS, "What is read": SOURCE, "Other keys": KEYS}
+    tables["Keys without a meaning in the native relay"] = IDLE_KEYS
     tables |= {f"Debezium's {name}": tests for name, tests in TESTS.items()}
     tables |= {f"Debezium's {name}, as far as it concerns an outbox": tests for name, tests in DURABILITY.items()}
     for title, rows in tables.items():

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from cases import RESTART
 from outcomes import Differs, Ours, Outcome, Refused, Same
-from sources import DURABLE, HEARTBEATS, LISTS, MESSAGES, PUBLICATIONS, SNAPSHOTS
+from sources import (
+    DURABLE,
+    HEARTBEATS,
+    LISTS,
+    MESSAGES,
+    OFFSETS,
+    PUBLICATIONS,
+    READ,
+    REFUSED,
+    SETTINGS,
+    SNAPSHOTS,
+)
 
 __all__ = ["DURABILITY"]
 
-_SLOT = "tests/integration/test_slot.py"
 _RELAY = "tests/integration/test_relay_integration.py"
-_SNAPSHOT = "tests/integration/test_snapshot.py"
-_COMPARED = Ours(_SLOT, "test_a_stored_position_is_compared_with_slot_and_server")
+_COMPARED = Same(OFFSETS)
 _PUBLICATION = Same(PUBLICATIONS)
-_PARALLEL = Ours(_SNAPSHOT, "test_rows_that_are_there_come_in_order_and_those_after_it_by_the_stream")
-_FAILOVER = Ours(
-    "tests/integration/test_failover.py",
-    "test_a_failover_with_a_failover_slot_loses_nothing_and_without_one_says_what_may_be_missing",
-)
-_IDLE = Ours(_RELAY, "test_an_idle_relay_lets_the_server_forget_wal")
+_PARALLEL = Same(READ)
 _CHANGES = Same("UPDATE, DELETE and TRUNCATE publish nothing")
 _CUSTOM = Refused("snapshot.mode", "custom")
 _HEARTBEAT = Same(HEARTBEATS)
@@ -31,33 +35,38 @@ DURABILITY: dict[str, dict[str, Outcome]] = {
         "shouldAllowForExportedSnapshot": _PARALLEL,
         "exportedSnapshotShouldNotSkipRecordOfParallelTx": _PARALLEL,
         "exportedSnapshotShouldNotSkipRecordOfParallelTxPgoutput": _PARALLEL,
-        "shouldAllowForSelectiveSnapshot": Ours(_SNAPSHOT, "test_what_is_read_and_how_it_is_stamped_can_be_said"),
+        "shouldAllowForSelectiveSnapshot": Same(READ),
         "shouldPerformSnapshotOnceForInitialOnlySnapshotMode": Same(SNAPSHOTS),
         "shouldResumeStreamingFromSlotPositionForCustomSnapshot": _CUSTOM,
         "customSnapshotterSkipsTablesOnRestart": _CUSTOM,
         "shouldTakeColumnIncludeListFilterIntoAccount": Same(LISTS),
-        "shouldRegularlyFlushLsn": Ours(_RELAY, "test_after_a_drain_the_position_is_stored_and_nothing_comes_again"),
-        "shouldAckLsnOnSourceByDefault": Ours(_SLOT, "test_what_was_not_confirmed_comes_again_and_what_was_does_not"),
+        "shouldRegularlyFlushLsn": Same(SETTINGS),
+        "shouldAckLsnOnSourceByDefault": Same(SETTINGS),
         "shouldNotAckLsnOnSource": Refused("flush.lsn.source", "false"),
         "shouldNotAckLsnOnSourceInManualFlushMode": Refused("lsn.flush.mode", "manual"),
-        "shouldNotFlushLsnOfUnmonitoredActivityInConnectorMode": Differs("keepalives move the slot in each mode"),
-        "shouldFlushLsnOfUnmonitoredActivityInConnectorAndDriverMode": _IDLE,
-        "shouldStopConnectorOnSlotRecreation": Ours(_RELAY, "test_a_recreated_slot_is_noticed"),
-        "shouldSeekToCorrectOffset": _COMPARED,
-        "shouldAdvanceOffsetToSlotWithTrustSlotStrategy": Ours(
-            "tests/integration/test_handover.py", "test_debezium_native_debezium_on_one_slot_under_load_loses_nothing"
+        "shouldNotFlushLsnOfUnmonitoredActivityInConnectorMode": Differs(
+            "keepalives move the slot in each mode", SETTINGS
         ),
+        "shouldFlushLsnOfUnmonitoredActivityInConnectorAndDriverMode": Same(SETTINGS),
+        "shouldStopConnectorOnSlotRecreation": _COMPARED,
+        "shouldSeekToCorrectOffset": _COMPARED,
+        "shouldAdvanceOffsetToSlotWithTrustSlotStrategy": _COMPARED,
         "shouldSyncToGreaterLsnWithTrustGreaterLsnStrategy": _COMPARED,
         "testTrustGreaterLsnWithNonCapturedTableUpdates": _COMPARED,
-        "shouldCreateFailOverSlot": _FAILOVER,
+        "shouldCreateFailOverSlot": Same(SETTINGS),
+        "shouldNotCreateFailOverSlotByDefault": Same(SETTINGS),
+        "shouldStartWithConnectorAndDriverMode": Same(SETTINGS),
+        "shouldStartSuccessfullyWithinGuardrailLimits": Same(SETTINGS),
+        "shouldExecuteOnConnectStatements": Same(READ),
+        "testCustomPublicationNameUsed": _PUBLICATION,
+        "shouldConfigureSubscriptionsForAllTablesByDefault": _PUBLICATION,
+        "shouldProduceOnlyLogicalDecodingMessages": Same(MESSAGES),
+        "shouldThrowWhenAutocreationIsDisabled": Same(REFUSED),
         "shouldCreatePublicationWhenReplicationSlotExists": _PUBLICATION,
         "shouldConfigureSubscriptionsFromTableFilters": _PUBLICATION,
         "shouldUpdatePublicationForConfiguredTables": _PUBLICATION,
         "shouldUpdateExistingPublicationForConfiguredPartitionedTables": _PUBLICATION,
-        "shouldThrowWhenTableFiltersIsEmpty": Ours(
-            "tests/parity/test_publication.py",
-            "test_what_stands_in_the_way_of_a_publication_is_told_with_its_remedy",
-        ),
+        "shouldThrowWhenTableFiltersIsEmpty": Same(REFUSED),
         "shouldPropagateSkippedOperationsWhenUpdatingFilteredPublication": Differs(
             "which operations a publication has is left as it is"
         ),
@@ -68,9 +77,7 @@ DURABILITY: dict[str, dict[str, Outcome]] = {
         "shouldReceiveChangesAfterConnectionRestart": Same(RESTART),
         "stopInTheMiddleOfTxAndResume": Same(DURABLE),
         "restartConnectorInTheMiddleOfUncommittedTx": Same(DURABLE),
-        "shouldStartConsumingFromSlotLocation": Ours(
-            _SLOT, "test_what_was_not_confirmed_comes_again_and_what_was_does_not"
-        ),
+        "shouldStartConsumingFromSlotLocation": _COMPARED,
         "shouldReceiveUpdateSchemaAfterConnectionRestart": Ours(
             _RELAY, "test_columns_added_while_running_change_nothing"
         ),
@@ -86,9 +93,7 @@ DURABILITY: dict[str, dict[str, Outcome]] = {
         "testEmptyChangesProducesHeartbeat": _HEARTBEAT,
         "shouldSendHeartbeatBasedOnDefinedInterval": _HEARTBEAT,
         "testSendingHeartbeatsWithoutWalUpdates": _HEARTBEAT,
-        "testHeartbeatActionQueryExecuted": Ours(
-            _RELAY, "test_the_active_relay_alone_runs_the_heartbeats_query_and_survives_its_failure"
-        ),
+        "testHeartbeatActionQueryExecuted": _HEARTBEAT,
         "shouldNotLeakOriginInfoBetweenTransactions": _ORIGIN,
         "shouldPreserveOriginInfoAfterConnectorRestartMidTransaction": _ORIGIN,
     },

@@ -39,12 +39,13 @@ class Fails:
 
 @dataclass(frozen=True, slots=True)
 class Differs:
-    """A difference that is meant."""
+    """A difference that is meant; ``case`` of this suite shows it, side by side."""
 
     why: str
+    case: str = ""
 
     def __str__(self) -> str:
-        return f"differs: {self.why}"
+        return f"differs: {self.why}" + (f" (measured: {self.case})" if self.case else "")
 
 
 @dataclass(frozen=True, slots=True)

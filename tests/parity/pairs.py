@@ -96,6 +96,14 @@ class Capture:
             self._rest("PUT", "/stop")
             until(lambda: self.state() == "", f"{self.name} is stopped", 60)
 
+    def halt(self) -> None:
+        """Stop it, also where it has failed."""
+        if not self.failure():
+            self.stop()
+        elif self._side == "debezium":
+            self._rest("PUT", "/stop")
+            until(lambda: not self._rest("GET", "/status")["tasks"], f"{self.name} is stopped", 60)
+
     def state(self) -> str:
         """What Connect says of the task; empty where there is none."""
         try:

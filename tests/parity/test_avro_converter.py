@@ -30,7 +30,7 @@ TABLES = {
 ENVELOPED = {
     "enveloped": "aggregateid text, payload jsonb, kind text NOT NULL DEFAULT 'it''s', number integer, small smallint "
     "NOT NULL DEFAULT 3, raw bytea, amount numeric(5, 1), seen timestamptz, born date, exact numeric, flag boolean "
-    "DEFAULT false, version integer"
+    "DEFAULT false, version integer, \"odd-name\" text DEFAULT 'odd'"
 }
 DOCUMENTS = (
     '{"name": "Ada", "gone": null, "total": 7, "big": 9000000000, "rate": 1.5, "flag": true, "list": []}',
@@ -82,7 +82,7 @@ def test_both_write_the_same_avro(
         "transforms.outbox.table.expand.json.payload": "true",
         "transforms.outbox.table.fields.additional.placement": None,
     }  # fmt: skip
-    inside = ["kind", "number", "small", "raw", "amount", "seen", "born:envelope:day", "exact", "flag"]
+    inside = ["kind", "number", "small", "raw", "amount", "seen", "born:envelope:day", "exact", "flag", "odd_name"]
     placed = ",".join(one if ":" in one else f"{one}:envelope" for one in inside)
     tables = ",".join(f"public.{table}" for table in TABLES)
     pairs = [

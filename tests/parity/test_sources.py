@@ -80,28 +80,50 @@ def test_transactions_and_tables_that_come_and_go(
     assert ids(found["native"]) == [*made, *held, *spilled, last, last]
 
 
-def test_heartbeat_records(start: Start, bootstrap_servers: str, topics: Topics, prefix: str) -> None:
-    named = {side: f"beat-{prefix}.{prefix}-{side}" for side in SIDES}
-    topics.create(*named.values())
+BINARY_JSON: dict[str, str | None] = {
+    "value.converter": "io.debezium.converters.BinaryDataConverter",
+    "value.converter.delegate.converter.type": "org.apache.kafka.connect.json.JsonConverter",
+    "key.converter": "org.apache.kafka.connect.json.JsonConverter",
+}
+
+
+def test_heartbeat_records(start: Start, conn: Conn, bootstrap_servers: str, topics: Topics, prefix: str) -> None:
+    named = {side: f"beat-{prefix}_{prefix}-{side}" for side in SIDES}
+    whole = {side: f"{prefix}-named-{side}.beats" for side in SIDES}
+    transactions = {side: f"{prefix}-{side}_aside" for side in SIDES}
+    topics.create(*named.values(), *whole.values(), *transactions.values())
+    conn.execute("CREATE TABLE public.beats (by text)")
+    every = {**BINARY_JSON, "heartbeat.interval.ms": "200", "heartbeat.topics.prefix": "elsewhere"}
     pair = start(
-        **{
-            "heartbeat.interval.ms": "200", "topic.heartbeat.prefix": f"beat-{prefix}",
-            "value.converter": "io.debezium.converters.BinaryDataConverter",
-            "value.converter.delegate.converter.type": "org.apache.kafka.connect.json.JsonConverter",
-            "key.converter": "org.apache.kafka.connect.json.JsonConverter",
-            "extended.headers.enabled": "true",
+        **every, **{
+            "topic.heartbeat.prefix": f"beat-{prefix}", "topic.delimiter": "_", "extended.headers.enabled": "true",
+            "heartbeat.action.query": "INSERT INTO public.beats VALUES ('{name}')",
+            "provide.transaction.metadata": "true", "topic.transaction": "aside",
         }
     )  # fmt: skip
-    until(lambda: all(len(one.records(bootstrap_servers, named[side])) > 3 for side, one in pair.items()), "beats", 60)
-    made = {}
-    for side, one in pair.items():
-        found = one.records(bootstrap_servers, named[side])
-        values = {json.dumps(json.loads(beat.value() or b"") | {"payload": ["ts_ms"]}) for beat in found}
-        keys = {(beat.key() or b"").replace(f"-{side}".encode(), b"") for beat in found}
-        made[side] = (keys, values, {str(beat.headers()) for beat in found})
-        times = [json.loads(beat.value() or b"")["payload"]["ts_ms"] for beat in found]
-        assert times == sorted(set(times))
-    assert made["native"] == made["debezium"]
+    other = start("-named", **every, **{"topic.heartbeat.name": "{name}.beats", "topic.heartbeat.prefix": "elsewhere"})
+    for captures, beats in ((pair, named), (other, whole)):
+        made = {}
+        for side, one in captures.items():
+            until(
+                lambda one=one, side=side, beats=beats: len(one.records(bootstrap_servers, beats[side])) > 3, side, 60
+            )
+            found = one.records(bootstrap_servers, beats[side])
+            values = {json.dumps(json.loads(beat.value() or b"") | {"payload": ["ts_ms"]}) for beat in found}
+            keys = {(beat.key() or b"").replace(f"-{side}".encode(), b"") for beat in found}
+            made[side] = (keys, values, {str(beat.headers()) for beat in found})
+            times = [json.loads(beat.value() or b"")["payload"]["ts_ms"] for beat in found]
+            assert times == sorted(set(times))
+        assert made["native"] == made["debezium"]
+    assert [name for name in topics.names() if name.startswith("elsewhere")] == []
+    asked = "SELECT count(DISTINCT by) FROM (SELECT by FROM public.beats GROUP BY by HAVING count(*) > 2) AS often"
+    until(lambda: conn.execute(asked).fetchone() == (2,), "the query of both, again and again")
+    found = published(bootstrap_servers, pair, insert(conn, "events", "k"))
+    theirs, ours = ((one.key(), one.value(), normal(side, one)) for side, (one,) in found.items())
+    assert ours == theirs
+    topic = transactions["debezium"]
+    until(lambda: len(pair["debezium"].records(bootstrap_servers, topic)) >= 2, "Debezium's records of a transaction")
+    assert pair["native"].records(bootstrap_servers, transactions["native"]) == []
 
 
 def document(name: object, payload: object, key: object = "k", kind: object = "T") -> str:

@@ -266,10 +266,10 @@ def test_the_plan_names_targets_what_cannot_go_and_what_the_limit_leaves() -> No
     assert plan(OPEN, table, None).letters == 5
 
 
-def captured(offset: int, topic: str, *, with_value: bool = True) -> Record:
+def captured(offset: int, topic: str, *, kind: str = "Unroutable", with_value: bool = True) -> Record:
     row = (topic, f"k{offset}".encode(), b"\0raw", [("id", f"e{offset}")], NOW_MS - 1, -1)
     _, key, value, headers, at_ms, _ = dead_letter(
-        DLQ, row, kind="Unroutable", message="no", lsn=1 << 32, now_ms=NOW_MS, with_value=with_value
+        DLQ, row, kind=kind, message="no", lsn=1 << 32, now_ms=NOW_MS, with_value=with_value
     )
     sent = [(name, value.encode() if isinstance(value, str) else value) for name, value in headers]
     return Record(DLQ, 0, offset, key, value, sent, at_ms)
@@ -286,11 +286,15 @@ def test_what_the_capture_side_could_not_publish_goes_to_its_own_topic_with_its_
 
 
 def test_rows_without_a_possible_topic_or_value_stay_dead_and_say_so() -> None:
-    topic, broker = Topic([captured(0, "not a topic!"), captured(1, "orders", with_value=False)]), Broker()
+    letters = (
+        captured(0, "not a topic!"), captured(1, "orders", with_value=False), captured(2, "orders", kind="Unencoded"),
+    )  # fmt: skip
+    topic, broker = Topic(letters), Broker()
     outcome = redrive(topic, entered(topic), broker, topics=["orders"])[0].run(OPEN)
     assert dict(outcome.kept) == {
         "its row names no possible topic: correct the row, and publish it anew": 1,
         "its value was too large for the DLQ: it is in pipeline.refused_row, see docs/dead-letters.md": 1,
+        "its value was never encoded: correct the row, or the schema, and publish the row anew": 1,
     }
     assert broker.stored == []
     assert Letter.of(topic.records[Place(DLQ, 0, 1)]).flaws == ("its value of 4 bytes is not here",)
