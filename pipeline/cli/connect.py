@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -57,7 +57,9 @@ def diff(context: click.Context, paths: tuple[str, ...], output: str) -> None:
 @click.option("--label", default="", help="With --prune: only connectors with this pipeline.label; all files have it.")
 @click.option("--confirm", multiple=True, metavar="NAME", help="With --prune: a connector that may go; repeat it.")
 @output_option
+@click.pass_context
 def deploy(
+    context: click.Context,
     paths: tuple[str, ...],
     wait: bool,
     timeout_s: float,
@@ -73,7 +75,8 @@ def deploy(
     """Bring connector files to Kafka Connect, and wait until all run. Checks, plans, and makes one PUT for each that
     differs.
 
-    Secrets must be references that Connect resolves: ${env:NAME}, ${file:path:key}.
+    Secrets must be references that Connect resolves: ${env:NAME}, ${file:path:key}. A connector that somebody has
+    stopped or paused stays so: then it exits with 2.
 
     \b
     Example:
@@ -97,11 +100,12 @@ def deploy(
                 else "",
             )
         waiting = stage.waiting_for(timeout_s)
+        resting: list[State] = []
         if dry_run:
             deployment.check(plans, connect, ignore_unknown=ignore_unknown)
             say("".join(f"would delete {name}\n" for name in unknown) + "nothing was changed: leave --dry-run out")
         else:
-            deployment.deploy(
+            resting = deployment.deploy(
                 plans, connect, waiting if wait else None, put_back=not keep, ignore_unknown=ignore_unknown
             )
             for name in unknown:
@@ -111,7 +115,8 @@ def deploy(
     if output != "table":
         print_rows(done, output)
     elif not dry_run:
-        say("\n".join(f"{one['connector']}: {one['action']}{', runs' if wait else ''}" for one in done))
+        say("\n".join(f"{one['connector']}: {one['action']}{_outcome(one, resting, wait=wait)}" for one in done))
+    context.exit(2 if wait and resting else 0)
 
 
 @click.command("list")
@@ -218,6 +223,13 @@ COMMANDS: tuple[click.Command, ...] = (
     offsets,
     render,
 )
+
+
+def _outcome(one: Mapping[str, str], resting: Sequence[State], *, wait: bool) -> str:
+    for state in resting:
+        if state.name == one["connector"]:
+            return f", {state.state} as before: {deployment.resumed(state.name)}"
+    return ", runs" if wait and one["action"] != "delete" else ""
 
 
 def _row(state: State) -> dict[str, object]:

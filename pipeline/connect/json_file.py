@@ -13,7 +13,7 @@ __all__ = ["load", "parse"]
 def load(path: Path) -> tuple[str, dict[str, str]]:
     """Read a connector file as it is: its name, which is the file's, and its keys. Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", remedy="give the path of a connector file") from error
     except UnicodeDecodeError as error:
@@ -28,6 +28,8 @@ def load(path: Path) -> tuple[str, dict[str, str]]:
 
 def parse(text: str, where: str) -> tuple[str, dict[str, str]]:
     """Read a connector's JSON: its name, empty where it has none, and its keys. Raises ConfigError."""
+    if not text.strip():
+        raise ConfigError(f"{where}: is empty", remedy='write {"name": …, "config": {…}}')
     try:
         loaded = json.loads(text, object_pairs_hook=lambda pairs: _unique(where, pairs))
     except json.JSONDecodeError as error:
@@ -38,19 +40,21 @@ def parse(text: str, where: str) -> tuple[str, dict[str, str]]:
         raise ConfigError(f"{where}: {error}", remedy="correct the JSON") from error
     except RecursionError as error:
         raise ConfigError(f"{where}: nested too deeply", remedy="correct the JSON") from error
-    config, names = loaded, []
+    config: object = loaded
+    names: list[str] = []
     if isinstance(loaded, dict) and "config" in loaded:
         config = loaded["config"]
         for key in loaded.keys() - {"name", "config"}:
             raise ConfigError(f"{where}: unknown key {key!r} beside name and config", remedy="move it into config")
-        names = [loaded["name"]] if "name" in loaded else []
+        names = [_scalar(where, "name", loaded["name"])] if "name" in loaded else []
     if not isinstance(config, dict):
-        raise ConfigError(f"{where}: is not a connector", remedy='write {"name": …, "config": {…}}')
+        several = ": it is a list, and one file is one connector" if isinstance(loaded, list) else ""
+        raise ConfigError(f"{where}: is not a connector{several}", remedy='write {"name": …, "config": {…}}')
     if "name" in config:
-        names.append(config["name"])
-    if len(set(map(str, names))) > 1:
+        names.append(_scalar(where, "name", config["name"]))
+    if len(set(names)) > 1:
         raise ConfigError(f"{where}: name: {names[0]!r} and, in config, {names[1]!r}", remedy="write it once")
-    return str(names[0]) if names else "", {str(key): _scalar(where, str(key), value) for key, value in config.items()}
+    return names[0] if names else "", {str(key): _scalar(where, str(key), value) for key, value in config.items()}
 
 
 def _unique(path: str, pairs: list[tuple[str, object]]) -> dict[str, object]:

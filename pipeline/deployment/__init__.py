@@ -27,6 +27,7 @@ __all__ = [
     "healthy",
     "plain_secrets",
     "plan",
+    "resumed",
 ]
 
 _POLL_S = 0.25
@@ -80,22 +81,28 @@ def deploy(
     *,
     put_back: bool = True,
     ignore_unknown: bool = False,
-) -> None:
+) -> list[State]:
     """Check all connectors, then put each that differs, and wait for it unless ``waiting`` is None.
 
+    What somebody has stopped or paused stays so, with what was put, and is returned: it cannot be waited for.
     Raises ConfigError where Connect refuses a configuration, with nothing changed; ConnectError where a connector does
     not run, or Connect does not answer as it should: then ``put_back`` restores what ran before, or removes what was
     new. The error names the file, and says what stands now. Those before it stay deployed.
     """
     check(plans, cluster, ignore_unknown=ignore_unknown)
     done: list[str] = []
+    resting = []
     for one in plans:
         taken = False
         try:
+            before = None if one.running is None else cluster.state(one.connector.name)
+            rests = before is not None and before.rests
             if one.action != "unchanged":
                 cluster.put(one.connector)
                 taken = True
-            state = None if waiting is None else healthy(one.connector, cluster, waiting)
+            if before is not None and rests:
+                resting.append(before)
+            state = None if waiting is None or rests else healthy(one.connector, cluster, waiting)
         except ConnectError as error:
             problem = with_source(one.connector, error).what + (f"; {error.remedy}" if error.remedy else "")
             raise _given_up(one, cluster, problem, waiting, done, taken=taken, put_back=put_back) from error
@@ -105,6 +112,7 @@ def deploy(
             raise _given_up(one, cluster, problem, waiting, done, taken=taken, put_back=put_back)
         if one.action != "unchanged":
             done.append(one.connector.name)
+    return resting
 
 
 def healthy(connector: Connector, cluster: Cluster, waiting: Waiting) -> State | None:
@@ -124,8 +132,10 @@ def healthy(connector: Connector, cluster: Cluster, waiting: Waiting) -> State |
 
 def command(name: str, what: Command, cluster: Cluster, waiting: Waiting) -> State:
     """Pause, resume, stop or restart a connector, and wait until it is so. Raises ConnectError."""
-    if cluster.state(name) is None:
+    if (now := cluster.state(name)) is None:
         raise _unknown(name)
+    if now.rests and what.startswith("restart"):
+        raise ConnectError(f"connector {name}: {now.summary}: there is nothing to restart", remedy=resumed(name))
     if what == "pause":
         cluster.pause(name)
     elif what == "resume":
@@ -146,7 +156,7 @@ def command(name: str, what: Command, cluster: Cluster, waiting: Waiting) -> Sta
     # what was before is still told for a moment
     done = waiting.until(reached, settle_s=1.0 if what.startswith("restart") else 0)
     if not done or (wanted == "RUNNING" and state.failed):
-        raise ConnectError(f"connector {name}: {state.summary}, not {wanted}{_traces(state)}", remedy=_LOOK)
+        raise ConnectError(f"connector {name}: {state.summary}, not {wanted}{_traces(state)}", remedy=_look(name))
     return state
 
 
@@ -156,10 +166,16 @@ def delete(name: str, cluster: Cluster, waiting: Waiting) -> None:
         raise _unknown(name)
     cluster.delete(name)
     if not waiting.until(lambda: cluster.config(name) is None):
-        raise ConnectError(f"connector {name}: still there after {waiting.timeout_s:.0f} s", remedy=_LOOK)
+        raise ConnectError(f"connector {name}: still there after {waiting.timeout_s:.0f} s", remedy=_look(name))
 
 
-_LOOK = "pipeline connector status NAME -o json has the whole trace; Connect's log says more"
+def resumed(name: str) -> str:
+    """Return the command by which a connector that rests goes on."""
+    return f"pipeline connector resume {name}"
+
+
+def _look(name: str) -> str:
+    return f"pipeline connector status {name} -o json has the whole trace; Connect's log says more"
 
 
 def _is_current(connector: Connector, cluster: Cluster) -> bool:
@@ -185,23 +201,25 @@ def _given_up(
 
     ``taken``: Connect said that it took the new one. Where it did not, its worker may have taken it nevertheless.
     """
+    look = _look(one.connector.name)
+    mend = f"correct the file, or what pipeline doctor {one.connector.source or 'FILE'} finds"
     if done:
         problem += f"\n    before it were deployed{', and run' if waiting else ''}: {', '.join(done)}"
     if one.action == "unchanged":
-        return ConnectError(problem, remedy=_LOOK)
+        return ConnectError(problem, remedy=look)
     try:
         if not taken and cluster.config(one.connector.name) == one.running:
-            return ConnectError(problem, remedy=f"nothing was changed by this file; {_LOOK}")
+            return ConnectError(problem, remedy=f"nothing was changed by this file; {look}")
         if not put_back:
-            return ConnectError(problem, remedy=f"the new configuration stands; {_LOOK}")
+            return ConnectError(problem, remedy=f"the new configuration stands; {look}")
         if one.running is not None:
             cluster.put(Connector(one.connector.name, one.running))
-            return ConnectError(problem, remedy="what ran before was put back (--keep does not); correct the file")
+            return ConnectError(problem, remedy=f"what ran before was put back (--keep does not); {mend}")
         if waiting is None:
             cluster.delete(one.connector.name)
         else:
             delete(one.connector.name, cluster, waiting)
-        return ConnectError(problem, remedy="it was removed again (--keep leaves it there); correct the file")
+        return ConnectError(problem, remedy=f"it was removed again (--keep leaves it there); {mend}")
     except ConnectError as error:
         problem += f"\n    and what ran before could not be put back: {error.what}" if put_back else ""
         return ConnectError(

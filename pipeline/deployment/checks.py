@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pipeline.connector import is_reference, is_secret, references
+from pipeline.connector import is_reference, is_secret, masked
 from pipeline.deployment.plan import Cluster, Plan
 from pipeline.errors import ConfigError
 
@@ -30,20 +30,22 @@ def check(plans: Sequence[Plan], cluster: Cluster, *, ignore_unknown: bool = Fal
     _check_shared({**cluster.configs(), **{one.connector.name: one.connector.config for one in plans}}, plans)
 
 
-def _unresolved(config: Mapping[str, str]) -> str:
-    """Say which references a database that refuses a sign-in may not have got: Connect leaves them as they are."""
-    keys = [f"{key}={config[key]}" for key in _SIGN_IN if references(config.get(key, ""))]
-    return f", or what they refer to where Connect runs: {', '.join(keys)}" if keys else ""
+def _signs_in(one: Plan) -> str:
+    """Say by which keys the database is reached: Connect tells of all of it under database.hostname."""
+    config = one.connector.config
+    found = {key: masked(key, config[key], one.check.secrets) for key in _SIGN_IN if config.get(key)}
+    listed = ", ".join(f"{key}={value}" for key, value in found.items())
+    return f"; the database is reached by {listed}; references are resolved where Connect runs"
 
 
-_SIGN_IN = ("database.user", "database.password", "database.hostname", "database.dbname")
+_SIGN_IN = ("database.hostname", "database.port", "database.user", "database.password", "database.dbname")
 
 
 def _check(one: Plan, *, ignore_unknown: bool) -> None:
     where = one.connector.source or one.connector.name
     if one.check.errors:
         listed = "; ".join(f"{key}: {' '.join(texts[0].split())}" for key, texts in sorted(one.check.errors.items()))
-        hint = _unresolved(one.connector.config) if "validating connector config" in listed else ""
+        hint = _signs_in(one) if "validating connector config" in listed else ""
         raise ConfigError(
             f"{where}: Connect refuses it: {listed}", remedy=f"correct these keys{hint}; nothing was changed"
         )

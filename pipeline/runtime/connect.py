@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 from pipeline import deployment
 from pipeline.config import Settings
@@ -71,10 +70,13 @@ def for_connect(paths: Sequence[str]) -> list[Connector]:
 
 
 def names(words: Sequence[str]) -> list[str]:
-    """Return names of connectors: words are names, or files, folders (with a slash) and ``-`` that hold them."""
+    """Return names of connectors: words are names, or files, folders (with a slash) and ``-`` that hold them.
+
+    Raises ConfigError for a path that is not there, and for what a file holds that is no connector.
+    """
     found: dict[str, None] = {}
     for word in words:
-        held = word == "-" or word.endswith(".json") or ("/" in word and Path(word).is_dir())
+        held = word == "-" or word.endswith(".json") or "/" in word
         found.update(dict.fromkeys([one.name for one in connectors([word], sys.stdin)] if held else [word]))
     return list(found)
 

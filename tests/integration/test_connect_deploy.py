@@ -118,6 +118,7 @@ def test_a_task_that_fails_puts_back_what_ran_before_and_says_why(
     assert str(file) in failed.stderr
     assert "Publication autocreation is disabled" in failed.stderr
     assert "it was removed again" in failed.stderr
+    assert f"or what pipeline doctor {file} finds" in failed.stderr
     assert pipeline("connector", "status", prefix).code == 1
 
     file.write_text(json.dumps(new))
@@ -130,7 +131,7 @@ def test_a_task_that_fails_puts_back_what_ran_before_and_says_why(
     until(lambda: states(pipeline, prefix) == ["RUNNING", "RUNNING"], "what ran before")
 
     changed(file, **{"publication.name": "nothing_here"})
-    assert "status NAME" in pipeline("connector", "deploy", str(file), "--keep").stderr
+    assert f"status {prefix} -o json" in pipeline("connector", "deploy", str(file), "--keep").stderr
     shown = pipeline("connector", "status", prefix)
     assert (shown.code, "Publication autocreation is disabled" in shown.stdout) == (2, True)
 
@@ -251,6 +252,47 @@ def test_a_slot_that_a_native_relay_reads_and_a_role_without_rights_are_told_wit
             conn.execute(f"DROP ROLE {prefix}")
 
 
+def test_what_somebody_has_stopped_takes_a_new_configuration_and_stays_stopped(
+    file: Path, prefix: str, pipeline: CommandLine
+) -> None:
+    assert pipeline("connector", "deploy", str(file)).code == 0
+    told = f"STOPPED as before: pipeline connector resume {prefix}"
+    assert pipeline("connector", "stop", prefix).code == 0
+    again = pipeline("connector", "deploy", str(file))
+    assert (again.code, again.stderr) == (2, f"{prefix}: unchanged, {told}\n")
+    changed(file, **{"max.batch.size": "1000"})
+    taken = pipeline("connector", "deploy", str(file))
+    assert (taken.code, taken.stderr) == (2, f"{prefix}: update, {told}\n")
+    assert states(pipeline, prefix) == ["STOPPED"]
+    assert pipeline("connector", "diff", str(file)).code == 0
+    assert pipeline("connector", "deploy", str(file), "--no-wait").code == 0
+    for words in ((), ("--only-failed",)):
+        refused = pipeline("connector", "restart", prefix, *words)
+        assert (refused.code, f"→ pipeline connector resume {prefix}" in refused.stderr) == (1, True)
+    assert pipeline("connector", "resume", prefix).code == 0
+    assert states(pipeline, prefix) == ["RUNNING", "RUNNING"]
+
+
+def test_a_path_that_is_not_there_is_no_name(pipeline: CommandLine) -> None:
+    for word in ("nowhere/", "connectors/outbox", "nowhere.json"):
+        refused = pipeline("connector", "pause", word)
+        assert (refused.code, refused.stderr.splitlines()[0]) == (
+            1,
+            f"error: {word.rstrip('/')}: No such file or directory",
+        )
+
+
+def test_a_database_that_is_not_there_is_told_with_the_keys_by_which_it_is_reached(
+    file: Path, prefix: str, pipeline: CommandLine
+) -> None:
+    """Debezium tells of all of it under database.hostname."""
+    changed(file, **{"database.dbname": "nowhere_at_all"})
+    refused = pipeline("connector", "deploy", str(file))
+    assert (refused.code, 'database "nowhere_at_all" does not exist' in refused.stderr) == (1, True)
+    assert "database.password=${env:PGPASSWORD}, database.dbname=nowhere_at_all" in refused.stderr
+    assert pipeline("connector", "status", prefix).code == 1
+
+
 def test_offsets_are_not_replaced_by_none(pipeline: CommandLine, prefix: str) -> None:
     Path("none.json").write_text("[]")
     refused = pipeline("connector", "offsets", "set", prefix, "none.json", "--execute")
@@ -264,7 +306,7 @@ def test_a_reference_that_connect_cannot_resolve_is_told_with_its_key(
     refused = pipeline("connector", "deploy", str(file))
     assert refused.code == 1
     assert f"{file}: Connect refuses it" in refused.stderr
-    assert "what they refer to where Connect runs: " in refused.stderr
+    assert "references are resolved where Connect runs" in refused.stderr
     assert "database.password=${env:NO_SUCH_SECRET}" in refused.stderr
     changed(file, **{"database.password": "${file:/no/such/file:password}"})
     refused = pipeline("connector", "deploy", str(file))
@@ -425,7 +467,9 @@ def test_a_connect_that_is_away_for_a_moment_while_it_is_waited_for_ends_nothing
     ("text", "told"),
     [
         ("{", "line 1, column 2"),
-        ("[]", "is not a connector"),
+        ("[]", "is not a connector: it is a list, and one file is one connector"),
+        (" ", "is empty"),
+        ('{"name": null, "config": {}}', "name: is null, not a text"),
         ('{"config": {"a": null}}', "a: is null, not a text"),
         ('{"config": {"a": "1", "a": "2"}}', "a: stands there twice"),
         ('{"name": "x", "config": {}, "more": 1}', "unknown key 'more'"),

@@ -246,6 +246,12 @@ def test_each_key_of_the_databases_tls_is_libpqs_parameter(tmp_path: Path) -> No
         load(tmp_path, {"database.sslmode": "sometimes"})
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.json"
+    path.write_bytes(b"\xef\xbb\xbf" + OURS.read_bytes())
+    assert read(path, ENV).slot == read(OURS, ENV).slot
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -255,7 +261,9 @@ def test_each_key_of_the_databases_tls_is_libpqs_parameter(tmp_path: Path) -> No
         ('{"config": [], "name": "outbox"}', "is not a connector"),
         ('{"config": {}, "nam": "outbox"}', "unknown key 'nam'"),
         ("[" * 100_000, "nested too deeply"),
-        ("", "line 1, column 1"),
+        ("", "is empty"),
+        ("{", "line 1, column 2"),
+        ('{"name": null, "config": {}}', "name: is null, not a text"),
     ],
 )
 def test_malformed_files_say_where(tmp_path: Path, text: str, told: str) -> None:

@@ -69,7 +69,7 @@ class StandIn:
             return 204, ""
         if what == "config":
             return 200, json.dumps(self.configs[name])
-        if name == self.name and self.on_wait:
+        if name == self.name and self.on_wait and self.configs[name].get("a") == "new":
             return self.on_wait
         if what == "tasks":
             return 200, json.dumps([{"config": self.configs[name]}])
