@@ -39,9 +39,7 @@ def beat(
             continue
         try:
             if conn is None or conn.closed:
-                conn = psycopg.connect(dsn, autocommit=True)
-                for statement in (f"SET statement_timeout = {_ANSWER_MS}", *statements):
-                    conn.execute(statement.encode())
+                conn = _connected(dsn, statements)
             conn.execute(query.encode())
         except psycopg.Error as error:
             if not failing:
@@ -59,3 +57,15 @@ def beat(
             failing = False
     if conn is not None:
         conn.close()
+
+
+def _connected(dsn: str, statements: Sequence[str]) -> psycopg.Connection[object]:
+    """Return a connection on which all statements ran. Raises psycopg.Error."""
+    conn: psycopg.Connection[object] = psycopg.connect(dsn, autocommit=True)
+    try:
+        for statement in (f"SET statement_timeout = {_ANSWER_MS}", *statements):
+            conn.execute(statement.encode())
+    except psycopg.Error:
+        conn.close()
+        raise
+    return conn
