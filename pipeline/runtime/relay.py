@@ -145,7 +145,8 @@ def run_relay(
         run_captured(dsn, file, relay, until, at_once)
     except (SourceError, ConfigError, BrokerError) as error:
         kind = next(one for one in (SourceError, ConfigError, BrokerError) if isinstance(error, one))
-        raise kind(f"{path}: {error.what}", remedy=error.remedy, retryable=error.retryable) from error
+        remedy = error.remedy.replace(" FILE", f" {path}")
+        raise kind(f"{path}: {error.what}", remedy=remedy, retryable=error.retryable) from error
     finally:
         done.set()
         ends.close()

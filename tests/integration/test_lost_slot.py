@@ -60,7 +60,7 @@ def test_a_slot_that_lost_its_wal_ends_the_relay_which_says_how_to_go_on(
         assert told["found"].startswith("was invalidated (")
         assert told["found"].endswith("): its WAL is gone")
         drop, _, then = told["fix"].partition("; then ")
-        assert then == "pipeline connector reconcile"
+        assert then == f"pipeline connector reconcile {file}"
         conn.execute(drop.encode())
         conn.execute("DELETE FROM pipeline.relay_position WHERE slot = %s", (prefix,))
         with RelayProcess(file, private_cli_environment) as relay:
@@ -68,7 +68,7 @@ def test_a_slot_that_lost_its_wal_ends_the_relay_which_says_how_to_go_on(
             last = insert(conn, topic, "k")
             until(lambda: last in ids(read_topic(bootstrap_servers, topic)), "a row by the new slot")
             assert ids(read_topic(bootstrap_servers, topic)) == [first, last]
-            assert "pipeline connector reconcile FILE --execute" in " ".join(relay_said.split())
+            assert f"pipeline connector reconcile {file} --execute" in " ".join(relay_said.split())
             run = [sys.executable, "-m", "pipeline", "connector", "reconcile", str(file), "--execute"]
             with subprocess.Popen(run, env=private_cli_environment) as reconcile:
                 # rows all the time: an idle relay stores its position each minute only

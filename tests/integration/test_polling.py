@@ -92,10 +92,11 @@ def test_rows_are_pruned_once_the_stored_position_is_past_them(
     conn.execute("UPDATE pipeline.poll_position SET system_id = '1'")
     refused = prune()
     assert (refused.code, "its position is of another server" in refused.stderr) == (1, True)
-    with RelayProcess(polling(tmp_path, prefix), cli_environment) as relay:
+    file = polling(tmp_path, prefix)
+    with RelayProcess(file, cli_environment) as relay:
         assert relay.process.wait(60) == 1
     assert "is of another server" in relay.log
-    assert "pipeline connector reconcile FILE --execute" in relay.log
+    assert f"pipeline connector reconcile {file} --execute" in relay.log
 
 
 def test_reconcile_knows_what_the_poller_has_passed(

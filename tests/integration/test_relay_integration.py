@@ -513,7 +513,7 @@ def test_a_role_without_rights_is_told_so_and_runs_once_the_doctors_grants_are_g
             error = ended()
             assert "→ the role needs REPLICATION" in error
             conn.execute(f"ALTER ROLE {prefix} REPLICATION")
-            assert "pipeline doctor FILE says what is missing" in ended()
+            assert f"pipeline doctor {file} says what is missing" in ended()
             conn.execute(f"ALTER ROLE {prefix} NOREPLICATION")
             for _ in range(2):  # what is wrong with a table is not seen before the schema may be used
                 for one in json.loads(pipeline("doctor", str(file), "-o", "json").stdout):

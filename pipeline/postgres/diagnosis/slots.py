@@ -25,7 +25,7 @@ def examine(look: Look) -> Iterator[Finding]:
     elif row["wal_status"] == "lost":
         why = f" ({row['reason']})" if row["reason"] else ""
         yield judged(
-            check, "problem", f"was invalidated{why}: its WAL is gone", f"{drop} then pipeline connector reconcile"
+            check, "problem", f"was invalidated{why}: its WAL is gone", f"{drop} then pipeline connector reconcile FILE"
         )
     elif row["elsewhere"] or row["plugin"] != "pgoutput":
         text = f"is of database {row['database']} with {row['plugin']}"
