@@ -170,7 +170,7 @@ def store_jobs(orders: Sequence[Wanted], outbox: Outbox, schema_ids: SchemaIds) 
     now = [order for order in stored if not _later(order)]
     later = [order for order in stored if _later(order)]
     if now:
-        yield outbox.insertion([rows[order.id] for order in now])
+        yield from outbox.put([rows[order.id] for order in now], [order.id for order in now])
     if later:
         yield Statement(_DUE, [(*rows[order.id], *_time(order)) for order in later], values=_DUE_VALUES)
     tracked = [order for order in stored if order.options.tracks(order.job)]

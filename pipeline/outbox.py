@@ -6,6 +6,7 @@ here, so a message that does not fit its schema fails the transaction before any
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from uuid import UUID, SafeUUID
 
 from pipeline.avro import schema_of
 from pipeline.codec import encode
-from pipeline.errors import ConfigError, SchemaError
+from pipeline.errors import ConfigError, SchemaError, SourceError
 from pipeline.event import Message
 from pipeline.row import COLUMNS, copy_data, headers_text, key_text, placeholders, quoted
 from pipeline.subject import DEFAULT_STRATEGY, SubjectStrategy, subject_of
@@ -142,6 +143,10 @@ class Outbox:
     A table of your own is named by ``schema`` and ``table``; ``columns`` maps our column names to its (None: it has no
     such column), ``extra`` gives further columns a fixed value. ``payload="json"``: its payload column is json, jsonb
     or text, so that only messages with ``format="json"`` go into it.
+
+    ``retain="none"`` deletes each row in the transaction that wrote it: it is in the WAL, and the table stays empty.
+    ``slots`` names all replication slots that read it. A row is refused while one of them is not there: nobody could
+    find it any more.
     """
 
     schema: str = "pipeline"
@@ -149,9 +154,13 @@ class Outbox:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     payload: Literal["bytes", "json"] = "bytes"
+    retain: Literal["pruned", "none"] = "pruned"
+    slots: tuple[str, ...] = ()
     _insert: tuple[str, str, str] = field(init=False, repr=False, compare=False)
+    _remove: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self._check_retention()
         unknown = set(self.columns) - set(COLUMNS)
         if unknown:
             raise ConfigError(
@@ -177,6 +186,23 @@ class Outbox:
         ours = (self.schema, self.table) == ("pipeline", "outbox") and not self.columns and not self.extra
         copy = f"COPY {target} FROM STDIN (FORMAT binary)" if ours and self.payload == "bytes" else ""
         object.__setattr__(self, "_insert", (f"INSERT INTO {target} VALUES {values}", values, copy))  # noqa: S608 — quoted
+        id_column = quoted(self.columns.get("id") or "id")
+        remove = _REMOVE.format(
+            table=f"{quoted(self.schema)}.{quoted(self.table)}", id=id_column, slots=len(self.slots)
+        )
+        object.__setattr__(self, "_remove", remove)
+
+    def _check_retention(self) -> None:
+        if self.retain not in {"pruned", "none"}:
+            raise ConfigError(f"Outbox: retain={self.retain!r}", remedy="pruned or none")
+        if not isinstance(self.slots, tuple) or not all(isinstance(slot, str) and slot for slot in self.slots):
+            raise ConfigError(f"Outbox: slots={self.slots!r}", remedy='a tuple of names: slots=("pipeline_outbox",)')
+        if (self.retain == "none") != bool(self.slots):
+            raise ConfigError(
+                f"Outbox: retain={self.retain!r} with slots={self.slots!r}: rows may go at once only where a slot is "
+                "known to have them",
+                remedy='Outbox(retain="none", slots=("pipeline_outbox",)), with slot.name of each connector file',
+            )
 
     def store(
         self, envelopes: Sequence[Envelope], schema_ids: SchemaIds, new_ids: Callable[[int], list[UUID]]
@@ -194,13 +220,35 @@ class Outbox:
                 found[key] = yield from schema_ids.find(*key)
             rows.append(self.row(event_id, envelope, found[key]))
         if rows:
-            yield self.insertion(rows)
+            yield from self.put(rows, ids)
         return ids
 
-    def insertion(self, rows: Sequence[tuple[Any, ...]]) -> Statement:
-        """Return what stores rows that ``row`` made."""
+    def put(self, rows: Sequence[tuple[Any, ...]], ids: Sequence[UUID]) -> Steps[None]:
+        """Store rows that ``row`` made. Raises as ``leave`` does."""
         sql, values, copy = self._insert
-        return Statement(sql, rows, values=values, copy=copy)
+        yield Statement(sql, rows, values=values, copy=copy)
+        yield from self.leave(ids)
+
+    def leave(self, ids: Sequence[UUID]) -> Steps[None]:
+        """Delete rows that this transaction wrote, where none is retained.
+
+        Raises SourceError, retryable, while a slot is missing, lost, or not yet made in full: it sees what commits
+        after it was, and a transaction that waits for its making cannot see it here.
+        """
+        if self.retain != "none" or not ids:
+            return
+        given = json.dumps([{self.columns.get("id") or "id": str(event_id)} for event_id in ids])
+        [(gone, found)] = yield Statement(self._remove, [(json.dumps(self.slots), given)], returns=True)
+        if gone < len(ids):
+            missing = found < len(self.slots)
+            raise SourceError(
+                f'{self.schema}.{self.table}: retain="none", and '
+                + (f"{found} of its slots are there: {', '.join(self.slots)}" if missing else "rows are still there"),
+                remedy="start the relay or Debezium first, and roll this transaction back: its rows were not sent"
+                if missing
+                else "no trigger may change a row's id, and row-level security has to let its writer delete it",
+                retryable=missing,
+            )
 
     def taking(self, source: str) -> tuple[str, tuple[Any, ...]]:
         """Return the INSERT that takes rows of COLUMNS, payload as bytes, from a query part, and its parameters."""
@@ -235,6 +283,22 @@ class Outbox:
         kept = [v for name, v in zip(COLUMNS, ours, strict=True) if self.columns.get(name, name) is not None]
         return (*kept, *self.extra.values())
 
+
+# The slots are looked for by the transaction that has written: one that is complete then has all that it commits.
+# The record is the table's own, so that ids have its column's type.
+_REMOVE = """
+WITH ready AS (
+    SELECT count(*) AS n FROM pg_catalog.pg_replication_slots
+    WHERE database = current_database() AND slot_type = 'logical' AND confirmed_flush_lsn IS NOT NULL
+        AND wal_status IS DISTINCT FROM 'lost'
+        AND slot_name IN (SELECT json_array_elements_text(CAST(CAST(%s AS text) AS json)))
+), gone AS (
+    DELETE FROM {table} AS o
+    USING ready, json_populate_recordset(CAST(NULL AS {table}), CAST(CAST(%s AS text) AS json)) AS x
+    WHERE o.{id} = x.{id} AND ready.n = {slots} RETURNING 1
+)
+SELECT CAST((SELECT count(*) FROM gone) AS integer), CAST(ready.n AS integer) FROM ready
+"""
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 

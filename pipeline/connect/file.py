@@ -76,6 +76,7 @@ class ConnectorFile:
     heartbeat_topic: str
     topic_groups: tuple[TopicGroup, ...]  # as which missing topics are created; none: they are not
     encodes: bool  # JSON payloads, to Avro
+    retains: bool  # rows stay in the table when they have been written
     polls: bool  # else by the WAL
     polling: Polling
     topic_prefix: str
@@ -169,6 +170,7 @@ class _Config:
             heartbeat_topic=heartbeat_topic(str(self._path), self._get, topic_prefix),
             topic_groups=topic_groups(self._path, self._values),
             encodes=self._encodes(routers),
+            retains=self._get("pipeline.retain") == "pruned",
             polls=self._polls(routers),
             polling=Polling(
                 self._get("pipeline.polling.seq"),
@@ -298,11 +300,13 @@ class _Config:
             if "poll.interval.ms" in self._values:
                 self._notices.append("poll.interval.ms has no meaning in the native relay: the WAL is not polled")
             return False
-        if (mode := self._get("snapshot.mode")) != "no_data":
-            raise ConfigError(
-                f"{self._path}: snapshot.mode: {mode!r} does not go with pipeline.capture=polling",
-                remedy="use no_data; rows of before are published by pipeline connector reconcile",
-            )
+        for key, wanted, remedy in (
+            ("snapshot.mode", "no_data", "use no_data; rows of before are published by pipeline connector reconcile"),
+            ("pipeline.retain", "pruned", "capture by the WAL: no query finds rows that are deleted at once"),
+        ):
+            if (value := self._get(key)) != wanted:
+                where = f"{self._path}: {key}: {value!r}"
+                raise ConfigError(f"{where} does not go with pipeline.capture=polling", remedy=remedy)
         if len(routers) > 1:
             raise ConfigError(
                 f"{self._path}: transforms: pipeline.capture=polling reads one table, by one Event Router",

@@ -90,6 +90,7 @@ HONOURED: dict[str, tuple[tuple[str, ...], str]] = {
     # ours: Kafka Connect passes over them
     "pipeline.payload.encode": (("none", "avro"), "none"),
     "pipeline.capture": (("wal", "polling"), "wal"),
+    "pipeline.retain": (("pruned", "none"), "pruned"),
     "pipeline.polling.seq": ((), "seq"),
     "pipeline.polling.xid": ((), "xid"),
 }

@@ -42,6 +42,11 @@ def snapshot_options(
     when, streams, repairs = _mode(where, get)
     if when is None:
         return None
+    if get("pipeline.retain") == "none":
+        raise ConfigError(
+            f"{where}: snapshot.mode={get('snapshot.mode')} with pipeline.retain=none: no row is there to be read",
+            remedy="set snapshot.mode=no_data, or let writers retain their rows",
+        )
     text = get("snapshot.include.collection.list")
     try:
         included = listed(text) if text else lambda _name: True

@@ -52,9 +52,10 @@ class DueStore:
 
     def move(self, most: int) -> Any:
         """Move due rows to the outbox."""
-        with self._kept.open() as conn:
+        with self._kept.open() as conn, conn.transaction():
             row = conn.execute(self._move_sql.encode(), (most, *self._extra)).fetchone()
-        assert row is not None
+            assert row is not None
+            drive(self._outbox.leave(row[2] or []), executor(conn))
         return self._moved(row[0] or [], row[1])
 
     def make(self, schedule: Schedule, at: datetime, job: Wanted) -> Literal["made", "skipped", "known"]:
@@ -89,7 +90,7 @@ WITH taken AS (
     UPDATE pipeline.job AS j SET state = 'waiting', due_at = NULL FROM taken
     WHERE j.id = taken.id AND j.state IN ('delayed', 'retrying')
 )
-SELECT array_agg(CAST(extract(epoch FROM clock_timestamp() - due_at) AS float8)), now() FROM taken
+SELECT array_agg(CAST(extract(epoch FROM clock_timestamp() - due_at) AS float8)), now(), array_agg(id) FROM taken
 """
 
 _DECLARE = """

@@ -78,8 +78,10 @@ def _of(
     first = connector == shards[0]
     yield from postgres.examine(asked.dsn, asked.capture, provider=provider, known=not first, now=now)
     yield from _asked("kafka", "broker", lambda: _kafka(settings, name, asked if first else None, now))
-    if app is not None and first:
-        yield from _asked("kafka", "topics", lambda: _declared(app, settings))
+    if app is not None:
+        yield from _retention(app, asked)
+        if first:
+            yield from _asked("kafka", "topics", lambda: _declared(app, settings))
     if first:
         yield from _asked("registry", "registry", lambda: _registry(settings))
     url = connect_url(settings)
@@ -181,6 +183,20 @@ def _kafka(settings: Settings, name: str, asked: _Asked | None, now: Callable[[]
         if isinstance(error, ConfigError):  # else the database is away, which other findings say
             found.append(Finding("kafka", "topics of the file", "problem", error.what, error.remedy))
     return [*found, *kafka.examine(Topics(kafka_options(settings)), published, now=now)]
+
+
+def _retention(app: Pipeline, asked: _Asked) -> Iterator[Finding]:
+    """Compare what becomes of rows: the application's outbox against the connector file."""
+    mine, theirs = app.outbox.retain, asked.key("pipeline.retain", "pruned")
+    if mine != theirs:
+        fix = f"pipeline.retain={mine} in FILE, or Outbox(retain={theirs!r}): snapshots and reconcile go by the file"
+        yield Finding("outbox", "retention", "problem", f"{theirs} in the file, {mine} in the application", fix)
+    elif mine == "none" and asked.capture.slot not in app.outbox.slots:
+        found = f"{asked.capture.slot} is none of the application's: {', '.join(app.outbox.slots)}"
+        fix = f"name it in Outbox(slots=…): rows would be lost while {asked.capture.slot} is missing"
+        yield Finding("outbox", "slots of the application", "problem", found, fix)
+    elif mine == "none":
+        yield Finding("outbox", "retention", "ok", "none: rows are deleted by the transaction that writes them")
 
 
 def _declared(app: Pipeline, settings: Settings) -> list[Finding]:

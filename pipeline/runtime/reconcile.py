@@ -88,6 +88,11 @@ def open_reconciliation(
             f"{path}: logical messages stand in no table: there is nothing to compare topics with",
             remedy="compare with what the writers know, or keep events in a table",
         )
+    if not file.retains:
+        raise ConfigError(
+            f"{path}: pipeline.retain=none: no row stays that topics could be compared with",
+            remedy="what is missing is known to the writers alone; let them retain rows from now on, and prune",
+        )
     dsn = make_conninfo("", **file.database)
     kafka = {key: text for key, text in {**kafka_options(settings), **file.producer}.items() if _connects(key)}
     names = [stored_as(one.slot) if publishes_once(one) else one.slot for one in files or [file]]

@@ -78,6 +78,10 @@ def rows_of(app: Pipeline, conn: Connection) -> list[Row]:
     """Return all rows of an application's messages that the open transaction wrote, oldest first."""
     if isinstance(conn, FakeConnection):
         return conn.rows
+    if app.outbox.retain == "none":
+        raise ConfigError(
+            'Outbox(retain="none") leaves no rows to look at', remedy="in this test: Outbox(), or a FakeConnection"
+        )
     models = {model.message_type.name: model for model in app.messages}
     return drive(_look(models.values()), executor(conn))
 

@@ -45,7 +45,9 @@ class Schemas:
         Several classes of a process may share a type name: it is the one that has the id or, of those whose values are
         JSON, the newest that would write the same bytes.
         """
-        models = [one for one in (*app.messages, *_classes()) if one.message_type.name == name]
+        kind = "avro" if payload[:1] == b"\0" else "json"
+        known = [one for one in (*app.messages, *_classes()) if one.message_type.name == name]
+        models = [one for one in known if one.message_type.format == kind]
         if not models:
             raise SchemaError(f"{name}: no message class of this name", remedy="import the module that has it")
         for model in models if models[0].message_type.format == "json" else ():

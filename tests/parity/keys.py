@@ -74,6 +74,10 @@ KEYS: dict[str, Outcome] = {
         _POLLING, "test_a_table_of_your_own_is_polled_once_it_has_what_is_needed"
     ),
     "pipeline.polling.xid": Ours(_FILE, "test_polling_is_asked_for_by_keys_of_ours_and_takes_no_snapshot"),
+    "pipeline.retain": Ours(
+        "tests/integration/test_unretained.py",
+        "test_what_was_never_in_the_table_for_others_arrives_on_the_topics",
+    ),
     "pipeline.payload.encode=avro": Ours(
         _RELAY, "test_json_payloads_are_encoded_by_their_subjects_schema_and_wait_for_it"
     ),

@@ -368,6 +368,17 @@ def test_each_table_has_the_first_router_that_takes_it(tmp_path: Path) -> None:
         only.router_of("s.t")
 
 
+def test_rows_that_do_not_stay_go_with_the_wal_alone(tmp_path: Path) -> None:
+    unretained = {"pipeline.retain": "none", "snapshot.mode": "no_data"}
+    assert load(tmp_path).retains
+    assert not load(tmp_path, unretained).retains
+    with pytest.raises(ConfigError, match=r"pipeline\.retain: 'none' does not go with pipeline\.capture=polling"):
+        load(tmp_path, {**unretained, "pipeline.capture": "polling"})
+    for mode in ("initial", "when_needed", "always", "initial_only"):
+        with pytest.raises(ConfigError, match=rf"snapshot\.mode={mode} with pipeline\.retain=none"):
+            load(tmp_path, {**unretained, "snapshot.mode": mode})
+
+
 def test_polling_is_asked_for_by_keys_of_ours_and_takes_no_snapshot(tmp_path: Path) -> None:
     polled = {"pipeline.capture": "polling", "poll.interval.ms": "50", "pipeline.polling.seq": "n"}
     found = load(tmp_path, polled)

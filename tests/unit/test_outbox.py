@@ -175,6 +175,10 @@ def test_identifiers_are_quoted() -> None:
         (lambda: Outbox(extra={"topic": "x"}), "stands for two columns"),
         (lambda: Outbox(columns={"topic": ""}), "a name is empty"),
         (lambda: Outbox(schema=""), "a name is empty"),
+        (lambda: Outbox(retain="none"), "only where a slot is known"),
+        (lambda: Outbox(slots=("a",)), "only where a slot is known"),
+        (lambda: Outbox(retain="none", slots="a"), "slots='a'"),  # type: ignore[arg-type]
+        (lambda: Outbox(retain="nothing", slots=("a",)), "retain='nothing'"),  # type: ignore[arg-type]
     ],
 )
 def test_a_table_that_cannot_be_written_is_refused(outbox: Any, message: str) -> None:

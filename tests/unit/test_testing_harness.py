@@ -306,6 +306,20 @@ def test_a_table_of_ones_own_is_written_to_in_tests_too() -> None:
     assert seen == [paid("o-1")]
 
 
+def test_rows_that_do_not_stay_are_published_and_looked_at_in_tests_too() -> None:
+    own = Pipeline("own", outbox=Outbox(retain="none", slots=("a", "b")), topic_prefix="")
+    seen = []
+    own.consumer(Paid, group="books")(lambda event, _ctx: seen.append(event))
+    harness = Harness(own)
+    with harness.connection() as conn:
+        own.publish(conn, paid("o-1"))
+        own.enqueue(conn, Mail(address="ada"))
+        assert_published(conn, Paid, order_id="o-1")
+        assert_enqueued(conn, Mail)
+    harness.run_until_idle()
+    assert seen == [paid("o-1")]
+
+
 def test_a_fake_connection_answers_as_psycopg_does() -> None:
     conn = Harness(app).connection()
     conn.answer("FROM customers", [(1, "ada"), (2, "bob"), (3, "eve"), (4, "joe")])
