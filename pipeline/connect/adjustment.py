@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from string import ascii_letters, digits
 
-__all__ = ["Adjust", "as_it_is", "change_topic", "field_names", "schema_names"]
+__all__ = ["Adjust", "as_it_is", "change_topic", "field_names", "original", "schema_names"]
 
 Adjust = Callable[[str], str]
 
@@ -23,6 +23,11 @@ def as_it_is(name: str) -> str:
 def field_names(mode: str) -> Adjust:
     """Return what ``field.name.adjustment.mode`` does: none, avro, avro_unicode."""
     return as_it_is if mode == "none" else lambda name: _adjusted(name, mode, digits)
+
+
+def original(name: str, columns: Iterable[str], adjust: Adjust) -> str:
+    """Return which of a table's columns is called ``name`` once names are adjusted; ``name`` where none is."""
+    return next((column for column in columns if adjust(column) == name), name)
 
 
 def schema_names(mode: str) -> Adjust:

@@ -17,7 +17,7 @@ from pipeline.connect.java import java_regex, java_replacement
 from pipeline.connect.tracing import Tracing
 from pipeline.errors import ConfigError
 
-__all__ = ["Placement", "RouterOptions", "placements", "router_options"]
+__all__ = ["Placement", "RouterOptions", "column_names", "placements", "router_options"]
 
 Get = Callable[[str], str]
 """Returns the value of a key, or what its absence means; the router's keys without their prefix."""
@@ -137,7 +137,7 @@ def router_options(
         topic_prefix=config.get("topic.prefix", ""),
         delimiter=_delimiter(path, get),
         schema_names=schema_names(get("schema.name.adjustment.mode")),
-        field_names=field_names(_field_mode(get, config)),
+        field_names=column_names(get(_ADJUST), config),
         on_update="skip" if "u" in _skipped(get, refuse) else get("table.op.invalid.behavior"),
         tracing=Tracing(
             get("tracing.span.context.field"),
@@ -155,11 +155,10 @@ def _delimiter(path: Path, get: Get) -> str:
     return text
 
 
-def _field_mode(get: Get, config: Mapping[str, str]) -> str:
-    """Return how names of columns are adjusted: for an Avro converter Debezium does so unasked."""
-    mode = get(_ADJUST)
+def column_names(mode: str, config: Mapping[str, str]) -> Adjust:
+    """Return what adjusts names of columns: for an Avro converter Debezium does so unasked."""
     avro = {config.get("key.converter"), config.get("value.converter")} & {APICURIO, CONFLUENT}
-    return "avro" if mode == "none" and avro else mode
+    return field_names("avro" if mode == "none" and avro else mode)
 
 
 def _skipped(get: Get, refuse: Refuse) -> set[str]:

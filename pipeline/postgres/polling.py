@@ -53,7 +53,10 @@ Prepare = Callable[[psycopg.Connection[Any], Reached | None], bool]
 
 @dataclass(frozen=True, slots=True)
 class PollSettings:
-    """What to read. ``slot`` names the position; ``seq`` and ``xid`` are the columns with number and transaction."""
+    """What to read. ``slot`` names the position; ``seq`` and ``xid`` are the columns with number and transaction.
+
+    ``adjust`` makes of a column's name the one that ``payload`` is meant by.
+    """
 
     slot: str
     wanted: Callable[[str, str], bool]
@@ -62,6 +65,7 @@ class PollSettings:
     seq: str = "seq"
     xid: str = "xid"
     every_s: float = 0.5
+    adjust: Callable[[str], str] = str
 
 
 class _Target(NamedTuple):
@@ -175,7 +179,9 @@ class PollingSource:
             return False
         relation = found_table(conn, settings.wanted, settings.wanted_text, settings.seq, settings.xid)
         columns, self._route = self._bind(relation)
-        self._statements = Statements(relation, columns, settings.payload, settings.seq, settings.xid)
+        names = (one.name for one in relation.columns)
+        payload = next((one for one in names if settings.adjust(one) == settings.payload), settings.payload)
+        self._statements = Statements(relation, columns, payload, settings.seq, settings.xid)
         stored = poll_position.load(conn, settings.slot)
         if self._taken and stored != self._stored:
             self._forget()  # another one was active meanwhile: what is under way here is its business

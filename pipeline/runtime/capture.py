@@ -122,6 +122,7 @@ def _polling(dsn: str, file: ConnectorFile, prepare: Prepare) -> PollingSource:
         seq=file.polling.seq,
         xid=file.polling.xid,
         every_s=file.polling.every_s,
+        adjust=file.routers[0].field_names,
     )
     return PollingSource(dsn, settings, bind, prepare=prepare)
 

@@ -20,6 +20,7 @@ from pipeline.connect.java import java_regex, java_replacement
 from pipeline.connect.options import ROUTER
 from pipeline.connect.references import resolve
 from pipeline.connect.rest import Connect
+from pipeline.connect.routing import column_names
 from pipeline.connect.shards import expanded
 from pipeline.connector import Connector
 from pipeline.endpoints import connect_url, kafka_options, libpq_environment, postgres_dsn, registry_address
@@ -126,6 +127,7 @@ class _Asked:
             xid=self.key("pipeline.polling.xid", "xid"),
             shards=tuple(shards),
             key=self.option("table.field.event.key"),
+            adjust=column_names(self.key("field.name.adjustment.mode", "none"), texts),
         )
 
     def key(self, key: str, default: str = "") -> str:

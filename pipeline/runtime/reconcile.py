@@ -14,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from pipeline import reconcile
 from pipeline.config import Settings
+from pipeline.connect.adjustment import original
 from pipeline.connect.converters import AS_TEXT
 from pipeline.connect.file import ConnectorFile, load
 from pipeline.connect.router import Router
@@ -130,7 +131,8 @@ def _sources(file: ConnectorFile, dsn: str, range_: Range) -> list[Source]:
             router, placements=(), payload=router.route_by, event_key=router.route_by, key=AS_TEXT, value=AS_TEXT,
             expansion=None, tombstone_on_empty=False, tracing=Tracing(""), context=(),
         )  # fmt: skip
-        ordered = "seq" if any(column.name == "seq" for column in relation.columns) else router.timestamp
+        own = partial(original, columns=[one.name for one in relation.columns], adjust=router.field_names)
+        ordered = "seq" if any(column.name == "seq" for column in relation.columns) else own(router.timestamp)
         columns = [column for column in relation.columns if file.sees(table, column.name)]
         described = partial(declared, dsn, relation.schema, relation.table)
         made.append(
@@ -138,8 +140,8 @@ def _sources(file: ConnectorFile, dsn: str, range_: Range) -> list[Source]:
                 relation,
                 Router(names_only, clock=lambda: 0.0).bind(table, columns),
                 Router(router).bind(table, columns, described),
-                router.event_id,
-                router.timestamp,
+                own(router.event_id),
+                own(router.timestamp),
                 ordered,
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ __all__ = ["Capture", "Look", "judged"]
 class Capture:
     """What a connector reads. ``tables`` are ``schema.table``; ``creates`` where it makes its publication itself.
 
-    ``columns`` are those of the tables that it names, ``timestamp`` the one of a record's time; ``failover`` is its
-    ``slot.failover``, ``snapshot`` its mode.
+    ``columns`` are those of the tables that it names, ``timestamp`` the one of a record's time, by names as ``adjust``
+    makes them of the tables'; ``failover`` is its ``slot.failover``, ``snapshot`` its mode.
     ``shards`` has the publications of all shards where it is one of them, by the column ``key``.
     ``polls``: by queries, with the columns ``seq`` and ``xid``, and needs neither slot nor publication.
     """
@@ -37,6 +38,12 @@ class Capture:
     xid: str = "xid"
     shards: tuple[str, ...] = ()
     key: str = ""
+    adjust: Callable[[str], str] = str
+
+    def without(self, there: Iterable[str]) -> list[str]:
+        """Return which of its columns are not among those."""
+        names = {self.adjust(name) for name in there}
+        return [column for column in self.columns if column not in names]
 
 
 class Look:

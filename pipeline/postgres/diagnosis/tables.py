@@ -31,11 +31,11 @@ def examine(look: Look) -> Iterator[Finding]:
             "readable" if row["may"] else "not readable",
             f"GRANT SELECT ON {table} TO {row['role']};",
         )
-        lost = [column for column in look.capture.columns if column not in row["columns"]]
+        lost = look.capture.without(row["columns"])
         if lost:
             fix = f"ALTER TABLE {table} ADD COLUMN {lost[0]} …; or correct the file"
             yield judged(f"columns of {table}", "problem", f"has no {', '.join(lost)}", fix)
-        if (column := look.capture.timestamp) in row["zoned"]:
+        if (column := look.capture.timestamp) in map(look.capture.adjust, row["zoned"]):
             text = f"{column} has a time zone: neither Debezium nor the relay makes a record's time of it"
             change = f"ALTER COLUMN {column} TYPE timestamp USING {column} AT TIME ZONE 'UTC'"
             fix = f"ALTER TABLE {table} {change}; or take table.field.event.timestamp out of the file"
@@ -115,7 +115,7 @@ def _filtered(look: Look, publication: dict[str, Any], table: str, check: str) -
     found = look.row(_FILTER, publication["pubname"], table)
     if found is None:
         return
-    lost = [column for column in look.capture.columns if column not in found["columns"]]
+    lost = look.capture.without(found["columns"])
     if lost:
         fix = f"ALTER PUBLICATION {publication['quoted']} SET TABLE {table};"
         yield judged(check, "problem", f"its column list leaves out {', '.join(lost)}", fix)
