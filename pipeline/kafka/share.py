@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 10.0
 _LOCK = "share.record.lock.duration.ms"
+_LOOK_S = 0.005  # whether the batch is settled
 _LAST_CHANCE = 3
 """Of how many deliveries the last one is not left to the broker; it drops a record after 5."""
 
@@ -73,6 +74,9 @@ class ShareGroup:
     ``lock_s`` is how long the broker locks a record: what is not settled by then is given up, begun or not. One thread
     only. Both ports of a worker: of its taps nothing can be closed but the whole.
     """
+
+    commit_s = 0.0
+    """Between two commits of its worker: the next batch comes only after one."""
 
     def __init__(
         self,
@@ -118,7 +122,7 @@ class ShareGroup:
         listener = self._listener
         assert listener is not None
         if any(self._open.values()) and time.monotonic() < self._until:
-            time.sleep(wait_s)
+            time.sleep(min(wait_s, _LOOK_S))
             return []
         self._give_up(listener)
         begun = time.monotonic()

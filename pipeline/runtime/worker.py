@@ -37,7 +37,7 @@ from pipeline.runtime.tally import FOLDER, Together
 from pipeline.runtime.usage import Usage
 from pipeline.runtime.workers import beats_of
 from pipeline.surroundings import State, enter
-from pipeline.worker import Limits, Worker
+from pipeline.worker import COMMIT_S, Limits, Worker
 from pipeline.worker.journal import Control, Journal
 from pipeline.worker.solitude import Solitude
 
@@ -222,6 +222,7 @@ def _runs(
             limits=limits,
             journal=_journal(app, group, rows, readiness, limits),
             call_of=lambda handler: inbox.around(handler) if inbox is not None and handler.inbox else handler.function,
+            commit_s=consumer.commit_s if isinstance(consumer, ShareGroup) else COMMIT_S,
             state=state,
             solitude=solitude,
         )

@@ -6,6 +6,6 @@ acknowledged. ``worker.py`` is the poll thread. In it records go from ``dispatch
 ``settling.py`` to the watermark, ``outlet.py`` or ``holding.py``; ``handover.py`` gives partitions back.
 """
 
-from pipeline.worker.worker import Limits, Worker
+from pipeline.worker.worker import COMMIT_S, Limits, Worker
 
-__all__ = ["Limits", "Worker"]
+__all__ = ["COMMIT_S", "Limits", "Worker"]

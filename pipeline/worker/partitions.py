@@ -14,18 +14,18 @@ from pipeline.worker.ports import Flow, Partition, Source
 
 __all__ = ["Partitions"]
 
-_COMMIT_S = 0.25
 _RECOMMIT_S = 30.0
 _LONG = MOST_BYTES * 3 // 4
 
 
 class Partitions:
-    """``mine`` has them by topic and number. The poll thread only."""
+    """``mine`` has them by topic and number; what changed is committed every ``commit_s``. The poll thread only."""
 
-    def __init__(self, source: Source, flow: Flow) -> None:
+    def __init__(self, source: Source, flow: Flow, commit_s: float) -> None:
         self.mine: dict[Partition, Assigned] = {}
         self.next_commit = 0.0
         self._next_recommit = 0.0
+        self._commit_s = commit_s
         self._source = source
         self._flow = flow
 
@@ -50,7 +50,7 @@ class Partitions:
 
     def commit(self, now: float) -> None:
         """Commit what has changed, and now and then everything: a group's offsets expire."""
-        self.next_commit = now + _COMMIT_S
+        self.next_commit = now + self._commit_s
         everything = now >= self._next_recommit
         if everything:
             self._next_recommit = now + _RECOMMIT_S

@@ -43,7 +43,7 @@ from pipeline.worker.solitude import Solitude
 from pipeline.worker.tiers import Tiers
 from pipeline.worker.watch import Watch
 
-__all__ = ["Limits", "Worker"]
+__all__ = ["COMMIT_S", "Limits", "Worker"]
 
 log = logging.getLogger("pipeline.worker")
 
@@ -52,6 +52,7 @@ _IDLE_S = 0.1
 _BUSY_S = 0.02
 _ALONE_S = 0.002
 _FULL_S = 1.0
+COMMIT_S = 0.25
 _LAST_COMMIT_S = 10.0
 _LEAVE_S = 5.0
 
@@ -80,8 +81,8 @@ class Worker:
     ``clock`` gives seconds that only grow, ``wall`` seconds since 1970, ``chance`` a number from 0 to 1. ``engine``
     makes another engine than threads or tasks, from what runs an attempt and what takes outcomes. ``journal`` is told
     of tracked jobs, and says when a queue's jobs may begin. ``call_of`` gives what is called for a handler, where that
-    is more than its function. ``state`` is what plain lifespans yielded; the async ones are entered here. All
-    workers of a process share one ``solitude``. ``pulse`` tells any thread how it is.
+    is more than its function. ``commit_s`` is between two commits. ``state`` is what plain lifespans yielded; the async
+    ones are entered here. All workers of a process share one ``solitude``. ``pulse`` tells any thread how it is.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Worker:
         engine: Callable[[Attempts, Callable[[Outcome], None]], Engine] | None = None,
         journal: Journal | None = None,
         call_of: Callable[[Handler], Callable[..., Any]] = lambda handler: handler.function,
+        commit_s: float = COMMIT_S,
         state: State | None = None,
         solitude: Solitude | None = None,
     ) -> None:
@@ -142,7 +144,7 @@ class Worker:
         )
 
         self._in_flight = InFlight()
-        self._partitions = Partitions(source, flow)
+        self._partitions = Partitions(source, flow, commit_s)
         self._tiers = Tiers(group.tiers_s, chance)
         watch = Watch(limits.unclean_ends, solitude)
         gauges = Gauges(name, meter, list(routes.values()))

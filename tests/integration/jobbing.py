@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +20,10 @@ from working import Broker, wait_until
 from pipeline import Pipeline
 from pipeline.avro import schema_of
 from pipeline.codec import Decoder
+from pipeline.definition import Group
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.producer import AckProducer
+from pipeline.kafka.share import ShareGroup
 from pipeline.metrics import SilentMeter
 from pipeline.postgres.due import DueStore
 from pipeline.postgres.inbox import Inbox
@@ -29,7 +31,7 @@ from pipeline.postgres.jobs import JobRows
 from pipeline.probes import Readiness
 from pipeline.scheduler import Moved
 from pipeline.subject import subject_of
-from pipeline.worker import Limits, Worker
+from pipeline.worker import COMMIT_S, Limits, Worker
 from pipeline.worker.journal import Control, Journal
 
 __all__ = ["Desk", "OpenDesk", "settle", "steady", "wait_until"]
@@ -121,15 +123,24 @@ class Desk:
             carrier.join()
 
     @contextmanager
-    def working(self, *, concurrency: int = 4, dsn: str | None = None) -> Iterator[Readiness]:
-        """Run workers of all the application's groups."""
+    def working(
+        self,
+        *,
+        concurrency: int = 4,
+        dsn: str | None = None,
+        sources: Callable[[Group], Sequence[GroupConsumer | ShareGroup]] | None = None,
+    ) -> Iterator[Readiness]:
+        """Run workers of all the application's groups: one each, or one for each of its ``sources``."""
         rows = JobRows(dsn or self.database.dsn, Control)
         inbox = Inbox(dsn or self.database.dsn)
         health = Readiness("worker")
         health.ready()
         workers = []
-        for group in self.app.groups.values():
-            consumer = GroupConsumer({**self.broker.options, "group.protocol": "classic"}, group.name)
+
+        def alone(group: Group) -> list[GroupConsumer]:
+            return [GroupConsumer({**self.broker.options, "group.protocol": "classic"}, group.name)]
+
+        for group, consumer in [(g, one) for g in self.app.groups.values() for one in (sources or alone)(g)]:
             limits = Limits(concurrency=concurrency, drain_s=10)
             journal = Journal(
                 rows, self.app.queue_of(group.name), worker="me:1", health=health, concurrency=concurrency
@@ -138,6 +149,7 @@ class Desk:
             worker = Worker(
                 group, consumer, consumer, producer, Decoder(self._schemas),
                 meter=SilentMeter(), health=health, limits=limits, journal=journal,
+                commit_s=consumer.commit_s if isinstance(consumer, ShareGroup) else COMMIT_S,
                 call_of=lambda handler: inbox.around(handler) if handler.inbox else handler.function,
             )  # fmt: skip
             workers.append(worker)
