@@ -69,6 +69,7 @@ def process_csv(
                     with checkpoint.part({"source": source, "bytes": at, "rows": count}):
                         function(rows, conn, job)
                     ctx.progress(at, size)
+                ctx.progress(size, size)  # blank lines at the end are no part
             ctx.result({"rows": count})
 
         return function

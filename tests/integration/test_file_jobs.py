@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import itertools
+import struct
 import subprocess
 import sys
+import zlib
 from io import DEFAULT_BUFFER_SIZE
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,11 +26,12 @@ from pipeline.jobs_library.files import _batches, process_csv, process_folder
 
 MODULE = """
 import os
+import struct
 import time
 from pathlib import Path
 
 from pipeline import Job, Pipeline
-from pipeline.jobs_library.files import process_csv
+from pipeline.jobs_library.files import process_csv, process_folder
 
 app = Pipeline("PREFIX", topic_prefix="", partitions=1)
 
@@ -44,10 +47,27 @@ def load(rows, conn, job):
     with open("parts.log", "a") as parts:
         parts.write(rows[0]["id"] + "\\n")
     time.sleep(0.05)
+
+
+class Measure(Job, queue="files", name="FolderMeasure", format="json"):
+    path: str
+
+
+@process_folder(app, Measure, pattern="**/*.png")
+def measure(file, conn, job):
+    width, height = struct.unpack(">II", file.read_bytes()[16:24])
+    conn.execute("INSERT INTO loaded VALUES (%s, %s)", (file.stem, f"{width} × {height}"))
+    with open("parts.log", "a") as parts:
+        parts.write(file.stem + "\\n")
+    time.sleep(0.02)
 """
 
 
 class Load(Job, queue="files", name="FileLoad", format="json"):
+    path: str
+
+
+class Measure(Job, queue="files", name="FolderMeasure", format="json"):
     path: str
 
 
@@ -80,19 +100,43 @@ def write(path: Path, rows: int, padding: str = "") -> Path:
     return path
 
 
+def write_images(folder: Path, count: int) -> Path:
+    """Write PNG files of one column and as many rows as their number says, in folders of ten."""
+    for n in range(count):
+        head = struct.pack(">IIBBBBB", 1, n + 1, 8, 0, 0, 0, 0)
+        chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\0\0" * (n + 1))), (b"IEND", b"")]
+        path = folder / f"{n // 10:03}" / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + b"".join(
+                struct.pack(">I", len(b)) + kind + b + struct.pack(">I", zlib.crc32(kind + b)) for kind, b in chunks
+            )
+        )
+    return folder
+
+
 def loaded(database: Database) -> list[str]:
     with psycopg.connect(database.dsn) as conn:
         return [row[0] for row in conn.execute("SELECT id FROM loaded ORDER BY id::int")]
 
 
+@pytest.mark.parametrize("kind", ["rows", "images"])
 def test_a_killed_worker_goes_on_behind_the_last_part_and_shows_how_far_it_is(
-    app: Pipeline, open_desk: OpenDesk, database: Database, cli_environment: dict[str, str],
+    kind: str, app: Pipeline, open_desk: OpenDesk, database: Database, cli_environment: dict[str, str],
     prefix: str, tmp_path: Path,
 ) -> None:  # fmt: skip
     process_csv(app, Load, dsn=database.dsn)(lambda rows, conn, job: None)
+    process_folder(app, Measure, dsn=database.dsn)(lambda file, conn, job: None)
     desk = open_desk(app)
     (tmp_path / "filejobs.py").write_text(MODULE.replace("PREFIX", prefix))
-    job_id = desk.put(Load(path=str(write(tmp_path / "big.csv", 3000))))
+    if kind == "rows":
+        count, some, result = 3000, 500, {"rows": 3000}
+        job_id = desk.put(Load(path=str(write(tmp_path / "big.csv", count))))
+        total = (tmp_path / "big.csv").stat().st_size
+    else:
+        count, some, result, total = 150, 30, {"files": 150}, 150
+        job_id = desk.put(Measure(path=str(write_images(tmp_path / "images", count))))
     desk.carry()
     command = [sys.executable, "-m", "pipeline", "consumer", "run", "filejobs:app"]
     options = ["-X", "session.timeout.ms=6000", "-X", "heartbeat.interval.ms=500"]
@@ -102,22 +146,25 @@ def test_a_killed_worker_goes_on_behind_the_last_part_and_shows_how_far_it_is(
             worker = subprocess.Popen([*command, *options], cwd=tmp_path, env=cli_environment, stdout=log, stderr=log)
         try:
             if kill:
-                wait_until(lambda: len(loaded(database)) >= 500, why="some parts")
+                wait_until(lambda: len(loaded(database)) >= some, why="some parts")
                 wait_until(lambda: 0 < (desk.job(job_id)["progress"] or 0) < desk.job(job_id)["total"], why="progress")
                 worker.kill()
             else:
-                assert 500 <= seen < 3000
-                assert desk.until(job_id, "done")["result"] == {"rows": 3000}
+                assert some <= seen < count
+                assert desk.until(job_id, "done")["result"] == result
                 worker.terminate()
         finally:
             if kill or sys.exc_info()[0]:
                 worker.kill()
             worker.wait(30)
-    assert loaded(database) == [str(n) for n in range(3000)]  # each row once
+    assert loaded(database) == [str(n) for n in range(count)]  # each row, each image once
     parts = (tmp_path / "parts.log").read_text().split()
     assert len(parts) - len(set(parts)) <= 1  # at most the part that was cut off
     job = desk.job(job_id)
-    assert (job["progress"], job["total"]) == ((tmp_path / "big.csv").stat().st_size,) * 2
+    assert (job["progress"], job["total"]) == (total, total)
+    if kind == "images":
+        sizes = desk.conn.execute("SELECT name FROM loaded ORDER BY id::int").fetchall()
+        assert [row["name"] for row in sizes] == [f"1 × {n + 1}" for n in range(count)]
 
 
 def test_a_failed_attempt_is_gone_on_with_and_files_that_are_gone_or_changed_are_dead(
@@ -141,6 +188,9 @@ def test_a_failed_attempt_is_gone_on_with_and_files_that_are_gone_or_changed_are
     desk = open_desk(app)
     good = desk.put(Load(path=str(write(tmp_path / "good.csv", 45, "x" * 4000))))
     empty = desk.put(Load(path=str(write(tmp_path / "empty.csv", 0))))
+    with write(tmp_path / "blank.csv", 0).open("a") as file:
+        file.write("\n\n\n")
+    blank = desk.put(Load(path=str(tmp_path / "blank.csv")))
     desk.carry()
     with desk.working(concurrency=1):
         assert desk.until(good, "done")["result"] == {"rows": 45}
@@ -149,6 +199,8 @@ def test_a_failed_attempt_is_gone_on_with_and_files_that_are_gone_or_changed_are
         for first, at in zip(parts, read, strict=True):  # streamed: a part and what a buffer reads ahead
             assert at <= (int(first) + 10) * 4100 + DEFAULT_BUFFER_SIZE
         assert desk.until(empty, "done")["result"] == {"rows": 0}
+        job = desk.until(blank, "done")
+        assert job["progress"] == job["total"] == (tmp_path / "blank.csv").stat().st_size
         gone = desk.put(Load(path=str(tmp_path / "nowhere.csv")))
         changing = desk.put(Load(path=str(write(tmp_path / "changing.csv", 20))))
         desk.carry()
