@@ -124,7 +124,9 @@ def cancel(job_id: UUID | str) -> Steps[State]:
     """
     found = yield from find(job_id)
     if found.finished_at is not None:
-        raise JobError(f"job {job_id} is {found.state}: there is nothing to cancel")
+        raise JobError(
+            f"job {job_id} is {found.state}: there is nothing to cancel", remedy="pipeline jobs show ID tells its end"
+        )
     rows = yield Statement("SELECT state FROM pipeline.cancel_jobs(ARRAY[CAST(%s AS uuid)])", [(_id(job_id),)], True)
     return cast(State, rows[0][0]) if rows else found.state
 
@@ -154,7 +156,10 @@ def retry(job_id: UUID | str) -> Steps[None]:
     """
     found = yield from find(job_id)
     if found.state not in {"dead", "cancelled"}:
-        raise JobError(f"job {job_id} is {found.state}: only a dead or cancelled one is sent again")
+        raise JobError(
+            f"job {job_id} is {found.state}: only a dead or cancelled one is sent again",
+            remedy="enqueue it anew" if found.state == "done" else "wait for its end, or cancel it first",
+        )
     if not (yield from retry_many([job_id])):
         if found.error == "ChildFailed":
             raise JobError(
@@ -217,7 +222,7 @@ def schedules() -> Steps[list[tuple[Any, ...]]]:
 
 def _refused(job_id: UUID | str, wanted: str) -> Steps[None]:
     found = yield from find(job_id)
-    raise JobError(f"job {job_id} is {found.state}, not {wanted}")
+    raise JobError(f"job {job_id} is {found.state}, not {wanted}", remedy="pipeline jobs show ID tells where it is")
 
 
 def _hold(name: str, sql: str) -> Steps[None]:

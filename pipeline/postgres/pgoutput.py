@@ -206,14 +206,17 @@ def parse(data: bytes, *, streamed: bool = False) -> Message:
     try:
         message = _PARSERS[cursor.take(1)](cursor, streamed)
     except KeyError:
-        raise SourceError(
-            f"pgoutput: unknown message {data[:1]!r}", remedy="report it with the server's version"
-        ) from None
+        raise SourceError(f"pgoutput: unknown message {data[:1]!r}", remedy=_REPORT) from None
     except (struct.error, IndexError, ValueError) as error:
-        raise SourceError(f"pgoutput: broken message {data[:1]!r} of {len(data)} bytes: {error}") from error
+        raise SourceError(
+            f"pgoutput: broken message {data[:1]!r} of {len(data)} bytes: {error}", remedy=_REPORT
+        ) from error
     if cursor.at != len(data):
-        raise SourceError(f"pgoutput: {len(data) - cursor.at} bytes left over in message {data[:1]!r}")
+        raise SourceError(f"pgoutput: {len(data) - cursor.at} bytes left over in message {data[:1]!r}", remedy=_REPORT)
     return message
+
+
+_REPORT = "report it with the server's version"
 
 
 class _Cursor:

@@ -198,7 +198,7 @@ class Snapshot:
 def _headless(frame: bytes) -> bytes:
     """Take away what stands before the first row of a binary COPY. Raises SourceError."""
     if not frame.startswith(_SIGNATURE):
-        raise SourceError("PostgreSQL: COPY: not in binary format")
+        raise SourceError("PostgreSQL: COPY: not in binary format", remedy="report it with the server's version")
     return frame[len(_SIGNATURE) + 8 :]
 
 

@@ -331,7 +331,11 @@ class WalSource:
             log.info("snapshot of what the slot does not have", extra={"action": "snapshot.begin"})
         made = conn.slot(settings.slot)
         if made is None:
-            raise SourceError(f"slot {settings.slot} vanished while it was created", retryable=True)
+            raise SourceError(
+                f"slot {settings.slot} vanished while it was created",
+                remedy="who drops slots here? it is tried again",
+                retryable=True,
+            )
         return made
 
     def _wants_snapshot(self, stored: Position | None) -> bool:

@@ -93,7 +93,10 @@ def _in_style(sql: str, style: str) -> str:
 def _check(connection: Connection) -> None:
     """Refuse another database and autocommit; SQLAlchemy begins a transaction by itself otherwise."""
     if connection.dialect.name != "postgresql":
-        raise ConfigError(f"SQLAlchemy: the outbox is in PostgreSQL, this is {connection.dialect.name}")
+        raise ConfigError(
+            f"SQLAlchemy: the outbox is in PostgreSQL, this is {connection.dialect.name}",
+            remedy="publish on a session of the engine whose database has the outbox",
+        )
     if getattr(connection.connection.dbapi_connection, "autocommit", False):
         raise outside("leave isolation_level='AUTOCOMMIT' out for this engine or connection")
     if not connection.in_transaction():
