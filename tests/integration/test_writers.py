@@ -408,7 +408,7 @@ def test_a_failed_transaction_is_said(pushed: Database, way: Way, is_async: bool
 def test_a_table_of_ones_own(pushed: Database, way: Way, is_async: bool) -> None:
     with psycopg.connect(pushed.dsn) as conn:
         conn.execute(
-            'CREATE TABLE public."own %s table" (event_id text PRIMARY KEY, kind text, ref varchar(50), name text, '
+            'CREATE TABLE public."own %s table" (event_id text PRIMARY KEY, kind varchar(50), ref uuid, name text, '
             "body jsonb NOT NULL, meta json, tenant text NOT NULL, version int)"
         )
     columns = {
@@ -416,7 +416,8 @@ def test_a_table_of_ones_own(pushed: Database, way: Way, is_async: bool) -> None
         "headers": "meta", "topic": None, "traceparent": None,
     }  # fmt: skip
     table = Outbox("public", "own %s table", columns=columns, extra={"tenant": "t1", "version": 2}, payload="json")
-    events = [Noted(order_id=f"{n}") for n in range(30)]
+    keys = [UUID(int=n) for n in range(30)]
+    events = [Noted(order_id=str(key)) for key in keys]
     ids = way.run(
         pushed.dsn,
         writing(is_async, *events, outbox=Pipeline("own", outbox=table, topic_prefix=""), headers={"a": "b"}),
@@ -425,7 +426,7 @@ def test_a_table_of_ones_own(pushed: Database, way: Way, is_async: bool) -> None
     stored = {row["event_id"]: row for row in rows(pushed, 'public."own %s table"')}
     assert list(stored) == sorted(map(str, ids))
     assert stored[str(ids[3])] == {
-        "event_id": str(ids[3]), "kind": "order", "ref": "3", "name": "Noted", "body": {"order_id": "3"},
+        "event_id": str(ids[3]), "kind": "order", "ref": keys[3], "name": "Noted", "body": {"order_id": str(keys[3])},
         "meta": {"a": "b"}, "tenant": "t1", "version": 2,
     }  # fmt: skip
 
