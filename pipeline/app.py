@@ -32,7 +32,6 @@ __all__ = ["Pipeline"]
 R = TypeVar("R")
 M = TypeVar("M", bound=Message)
 Headers = Mapping[str, str]
-_CONNECT_S = 10  # seconds, to a database of our own choice
 
 
 class Pipeline(Declarations):
@@ -113,10 +112,11 @@ class Pipeline(Declarations):
         check_kind(type(conn), Job, "enqueue")
         import psycopg  # a driver of its own is needed on this path alone
 
+        from pipeline.postgres.liveness import alive
         from pipeline.writers.dbapi import translated
 
         try:
-            with psycopg.connect(postgres_dsn(Settings.load()), connect_timeout=_CONNECT_S) as own:
+            with psycopg.connect(alive(postgres_dsn(Settings.load()), "pipeline")) as own:
                 return self.enqueue_many(own, [cast(Job, conn)], **options)[0]
         except psycopg.Error as error:
             raise translated(error) from error
@@ -138,11 +138,12 @@ class Pipeline(Declarations):
         check_kind(type(conn), Job, "aenqueue")
         import psycopg
 
+        from pipeline.postgres.liveness import alive
         from pipeline.writers.dbapi import translated
 
         try:
-            address = postgres_dsn(Settings.load())
-            async with await psycopg.AsyncConnection.connect(address, connect_timeout=_CONNECT_S) as own:
+            address = alive(postgres_dsn(Settings.load()), "pipeline")
+            async with await psycopg.AsyncConnection.connect(address) as own:
                 return (await self.aenqueue_many(own, [cast(Job, conn)], **options))[0]
         except psycopg.Error as error:
             raise translated(error) from error

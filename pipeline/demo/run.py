@@ -29,6 +29,7 @@ from pipeline.errors import PipelineError
 from pipeline.local.ports import free_port
 from pipeline.local.progress import Progress
 from pipeline.local.stack import LocalStack
+from pipeline.postgres.liveness import alive
 
 __all__ = ["Counts", "Show", "Summary", "run"]
 
@@ -102,7 +103,7 @@ def run(data: Path, orders: int, show: Show, progress: Progress, *, keep: bool =
         servers.up()
         settings = _settings(data)
         commands = _Commands(data, postgres_dsn(settings))
-        conn = stack.enter_context(psycopg.connect(postgres_dsn(settings), autocommit=True))
+        conn = stack.enter_context(psycopg.connect(alive(postgres_dsn(settings), "pipeline-demo"), autocommit=True))
         conn.execute(shop.TABLES)
 
         show.step("database schema, Avro schemas, topics")

@@ -11,6 +11,7 @@ import psycopg
 
 from pipeline.errors import JobError
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import alive
 
 __all__ = ["Checkpoint", "connected"]
 
@@ -48,7 +49,7 @@ class Checkpoint:
 def connected(dsn: str) -> Iterator[psycopg.Connection[Any]]:
     """Give a connection in autocommit mode. Raises SourceError where there is none."""
     try:
-        conn = psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name="pipeline-job")
+        conn = psycopg.connect(alive(dsn, "pipeline-job"), autocommit=True)
     except psycopg.Error as error:
         raise translated(error) from error
     with conn:

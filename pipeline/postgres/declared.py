@@ -9,6 +9,7 @@ import psycopg
 
 from pipeline.errors import SourceError
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import alive
 
 __all__ = ["declared"]
 
@@ -25,7 +26,7 @@ WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped
 def declared(dsn: str, schema: str, table: str) -> dict[str, tuple[bool, str | None]]:
     """Return column → whether it can be NULL, and its DEFAULT's expression. Raises SourceError."""
     try:
-        with psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="pipeline-relay") as conn:
+        with psycopg.connect(alive(dsn, "pipeline-relay"), autocommit=True) as conn:
             rows = conn.execute(_QUERY, (schema, table)).fetchall()
     except psycopg.Error as error:
         found = translated(error)

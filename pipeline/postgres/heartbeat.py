@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Sequence
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import alive
 
 __all__ = ["beat"]
 
@@ -31,7 +31,7 @@ def beat(
     statements: Sequence[str] = (),
 ) -> None:
     """Run ``query`` each ``every_s`` seconds while ``active``, until ``done``; ``statements`` first on a connection."""
-    dsn = make_conninfo(dsn, connect_timeout=10, tcp_user_timeout=_ANSWER_MS, application_name="pipeline-heartbeat")
+    dsn = alive(dsn, "pipeline-heartbeat", tcp_user_timeout=_ANSWER_MS)
     conn: psycopg.Connection[object] | None = None
     failing = False
     while not done.wait(every_s):

@@ -22,7 +22,7 @@ from pipeline.errors import SourceError
 from pipeline.event import Message
 from pipeline.inbox import InboxKey, InboxUnavailable
 from pipeline.postgres.errors import translated
-from pipeline.postgres.liveness import ALIVE
+from pipeline.postgres.liveness import alive
 
 __all__ = ["Inbox"]
 
@@ -31,10 +31,8 @@ INSERT INTO pipeline.inbox (event_id, group_name, handler, generation) VALUES (%
 """
 _SETTLE = "SELECT pipeline.settle_jobs(%s)"
 _OPTIONS: dict[str, Any] = {
-    **ALIVE,
     "autocommit": True,
     "prepare_threshold": None,  # a pooler may be in the way
-    "application_name": "pipeline-inbox",
 }
 
 
@@ -45,7 +43,7 @@ class Inbox:
     """
 
     def __init__(self, dsn: str, *, on_repeat: Callable[[Handler], None] = lambda _handler: None) -> None:
-        self._dsn = dsn
+        self._dsn = alive(dsn, "pipeline-inbox")
         self._on_repeat = on_repeat
         self._idle: list[psycopg.Connection[Any]] = []
         self._idle_async: dict[AbstractEventLoop, list[psycopg.AsyncConnection[Any]]] = {}

@@ -12,7 +12,7 @@ import psycopg
 
 from pipeline.errors import SourceError
 from pipeline.postgres.errors import translated
-from pipeline.postgres.liveness import ALIVE
+from pipeline.postgres.liveness import alive
 
 __all__ = ["KeptConnection"]
 
@@ -21,7 +21,7 @@ class KeptConnection:
     """One connection to ``dsn``. ``close`` and ``cut`` aside, one thread at a time; after them none is made."""
 
     def __init__(self, dsn: str, application_name: str) -> None:
-        self._dsn = dsn
+        self._dsn = alive(dsn, application_name)
         self._application_name = application_name
         self._conn: psycopg.Connection[Any] | None = None
         self._closed = False
@@ -37,8 +37,6 @@ class KeptConnection:
                     self._dsn,
                     autocommit=True,
                     prepare_threshold=None,  # a pooler may be in the way
-                    application_name=self._application_name,
-                    **ALIVE,
                 )
             yield self._conn
         except psycopg.Error as error:

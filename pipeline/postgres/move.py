@@ -21,7 +21,7 @@ from pipeline.capture import Batch, lsn_text
 from pipeline.errors import PipelineError, SourceError
 from pipeline.postgres import poll_position
 from pipeline.postgres.errors import translated
-from pipeline.postgres.liveness import ALIVE
+from pipeline.postgres.liveness import alive
 from pipeline.postgres.poll_position import Elsewhere, Line, Reached
 from pipeline.postgres.polling import PollingSource, Prepare
 from pipeline.postgres.slot import ReplicationConnection, SlotBusy, drop_slot
@@ -305,7 +305,7 @@ def _seen(dsn: str, exported: str) -> str:
 @contextmanager
 def _connected(dsn: str) -> Iterator[psycopg.Connection[Any]]:
     try:
-        with psycopg.connect(dsn, autocommit=True, application_name="pipeline-move", **ALIVE) as conn:
+        with psycopg.connect(alive(dsn, "pipeline-move"), autocommit=True) as conn:
             yield conn
     except psycopg.Error as error:
         raise translated(error) from error

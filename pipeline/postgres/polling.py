@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 
 from pipeline.capture import Batch, Routed, Unroutable, weight
 from pipeline.errors import SourceError
 from pipeline.postgres import poll_position
 from pipeline.postgres.checks import check_not_older
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import alive
 from pipeline.postgres.pgoutput import Relation
 from pipeline.postgres.poll_position import Line, Reached
 from pipeline.postgres.poll_table import Statements, found_table
@@ -41,10 +41,6 @@ _STORE_EVERY_S = 0.25
 _IDLE_STORE_S = 10.0
 _BACK_OFF = 10  # a quiet table is looked at so many times less often …
 _SLOWEST_S = 1.0  # … but each second
-_ALIVE: dict[str, str | int] = {
-    "connect_timeout": 10, "tcp_user_timeout": 30_000, "keepalives_idle": 10, "keepalives_interval": 5,
-    "keepalives_count": 3, "application_name": "pipeline-relay",
-}  # fmt: skip
 
 Route = tuple[Sequence[str], Callable[..., Routed]]
 Prepare = Callable[[psycopg.Connection[Any], Reached | None], bool]
@@ -89,7 +85,7 @@ class PollingSource:
         prepare: Prepare = lambda _conn, _stored: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._dsn = make_conninfo(dsn, **_ALIVE)
+        self._dsn = alive(dsn, "pipeline-relay")
         self._prepare = prepare
         self._settings = settings
         self._bind = bind

@@ -14,7 +14,7 @@ from psycopg import pq
 from pipeline.capture import lsn_text
 from pipeline.errors import PipelineError, SourceError
 from pipeline.postgres.errors import translated
-from pipeline.postgres.liveness import ALIVE
+from pipeline.postgres.liveness import alive
 from pipeline.postgres.poll_position import Elsewhere
 from pipeline.postgres.slot import Identity, Slot
 
@@ -48,7 +48,7 @@ class PositionStore:
     def __init__(self, dsn: str, slot: str) -> None:
         self._slot = slot
         try:
-            self._conn = psycopg.connect(dsn, autocommit=True, application_name="pipeline-relay", **ALIVE)
+            self._conn = psycopg.connect(alive(dsn, "pipeline-relay"), autocommit=True)
         except psycopg.Error as error:
             raise translated(error) from error
         self._busy = False

@@ -9,13 +9,12 @@ import json
 from base64 import b64encode
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 
 from pipeline.capture import Routed
 from pipeline.errors import SourceError
 from pipeline.headers import stored_id
 from pipeline.postgres.errors import translated
-from pipeline.postgres.liveness import ALIVE
+from pipeline.postgres.liveness import alive
 
 __all__ = ["RefusedRows"]
 
@@ -31,7 +30,7 @@ class RefusedRows:
     """The table, as one connector writes to it. Connects for each row: they are few."""
 
     def __init__(self, dsn: str, connector: str) -> None:
-        self._dsn = make_conninfo(dsn, application_name="pipeline-relay", **{**ALIVE, "tcp_user_timeout": _ANSWER_MS})
+        self._dsn = alive(dsn, "pipeline-relay", tcp_user_timeout=_ANSWER_MS)
         self._connector = connector
 
     def keep(self, record: Routed, topic: str) -> None:

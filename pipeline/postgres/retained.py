@@ -18,7 +18,7 @@ from psycopg import sql
 from pipeline.capture import Routed, Unroutable
 from pipeline.errors import SourceError
 from pipeline.postgres.errors import translated
-from pipeline.postgres.liveness import ALIVE
+from pipeline.postgres.liveness import alive
 from pipeline.postgres.pgoutput import Relation
 from pipeline.postgres.poll_position import ACTIVE
 from pipeline.postgres.table import identifier, rows_of, type_name
@@ -62,7 +62,7 @@ class Retained:
         self._range = range_
         self._lsn = self._snapshot = ""
         try:
-            self._conn = psycopg.connect(dsn, autocommit=True, application_name="pipeline-reconcile", **ALIVE)
+            self._conn = psycopg.connect(alive(dsn, "pipeline-reconcile"), autocommit=True)
         except psycopg.Error as error:
             raise translated(error) from error
 

@@ -16,10 +16,10 @@ from typing import NoReturn
 
 import psycopg
 from psycopg import pq
-from psycopg.conninfo import make_conninfo
 
 from pipeline.capture import lsn_text
 from pipeline.errors import SourceError
+from pipeline.postgres.liveness import alive
 
 __all__ = ["Connection", "Identity", "ReplicationConnection", "Slot", "SlotBusy", "drop_slot", "quoted"]
 
@@ -107,18 +107,20 @@ class Connection:
     """
 
     def __init__(self, dsn: str, *, name: str = "pipeline-relay", liveness_s: float = 30.0, **parameters: str) -> None:
-        conninfo = make_conninfo(
+        conninfo = alive(
             dsn,
-            application_name=name,
+            name,
             client_encoding="UTF8",
-            connect_timeout=10,
             tcp_user_timeout=int(liveness_s * 1000),
             keepalives_idle=int(liveness_s),
             **parameters,
         )
-        self._pg = pq.PGconn.connect(conninfo.encode())
-        if self._pg.status != pq.ConnStatus.OK:
-            raise self._lost("connect")
+        try:  # libpq's own connect would hold up all other threads, probes among them, until the server answers
+            self._owner = psycopg.connect(conninfo, autocommit=True)
+        except psycopg.Error as error:
+            raise _lost("connect", str(error)) from error
+        self._pg = self._owner.pgconn
+        self._pg.nonblocking = 0
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
 
@@ -172,7 +174,7 @@ class Connection:
 
     def close(self) -> None:
         """End the connection."""
-        self._pg.finish()
+        self._owner.close()
 
     def _run(self, sql: str) -> pq.abc.PGresult:
         result = self._pg.exec_(sql.encode())
@@ -200,17 +202,7 @@ class Connection:
         return SourceError(f"PostgreSQL: {where}: {text} (SQLSTATE {state})", remedy=remedy, retryable=retryable)
 
     def _lost(self, where: str) -> SourceError:
-        text = self._message()
-        for told, state in _TOLD.items():
-            if told in text:
-                remedy, retryable = _STATES[state]
-                return SourceError(f"PostgreSQL: {text}", remedy=remedy, retryable=retryable)
-        missing = "does not exist" in text and 'database "' in text
-        return SourceError(
-            f"PostgreSQL: {where}: {text or 'connection lost'}",
-            remedy="correct database.dbname" if missing else "is the server up, and database.hostname right?",
-            retryable=not missing,
-        )
+        return _lost(where, self._message())
 
     def _message(self) -> str:
         return " ".join(self._pg.get_error_message().split())
@@ -368,6 +360,20 @@ def drop_slot(dsn: str, name: str, *, within_s: float, clock: Callable[[], float
                 time.sleep(0.02)
     finally:
         conn.close()
+
+
+def _lost(where: str, message: str) -> SourceError:
+    text = " ".join(message.split())
+    for told, state in _TOLD.items():
+        if told in text:
+            remedy, retryable = _STATES[state]
+            return SourceError(f"PostgreSQL: {text}", remedy=remedy, retryable=retryable)
+    missing = "does not exist" in text and 'database "' in text
+    return SourceError(
+        f"PostgreSQL: {where}: {text or 'connection lost'}",
+        remedy="correct database.dbname" if missing else "is the server up, and database.hostname right?",
+        retryable=not missing,
+    )
 
 
 def quoted(value: str) -> str:

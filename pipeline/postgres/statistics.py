@@ -13,7 +13,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from pipeline.postgres.errors import translated
-from pipeline.postgres.liveness import ALIVE
+from pipeline.postgres.liveness import alive
 
 __all__ = ["SlotStatistics", "SlotWatch"]
 
@@ -40,7 +40,7 @@ class SlotWatch:
     """Looks at one slot, or at all that the server has. ``look`` belongs to one thread."""
 
     def __init__(self, dsn: str, slot: str | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._dsn = dsn
+        self._dsn = alive(dsn, "pipeline-slots")
         self._slot = slot
         self._clock = clock
         self._before: tuple[float, int] | None = None  # when, and where WAL ended
@@ -48,9 +48,7 @@ class SlotWatch:
     def look(self) -> list[SlotStatistics]:
         """Return what is there now. Raises SourceError."""
         try:
-            with psycopg.connect(
-                self._dsn, autocommit=True, application_name="pipeline-slots", row_factory=dict_row, **ALIVE
-            ) as conn:
+            with psycopg.connect(self._dsn, autocommit=True, row_factory=dict_row) as conn:
                 rows = conn.execute(_SLOTS, {"slot": self._slot}).fetchall()
                 ages = self._ages(conn)
         except psycopg.Error as error:

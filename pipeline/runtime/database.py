@@ -14,6 +14,7 @@ from pipeline.config import Settings
 from pipeline.endpoints import postgres_dsn
 from pipeline.postgres import migrations
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import alive
 from pipeline.postgres.poll_position import ACTIVE
 
 __all__ = ["connect", "migrate", "migration_script", "migrations_of", "outbox_status"]
@@ -23,7 +24,7 @@ __all__ = ["connect", "migrate", "migration_script", "migrations_of", "outbox_st
 def connect(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
     """Give a connection to the application's database, in autocommit mode. Raises SourceError."""
     try:
-        with psycopg.connect(postgres_dsn(settings), autocommit=True, connect_timeout=10) as conn:
+        with psycopg.connect(alive(postgres_dsn(settings), "pipeline"), autocommit=True) as conn:
             yield conn
     except psycopg.Error as error:
         raise translated(error) from error

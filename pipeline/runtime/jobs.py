@@ -23,6 +23,7 @@ from pipeline.event import Job
 from pipeline.job import EnqueueOptions, State
 from pipeline.outbox import Steps, drive
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import alive
 from pipeline.schedule import Schedule
 from pipeline.topics import delay_label, retry_tier
 from pipeline.writers.psycopg import executor
@@ -49,7 +50,7 @@ _ATTEMPTS_SHOWN = 20
 def perform(settings: Settings, steps: Steps[R]) -> R:
     """Do what ``pipeline.jobs`` has, and commit. Raises SourceError, JobError, ConfigError."""
     try:
-        with psycopg.connect(postgres_dsn(settings), connect_timeout=10) as conn:
+        with psycopg.connect(alive(postgres_dsn(settings), "pipeline")) as conn:
             return drive(steps, executor(conn))
     except psycopg.Error as error:
         raise translated(error) from error
@@ -62,7 +63,7 @@ def wait_for(settings: Settings, job_id: UUID | str, *, timeout_s: float) -> job
     """
     end = time.monotonic() + timeout_s
     try:
-        with psycopg.connect(postgres_dsn(settings), connect_timeout=10, autocommit=True) as conn:
+        with psycopg.connect(alive(postgres_dsn(settings), "pipeline"), autocommit=True) as conn:
             while True:
                 with conn.transaction():
                     found = drive(jobs.find(job_id), executor(conn))

@@ -29,6 +29,7 @@ from pipeline.kafka.producer import RecordProducer
 from pipeline.metrics import SilentMeter
 from pipeline.postgres.declared import declared
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import alive
 from pipeline.postgres.refused_rows import RefusedRows
 from pipeline.postgres.retained import Range, Retained, Source
 from pipeline.postgres.snapshot_only import stored_as
@@ -113,7 +114,7 @@ def _connects(key: str) -> bool:
 def _sources(file: ConnectorFile, dsn: str, range_: Range) -> list[Source]:
     """Bind the router to the tables that are there: as the relay does, and once more for ids and topics alone."""
     try:
-        with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as conn:
+        with psycopg.connect(alive(dsn, "pipeline-reconcile"), autocommit=True) as conn:
             relations = captured(conn, file.captures)
     except psycopg.Error as error:
         raise translated(error) from error

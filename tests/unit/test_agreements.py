@@ -198,3 +198,12 @@ def test_the_table_of_retentions_has_every_table_and_the_defaults_of_the_code() 
     assert kept["workers' heartbeats `<app>.pipeline.workers`"].startswith(f"{beats_days} day, ")
     others = [name for name in specs if ".retry." not in name and not name.endswith((".dlq", BEATS))]
     assert {specs[name] for name in others} == {None}
+
+
+def test_how_long_to_wait_for_a_database_is_said_in_one_place() -> None:
+    connects = re.compile(r"(psycopg|Connection|PGconn)\.connect\(")
+    package = ROOT / "pipeline"
+    files = {path: path.read_text() for path in package.rglob("*.py") if path.parent != package / "local"}
+    assert [path.name for path, text in files.items() if "connect_timeout" in text] == ["liveness.py"]
+    own = [path.name for path, text in files.items() if connects.search(text) and "alive(" not in text]
+    assert own == ["shop.py"]  # an application's own

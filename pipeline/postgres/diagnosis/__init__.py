@@ -16,6 +16,7 @@ from pipeline.postgres.diagnosis.look import Capture, Look
 from pipeline.postgres.diagnosis.providers import PROVIDERS
 from pipeline.postgres.diagnosis.sample import Retained, retained
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import alive
 
 __all__ = ["PROVIDERS", "Capture", "Retained", "examine", "retained"]
 
@@ -29,7 +30,7 @@ def examine(
     earlier shard: what is this one's own is looked at.
     """
     try:
-        with psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name="pipeline-doctor") as conn:
+        with psycopg.connect(alive(dsn, "pipeline-doctor"), autocommit=True) as conn:
             look = Look(conn, capture, provider)
             if not known:
                 yield from server.examine(look, now)

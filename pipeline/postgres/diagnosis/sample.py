@@ -13,6 +13,7 @@ from psycopg import sql
 
 from pipeline.postgres.diagnosis.look import Capture
 from pipeline.postgres.errors import translated
+from pipeline.postgres.liveness import alive
 
 __all__ = ["Retained", "retained"]
 
@@ -50,7 +51,7 @@ def retained(dsn: str, capture: Capture, *, route: str, key: str, payload: str) 
         "payload": sql.Identifier(payload),
     }
     try:
-        with psycopg.connect(dsn, autocommit=True, connect_timeout=10, application_name="pipeline-doctor") as conn:
+        with psycopg.connect(alive(dsn, "pipeline-doctor"), autocommit=True) as conn:
             conn.execute(f"SET statement_timeout = {_TIMEOUT_MS}".encode())
             pages = conn.execute("SELECT pg_relation_size(%s::regclass) / 8192", (table.as_string(conn),)).fetchone()
             total = int(pages[0]) if pages else 0
