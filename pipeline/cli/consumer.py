@@ -85,7 +85,8 @@ def run(
     if instance_id is not None:
         given["group.instance.id"] = instance_id
     number, fd = member or (1, None)
-    with ending() as (until, at_once), supervised(fd, until, at_once) as on_state:
+    within_s = drain_timeout + (_LEAVE_S if processes == 1 else 3 * _LEAVE_S)
+    with ending(within_s) as (until, at_once), supervised(fd, until, at_once) as on_state:
         loaded = load_app(app) if processes == 1 else None
         if loaded is None or (metrics_port is not None and counts_elsewhere(loaded, groups, queues)):
             drained = supervise(
@@ -194,6 +195,7 @@ def reset_(group: str, to: str, topics: tuple[str, ...], partition: int | None, 
     say("done" if execute else "nothing was changed: add --execute")
 
 
+_LEAVE_S = 15.0  # the last commit, and leaving; a supervisor waits for that of its processes
 _SUPERVISORS = frozenset({"processes", "instance_id", "metrics_port", "metrics_host", "member"})
 
 

@@ -88,7 +88,7 @@ class Topics:
         }
         times: dict[str, float] = {}
         for partition, future in (self._admin.list_offsets(wanted) if wanted else {}).items():
-            found = _await(future, f"times of {partition.topic}")
+            found = _await(future, f"times of {partition.topic}", right="DESCRIBE")
             if found.timestamp >= 0:
                 times[partition.topic] = max(times.get(partition.topic, 0.0), found.timestamp / 1000)
         return times
@@ -100,7 +100,10 @@ class Topics:
             return {}
         futures = self._admin.describe_configs(resources, request_timeout=_TIMEOUT_S)
         return {
-            resource.name: {key: entry.value for key, entry in _await(future, f"settings of {resource.name}").items()}
+            resource.name: {
+                key: entry.value
+                for key, entry in _await(future, f"settings of {resource.name}", right="DESCRIBE_CONFIGS").items()
+            }
             for resource, future in futures.items()
         }
 
@@ -115,13 +118,13 @@ class Topics:
         if not new:
             return
         for name, future in self._admin.create_topics(new, operation_timeout=_TIMEOUT_S).items():
-            _await(future, f"create topic {name}", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
+            _await(future, f"create topic {name}", right="CREATE", ignore=KafkaError.TOPIC_ALREADY_EXISTS)
 
     def add_partitions(self, name: str, total: int) -> None:
         """Raise the number of partitions to ``total``. Keys move to other partitions: order per key is broken once."""
         futures = self._admin.create_partitions([NewPartitions(name, total)], operation_timeout=_TIMEOUT_S)
         for future in futures.values():
-            _await(future, f"partitions of {name}")
+            _await(future, f"partitions of {name}", right="ALTER")
         _until(lambda: self.partitions().get(name, 0) >= total, f"partitions of {name}")
 
     def configure(self, name: str, config: Mapping[str, str]) -> None:
@@ -131,7 +134,7 @@ class Topics:
         ]
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
         for future in self._admin.incremental_alter_configs([resource], request_timeout=_TIMEOUT_S).values():
-            _await(future, f"settings of {name}")
+            _await(future, f"settings of {name}", right="ALTER_CONFIGS")
         _until(lambda: config.items() <= self.configs([name])[name].items(), f"settings of {name}")
 
 
@@ -148,10 +151,12 @@ def _until(seen: Callable[[], bool], what: str) -> None:
         time.sleep(_PAUSE_S)
 
 
-def _await(future: Future[Any], what: str, ignore: int | None = None) -> Any:  # as the client's futures are typed
+def _await(
+    future: Future[Any], what: str, *, right: str, ignore: int | None = None
+) -> Any:  # as the client's futures are typed
     try:
         return future.result(timeout=_TIMEOUT_S + 5)
     except KafkaException as error:
         if error.args[0].code() != ignore:
-            raise translate(error.args[0], what) from error
+            raise translate(error.args[0], what, right=right) from error
         return None

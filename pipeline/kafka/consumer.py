@@ -1,7 +1,8 @@
 """A consumer group's records in, in batches as they come; offsets committed as told.
 
 Nothing is committed by itself and no offset is ever reset: where a group begins is decided once and committed, so
-that offsets that went missing are an error and not a silent skip. Only committed transactions are read.
+that offsets that went missing are an error and not a silent skip. Only committed transactions are read. What may pass
+by itself, a right that is missing among it, is waited for, and told.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from functools import partial
-from typing import Protocol, TypeVar
+from contextlib import suppress
+from typing import Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from pipeline.definition import Start
 from pipeline.errors import BrokerError, ConfigError
-from pipeline.kafka.errors import misconfigured, translate
+from pipeline.kafka.errors import Denied, misconfigured, translate
 from pipeline.kafka.membership import CLASSIC, KIP_848, membership, not_taken
+from pipeline.kafka.offsets import Offsets
 from pipeline.progress import Mark
 from pipeline.record import Record
 
@@ -26,10 +27,7 @@ __all__ = ["GroupConsumer"]
 
 log = logging.getLogger(__name__)
 
-_TIMEOUT_S = 10.0
-_PATIENCE_S = 60.0  # a coordinator that starts or moves answers with errors that pass
-_APPEAR_S = 3.0  # a broker lists a topic a moment after its controller has made it
-_PAUSE_S = 0.1
+_REJOIN_S = (1.0, 2.0, 5.0, 10.0)
 _GUARANTEES: dict[str, str | int | bool] = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
@@ -42,19 +40,10 @@ _DEFAULTS: dict[str, str | int | bool] = {
     "fetch.queue.backoff.ms": 10,  # the default waits a second after a full queue
     "queued.max.messages.kbytes": 32_768,
 }
-_NOT_OURS = frozenset(
-    {
-        KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.REBALANCE_IN_PROGRESS,
-        KafkaError.STALE_MEMBER_EPOCH,
-        KafkaError.FENCED_MEMBER_EPOCH,
-    }
-)
 _FINAL = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID})  # noqa: SLF001
 
+
 Partition = tuple[str, int]
-T = TypeVar("T")
 
 
 class Listener(Protocol):
@@ -76,11 +65,18 @@ class Listener(Protocol):
 class GroupConsumer:
     """One member of a group. ``options`` are librdkafka settings; those that the guarantee needs stay as they are.
 
-    ``group.protocol`` may be ``auto``, and is where it is left out: see ``pipeline.kafka.membership``.
-    One thread only. The listener is called inside ``poll``, ``commit`` and ``close``.
+    ``group.protocol`` may be ``auto``, and is where it is left out: see ``pipeline.kafka.membership``. ``stopped``
+    tells that the end was asked for: no question is asked again then.
+    One thread only. The listener is called inside ``open``, ``poll``, ``commit`` and ``close``.
     """
 
-    def __init__(self, options: Mapping[str, str | int | bool], group: str) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, str | int | bool],
+        group: str,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
         for name, value in _GUARANTEES.items():
             if str(options.get(name, value)).lower() != str(value).lower():
                 raise ConfigError(
@@ -89,39 +85,58 @@ class GroupConsumer:
         self._group = group
         self._listener: Listener | None = None
         self._starts: dict[str, Start] = {}
+        self._stopped = stopped
+        self._said: BrokerError | None = None
         self._closing = False
+        self._has: set[Partition] = set()
+        self._denied: set[str] = set()
+        self._over = False
+        self._joined = False
+        self._failures = 0
+        self._again_at: float | None = None
         self._static = "group.instance.id" in options
         self._options = dict(options)
         wanted = membership(options)
         self._trying = wanted == "auto"
-        self._consumer = self._member(CLASSIC if wanted == "classic" else KIP_848)
+        self._become(CLASSIC if wanted == "classic" else KIP_848)
 
     def open(self, topics: Mapping[str, Start], listener: Listener) -> None:
-        """Join the group. Raises BrokerError where the broker does not answer or a topic is missing."""
+        """Join the group. Raises BrokerError: retryable where the broker does not answer, or denies a right, and this
+        can be called again; not where a topic is missing.
+        """  # fmt: skip
         self._starts = dict(topics)
-        partitions = self._partitions()
-        until = time.monotonic() + _APPEAR_S
-        while (missing := sorted(set(topics) - set(partitions))) and time.monotonic() < until:
-            time.sleep(_PAUSE_S)
-            partitions = self._partitions()
-        if missing:
-            raise BrokerError(
-                f"group {self._group}: no such topic: {', '.join(missing)}",
-                remedy="create them: pipeline topics apply MODULE:APP",
-            )
-        self._begin(partitions)
         self._listener = listener
+        self._said = None
+        try:
+            self._offsets.begin(self._starts)
+        except BrokerError as error:
+            if not error.retryable or isinstance(error, Denied):
+                raise
+            raise self._overheard(error) from error
         self._subscribe()
 
     def poll(self, limit: int, wait_s: float) -> list[Record]:
         """Return at most ``limit`` records, waiting for the first only. Raises BrokerError when it is over."""
+        if self._again_at is not None and not self._again(wait_s):
+            return []
         try:
-            first = self._consumer.poll(wait_s)
-            if first is None:
-                return []
-            messages = [first, *self._consumer.consume(limit - 1, 0)] if limit > 1 else [first]
+            return self._polled(limit, wait_s)
         except KafkaException as raised:  # the client has failed for good
-            raise translate(raised.args[0], f"group {self._group}") from raised
+            error = translate(raised.args[0], f"group {self._group}")
+            if not isinstance(error, Denied):
+                raise error from raised
+        except BrokerError as raised:
+            if not raised.retryable or self._over:
+                raise
+            error = raised
+        self._start_over(error)
+        return []
+
+    def _polled(self, limit: int, wait_s: float) -> list[Record]:
+        first = self._consumer.poll(wait_s)
+        if first is None:
+            return []
+        messages = [first, *self._consumer.consume(limit - 1, 0)] if limit > 1 else [first]
         return [
             _RECORD(
                 Record,
@@ -194,17 +209,36 @@ class GroupConsumer:
 
     def reachable(self) -> bool:
         """Ask whether the broker answers within half a second, and lets this group read its topics."""
+        if self._again_at is not None or (self._failures and not self._joined):
+            return False
+        denied = [TopicPartition(*partition) for partition in sorted(self._has) if partition[0] in self._denied]
         try:
             found = self._consumer.committed([TopicPartition(topic, 0) for topic in self._starts], timeout=0.5)
+            if any(partition.error is not None for partition in found):
+                return False
+            if denied:  # asking needs DESCRIBE only, committing what is committed READ, as fetching does
+                stored = [p for p in self._consumer.committed(denied, timeout=0.5) if p.offset >= 0]
+                done = self._consumer.commit(offsets=stored, asynchronous=False)
+                self._denied = {partition.topic for partition in done if partition.error is not None}
         except KafkaException:
             return False
-        return all(partition.error is None for partition in found)
+        return not self._denied
+
+    def _overheard(self, late: BrokerError) -> BrokerError:
+        """Return what the client has to say of its connection, which is more than that an answer did not come."""
+        with suppress(KafkaException):
+            while (message := self._consumer.poll(0)) is not None:
+                if (error := message.error()) is not None:
+                    self._said = translate(error, f"group {self._group}")
+        return self._said or late
 
     # ── membership ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _member(self, protocol: Mapping[str, str]) -> Consumer:
+    def _become(self, protocol: Mapping[str, str]) -> None:
+        """Make the client that is a member by this protocol."""
+        self._protocol = protocol
         try:
-            return Consumer(
+            self._consumer = Consumer(
                 {
                     **_DEFAULTS,
                     **self._options,
@@ -218,6 +252,7 @@ class GroupConsumer:
             )
         except (KafkaException, ValueError, TypeError) as raised:
             raise misconfigured(raised, "consumer") from raised
+        self._offsets = Offsets(self._consumer, self._group, self._stopped)
 
     def _subscribe(self) -> None:
         self._consumer.subscribe(
@@ -232,74 +267,40 @@ class GroupConsumer:
             extra={"action": "consumer.classic", "group": self._group},
         )
         self._consumer.close()
-        self._consumer = self._member(CLASSIC)
+        self._become(CLASSIC)
         self._subscribe()
 
-    # ── where a group begins ───────────────────────────────────────────────────────────────────────────────────
-
-    def _partitions(self) -> dict[str, list[int]]:
-        try:
-            return self._listed()
-        except KafkaException as raised:
-            raise translate(raised.args[0], "list topics") from raised
-
-    def _listed(self) -> dict[str, list[int]]:
-        found = self._consumer.list_topics(timeout=_TIMEOUT_S).topics
-        return {name: sorted(topic.partitions) for name, topic in found.items() if name in self._starts}
-
-    def _begin(self, partitions: Mapping[str, Sequence[int]]) -> None:
-        """Commit where each topic begins that the group never read. A group that runs elsewhere refuses that: fine."""
-        everything = [TopicPartition(topic, number) for topic, numbers in partitions.items() for number in numbers]
-        known = {p.topic for p in self._stored(everything) if p.offset >= 0}
-        fresh = {partition.topic for partition in everything} - known
-        offsets = [
-            TopicPartition(p.topic, p.partition, offset)
-            for p, offset in self._start_offsets([p for p in everything if p.topic in fresh])
-        ]
-        if not offsets:
-            return
-        skipping = [topic for topic in sorted(fresh) if self._starts[topic] != "earliest"]
-        log.log(
-            logging.WARNING if skipping else logging.INFO,
-            f"group {self._group} has committed nothing on {', '.join(skipping or sorted(fresh))}: it is new, or its "
-            f"offsets have expired; it begins at {self._starts[skipping[0]] if skipping else 'the beginning'}",
-            extra={"action": "consumer.begin", "group": self._group},
+    def _start_over(self, error: BrokerError) -> None:
+        """Give up a client that cannot go on, for an error that may pass; join with another one in a while."""
+        wait_s = _REJOIN_S[min(self._failures, len(_REJOIN_S) - 1)]
+        self._failures += 1
+        self._again_at = time.monotonic() + wait_s
+        self._joined = False
+        lost = sorted(self._has)
+        self._has.clear()
+        self._denied.clear()
+        self._tell(error)
+        if self._listener is not None and lost:
+            self._listener.lost(lost)
+        log.warning(
+            f"group {self._group}: {error.what}; joining again in {wait_s:g} s",
+            extra={"action": "consumer.rejoin", "group": self._group},
         )
-        try:
-            done = self._consumer.commit(offsets=offsets, asynchronous=False)
-            errors = [p.error for p in done if p.error is not None]
-        except KafkaException as raised:
-            errors = [raised.args[0]]
-        for error in errors:
-            if error.code() not in _NOT_OURS:
-                raise translate(error, f"group {self._group}: committing where it begins")
+        self._closing = True
+        with suppress(KafkaException):
+            self._consumer.close()
+        self._closing = False
 
-    def _start_offsets(self, partitions: Sequence[TopicPartition]) -> list[tuple[TopicPartition, int]]:
-        return _patiently(
-            lambda: [(p, self._start_offset(p, self._starts[p.topic])) for p in partitions],
-            f"group {self._group}: where its topics begin",
-        )
-
-    def _start_offset(self, partition: TopicPartition, start: Start) -> int:
-        if isinstance(start, datetime):
-            at = TopicPartition(partition.topic, partition.partition, int(start.timestamp() * 1000))
-            found = self._consumer.offsets_for_times([at], timeout=_TIMEOUT_S)[0]
-            if found.error is not None:
-                raise KafkaException(found.error)
-            if found.offset >= 0:
-                return int(found.offset)
-        low, high = self._consumer.get_watermark_offsets(partition, timeout=_TIMEOUT_S)
-        return int(low if start == "earliest" else high)
-
-    def _stored(self, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-        def ask() -> list[TopicPartition]:
-            stored = self._consumer.committed(list(partitions), timeout=_TIMEOUT_S)
-            for partition in stored:
-                if partition.error is not None:
-                    raise KafkaException(partition.error)
-            return stored
-
-        return _patiently(ask, f"committed offsets of group {self._group}")
+    def _again(self, wait_s: float) -> bool:
+        """Join with another client when it is time; False while it is not."""
+        assert self._again_at is not None
+        if (left := self._again_at - time.monotonic()) > 0:
+            time.sleep(min(left, wait_s))
+            return False
+        self._again_at = None
+        self._become(self._protocol)
+        self._subscribe()
+        return True
 
     # ── called by the client ───────────────────────────────────────────────────────────────────────────────────
 
@@ -307,36 +308,21 @@ class GroupConsumer:
         self._trying = False
         if self._closing:
             return  # on its way out the client answers no questions, and nothing is begun any more
-        stored = self._stored(partitions) if partitions else []
-        without = [p for p in stored if p.offset < 0]
-        starts = {(p.topic, p.partition): Mark(p.offset, p.metadata or "") for p in stored if p.offset >= 0}
-        if without:
-            topics = {p.topic for p in without}
-            known_now = _patiently(self._listed, f"topics of group {self._group}")
-            siblings = [
-                TopicPartition(topic, number)
-                for topic, numbers in known_now.items()
-                for number in numbers
-                if topic in topics
-            ]
-            known = {p.topic for p in self._stored(siblings) if p.offset >= 0}
-            for partition in without:
-                # a partition that is new to a topic that is known begins at its beginning
-                start: Start = "earliest" if partition.topic in known else self._starts[partition.topic]
-                offset = _patiently(
-                    partial(self._start_offset, partition, start), f"{partition.topic} [{partition.partition}]"
-                )
-                starts[partition.topic, partition.partition] = Mark(offset)
+        starts = self._offsets.of(partitions, self._starts) if partitions else {}
         consumer.incremental_assign([TopicPartition(t, p, mark.offset) for (t, p), mark in starts.items()])
+        self._has.update(starts)
+        self._joined, self._failures = True, 0
         if self._listener is not None:
             self._listener.assigned(starts)
 
     def _revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        if self._listener is not None:
+        if self._listener is not None and self._again_at is None:
             self._listener.revoked([(p.topic, p.partition) for p in partitions])
+        self._has -= {(p.topic, p.partition) for p in partitions}
 
     def _lose(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        if self._listener is not None:
+        self._has -= {(p.topic, p.partition) for p in partitions}
+        if self._listener is not None and self._again_at is None:
             self._listener.lost([(p.topic, p.partition) for p in partitions])
 
     def _committed(self, error: KafkaError | None, _partitions: list[TopicPartition]) -> None:
@@ -346,7 +332,8 @@ class GroupConsumer:
     def _reported(self, error: KafkaError) -> None:
         if self._trying and not_taken(error):
             return  # it comes with the next poll, too
-        self._tell(translate(error, "connection"))
+        self._said = translate(error, "connection")
+        self._tell(self._said)
 
     def _heard(self, message: Message) -> bool:
         """Take an error that stands where a record could; False, as it is none."""
@@ -363,7 +350,10 @@ class GroupConsumer:
                 remedy="see what retention deleted, then set the offset: pipeline consumer reset",
             )
         if error.fatal() or error.code() in _FINAL:
+            self._over = not isinstance(translated, Denied)
             raise translated
+        if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED and (topic := message.topic()):
+            self._denied.add(topic)
         self._tell(translated)
         return False
 
@@ -373,16 +363,3 @@ class GroupConsumer:
 
 
 _RECORD: Callable[..., Record] = tuple.__new__  # what NamedTuple's own constructor does, without its detour
-
-
-def _patiently(ask: Callable[[], T], where: str) -> T:
-    """Ask the broker until it answers. Raises BrokerError for what does not pass, or not soon enough."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            return ask()
-        except KafkaException as raised:
-            error = translate(raised.args[0], where)
-            if not error.retryable or time.monotonic() > deadline:
-                raise error from raised
-        time.sleep(_PAUSE_S)

@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.errors import BrokerError
 
-__all__ = ["misconfigured", "refuses_record", "translate"]
+__all__ = ["Denied", "misconfigured", "refuses_record", "translate"]
 
 # The record itself is wrong: no broker state makes a later try succeed.
 _REFUSALS = frozenset(
@@ -24,14 +24,20 @@ _REFUSALS = frozenset(
 )
 
 _TWO_OF_ONE = "another process runs with this --instance-id: give each process of the group its own"
+# code → the right that is missing, what to do
+_DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: ("{right}", "grant this user {right} on the topic"),
+    KafkaError.GROUP_AUTHORIZATION_FAILED: ("READ", "grant this user READ on the group"),
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: (
+        "WRITE on a topic",
+        "grant this user WRITE on the topics that it writes; before Kafka 3.0 IDEMPOTENT_WRITE on the cluster",
+    ),
+}
 # code → (retryable, what to do)
 _TABLE: dict[int, tuple[bool, str]] = {
     KafkaError.UNKNOWN_TOPIC_OR_PART: (True, "create the topic: pipeline topics apply"),
     KafkaError._UNKNOWN_TOPIC: (True, "create the topic: pipeline topics apply"),  # noqa: SLF001
     KafkaError._UNKNOWN_PARTITION: (True, "the topic has fewer partitions than before"),  # noqa: SLF001
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: (True, "grant this user WRITE and DESCRIBE on the topic"),
-    KafkaError.GROUP_AUTHORIZATION_FAILED: (True, "grant this user READ on the group"),
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: (True, "grant this user IDEMPOTENT_WRITE on the cluster"),
     KafkaError.SASL_AUTHENTICATION_FAILED: (True, "check the user and password for Kafka"),
     KafkaError._AUTHENTICATION: (True, "check the user and password for Kafka"),  # noqa: SLF001
     KafkaError._SSL: (True, "check ssl.ca.location and the broker's certificate"),  # noqa: SLF001
@@ -52,25 +58,31 @@ _TABLE: dict[int, tuple[bool, str]] = {
 }
 
 
+class Denied(BrokerError):
+    """A right is missing. It may be granted while we wait."""
+
+
 def refuses_record(error: KafkaError) -> bool:
     """Tell whether the error is about the record itself, so that it belongs on a DLQ; all others wait."""
     return error.code() in _REFUSALS
 
 
-def translate(error: KafkaError, where: str) -> BrokerError:
-    """Return the BrokerError for a vendor error; ``where`` is the topic, group or server that it is about."""
-    retryable, remedy = _TABLE.get(_cause(error), (error.code() not in _REFUSALS, ""))
-    return BrokerError(f"Kafka: {where}: {error.str()} ({error.name()})", remedy=remedy, retryable=retryable)
+def translate(error: KafkaError, where: str, *, right: str = "READ") -> BrokerError:
+    """Return the BrokerError for a vendor error; ``where`` is the topic, group or server that it is about.
+
+    ``right`` is what was needed of a topic: it is told where that was denied.
+    """
+    code, what = _cause(error), f"Kafka: {where}: {error.str()} ({error.name()})"
+    if code in _DENIED:
+        needed, remedy = (text.format(right=right) for text in _DENIED[code])
+        return Denied(f"{what}: {needed} is needed", remedy=remedy, retryable=True)
+    retryable, remedy = _TABLE.get(code, (error.code() not in _REFUSALS, ""))
+    return BrokerError(what, remedy=remedy, retryable=retryable)
 
 
 def _cause(error: KafkaError) -> int:
     """Return the code behind a fatal error, which has it in its text only."""
-    causes = (
-        KafkaError.FENCED_INSTANCE_ID,
-        KafkaError.UNRELEASED_INSTANCE_ID,
-        KafkaError.GROUP_AUTHORIZATION_FAILED,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    )
+    causes = (KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID, *_DENIED)
     code = error.code()
     if code == KafkaError._FATAL:  # noqa: SLF001
         return next((cause for cause in causes if KafkaError(cause).str() in error.str()), code)

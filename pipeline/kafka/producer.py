@@ -44,6 +44,7 @@ _FLUSH_EVERY_S = 0.003  # full batches at high rates: lingering ends at most thi
 _FATAL = (KafkaException, SystemError)
 """What calls into a client raise that has failed for good; SystemError where callbacks ran with that pending."""
 _PLACELESS = KafkaError(KafkaError._FAIL, "acknowledged without an offset: it may be nowhere")  # noqa: SLF001
+_PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})  # noqa: SLF001
 _DROP_S = 1.0
 _REPORTS_S = 1.0
 _WINDOW_S = 0.05
@@ -163,7 +164,7 @@ class RecordProducer:
             self._partitions.pop(records[index][0], None)
             if error.code() == KafkaError._FATAL:  # noqa: SLF001 — the client's public codes look so
                 raise _lost(raised) from raised
-            raise translate(error, f"topic {records[index][0]}") from raised
+            raise translate(error, f"topic {records[index][0]}", right="WRITE") from raised
         return index
 
     def mark(self) -> Mark:
@@ -221,7 +222,7 @@ class RecordProducer:
             return Refused(f"topic {message.topic()}: {error.str()}", records)
         error, message = self._failed[0]
         self._partitions.pop(str(message.topic()), None)
-        return translate(error, f"topic {message.topic()}")
+        return translate(error, f"topic {message.topic()}", right="WRITE")
 
     def _reported(self, error: KafkaError) -> None:
         translated = translate(error, "connection")
@@ -252,9 +253,9 @@ class RecordProducer:
         try:
             found = self._producer.list_topics(topic, timeout=_METADATA_TIMEOUT_S).topics[topic]
         except KafkaException as raised:
-            raise translate(raised.args[0], f"topic {topic}") from raised
+            raise translate(raised.args[0], f"topic {topic}", right="WRITE") from raised
         if found.error is not None:
-            raise translate(found.error, f"topic {topic}")
+            raise translate(found.error, f"topic {topic}", right="WRITE")
         return len(found.partitions)
 
     def _refresh(self) -> None:
@@ -283,6 +284,7 @@ class AckProducer:
         on_error: Callable[[BrokerError], None] = lambda _error: None,
     ) -> None:
         self._settled: deque[tuple[object, BrokerError | None]] = deque()
+        self._ended: BrokerError | None = None  # why the last client could not go on
         self._options: dict[str, object] = {
             "linger.ms": 1,
             "partitioner": "murmur2_random",
@@ -321,16 +323,16 @@ class AckProducer:
         except KafkaException as raised:
             error = raised.args[0]
             if error.code() == KafkaError._FATAL:  # noqa: SLF001 — as above
-                self._replace()
+                self._replace(raised)
                 raise _lost(raised) from raised
-            raise translate(error, f"topic {topic}") from raised
+            raise translate(error, f"topic {topic}", right="WRITE") from raised
 
     def poll(self, wait_s: float = 0) -> list[tuple[object, BrokerError | None]]:
         """Return ``(token, error or None)`` of what was settled, waiting at most ``wait_s`` for the first."""
         try:
             self._producer.poll(wait_s)
-        except _FATAL:  # what was on its way is given back, as failed
-            self._replace()
+        except _FATAL as raised:  # what was on its way is given back, as failed
+            self._replace(raised)
         settled = []
         while self._settled:
             settled.append(self._settled.popleft())
@@ -340,22 +342,28 @@ class AckProducer:
         """Send what is queued at once, wait at most ``wait_s``; return how many records are not settled yet."""
         try:
             return self._producer.flush(wait_s)
-        except _FATAL:
-            self._replace()
+        except _FATAL as raised:
+            self._replace(raised)
             return len(self._producer)
 
     def close(self) -> None:
         """Drop what was not acknowledged, and the connections."""
         _drop(self._producer)
 
-    def _replace(self) -> None:
+    def _replace(self, raised: Exception) -> None:
+        self._ended = _lost(raised)
         _drop(self._producer)
         self._producer = _connect(self._options)
 
     def _delivered(self, token: object, error: KafkaError | None, message: Message) -> None:
         if error is None and message.offset() is None:
             error = _PLACELESS
-        self._settled.append((token, None if error is None else translate(error, f"topic {message.topic()}")))
+        if error is not None and error.code() in _PURGED and self._ended is not None:
+            self._settled.append((token, self._ended))
+            return
+        self._settled.append(
+            (token, None if error is None else translate(error, f"topic {message.topic()}", right="WRITE"))
+        )
 
 
 def _connect(options: dict[str, object]) -> Producer:

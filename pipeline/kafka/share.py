@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from confluent_kafka import AcknowledgeType, KafkaException, Message, ShareConsumer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
@@ -253,8 +253,15 @@ class ShareGroup:
 class RetryConsumer(GroupConsumer):
     """A member of the consumer group beside a share group: it has the retry topics, ``topics``, and no others."""
 
-    def __init__(self, options: Mapping[str, str | int | bool], group: str, topics: Collection[str]) -> None:
-        super().__init__(options, group)
+    def __init__(
+        self,
+        options: Mapping[str, str | int | bool],
+        group: str,
+        topics: Collection[str],
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__(options, group, stopped=stopped)
         self._only = frozenset(topics)
 
     def open(self, topics: Mapping[str, Start], listener: Listener) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pipeline.definition import Group
 from pipeline.errors import ConfigError
@@ -21,7 +21,13 @@ def share_name(group: str) -> str:
 
 
 def sides(
-    group: Group, consumer: Mapping[str, str], both: Mapping[str, str], producer: Mapping[str, str], *, concurrency: int
+    group: Group,
+    consumer: Mapping[str, str],
+    both: Mapping[str, str],
+    producer: Mapping[str, str],
+    *,
+    concurrency: int,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[ShareGroup, RetryConsumer]:
     """Build both sides. ``consumer``, ``both`` and ``producer`` are the client's settings for a member, any client, and
     what writes. Raises ConfigError where a handler cannot run so, BrokerError where the broker has no share groups.
@@ -39,7 +45,7 @@ def sides(
         aside=retry_tier(group.name, 0.0),
         producer=AckProducer(producer),
     )
-    return share, RetryConsumer(consumer, group.name, group.retry_topics)
+    return share, RetryConsumer(consumer, group.name, group.retry_topics, stopped=stopped)
 
 
 def _check_kinds(group: Group) -> None:

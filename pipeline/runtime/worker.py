@@ -124,8 +124,9 @@ def run_worker(
     readiness = Readiness("worker")
     kafka = {"client.id": f"pipeline-{app.names.app}", **kafka_options(settings), **(options or {})}
     limits = Limits(concurrency=concurrency, drain_s=drain_timeout_s)
+    ending = threading.Event()
     with ExitStack() as ends:
-        runs = _runs(app, chosen, settings, kafka, meter, readiness, limits, mode, ends)
+        runs = _runs(app, chosen, settings, kafka, meter, readiness, limits, mode, ends, ending.is_set)
         if metrics_port is not None:
             on_port(serve(Together(registry, REGISTRY), readiness.state, metrics_port, metrics_host))
         for group in chosen:  # before anybody can ask: their threads say so only when they have begun
@@ -155,6 +156,7 @@ def run_worker(
             while not until.wait(_LOOK_S) and all(run.is_alive() for run in runs):
                 report()
         finally:
+            ending.set()
             _drain(runs, at_once, report)
             if beats is not None:  # who cannot go on is not gone: people should see that it is missing
                 beats.end(gone=all(run.error is None for run in runs))
@@ -189,6 +191,7 @@ def _runs(
     limits: Limits,
     mode: Mode,
     ends: ExitStack,
+    stopped: Callable[[], bool],
 ) -> list[_Run]:
     """Build the workers of all groups, and what they share; ``ends`` closes that, the lifespans last."""
     from pipeline.registry.client import RegistrySchemas  # half of what a supervisor would import: 16 MB
@@ -230,20 +233,20 @@ def _runs(
     return [
         _Run(worker(group, consumer))
         for group in groups
-        for consumer in _consumers(group, kafka, mode, limits.concurrency)
+        for consumer in _consumers(group, kafka, mode, limits.concurrency, stopped)
     ]
 
 
 def _consumers(
-    group: Group, kafka: Mapping[str, str], mode: Mode, concurrency: int
+    group: Group, kafka: Mapping[str, str], mode: Mode, concurrency: int, stopped: Callable[[], bool]
 ) -> Sequence[GroupConsumer | ShareGroup]:
     """Return what the workers of a group read from: one, or in a share group one for its topics and one for retries."""
     consumer = {name: value for name, value in kafka.items() if name not in _PRODUCER_ONLY}
     if mode == "consumer":
-        return [GroupConsumer(consumer, group.name)]
+        return [GroupConsumer(consumer, group.name, stopped=stopped)]
     producer = {name: value for name, value in kafka.items() if name not in _CONSUMER_ONLY}
     both = {name: value for name, value in consumer.items() if name not in _CONSUMER_ONLY}
-    return sides(group, consumer, both, producer, concurrency=concurrency)
+    return sides(group, consumer, both, producer, concurrency=concurrency, stopped=stopped)
 
 
 def _inbox(groups: Sequence[Group], settings: Settings, meter: PrometheusMeter) -> Inbox | None:

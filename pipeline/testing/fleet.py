@@ -153,7 +153,8 @@ class Fleet:
             state=self._state,
             journal=journal,
         )
-        worker.open()
+        worker.prepare()
+        worker.join()
         self._members.append(_Member(group, worker, source, producer, engines[0], queue, journal))
 
     def step(self) -> Generator[object, Outcome, bool]:

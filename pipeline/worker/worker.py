@@ -55,6 +55,7 @@ _FULL_S = 1.0
 COMMIT_S = 0.25
 _LAST_COMMIT_S = 10.0
 _LEAVE_S = 5.0
+_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Worker:
         self._lifespans = AsyncExitStack()
         self._state = State(**vars(state or State()))
         self._full_since: float | None = None
+        self._waits_for = ""
         solitude = solitude or Solitude()
 
         outcomes: deque[Outcome] = deque()
@@ -198,7 +200,9 @@ class Worker:
         """Work until stopped; tell whether every handler had ended. Raises PipelineError where it cannot go on."""
         clean = False
         try:
-            self.open()
+            self.prepare()
+            while not self._stop.is_set() and not self._joins():
+                self._stop.wait(_AGAIN_S)
             while not self._stop.is_set():
                 self.step()
             clean = self.drain()
@@ -207,14 +211,37 @@ class Worker:
         log.info("stopped", extra={"action": "worker.stopped", "group": self._group.name, "clean": clean})
         return clean
 
-    def open(self) -> None:
-        """Join the group."""
+    def prepare(self) -> None:
+        """Enter the lifespans."""
         self._health.not_ready(self._group.name, "joining the group")
         if (loop := self._built.loop) is not None:
             vars(self._state).update(loop.wait(aenter(self._group.lifespans, self._lifespans)))
+
+    def join(self) -> None:
+        """Join the group. Raises BrokerError: retryable where this can be called again."""
         starts = dict.fromkeys(self._group.topics, self._group.start)
         starts.update(dict.fromkeys(self._group.retry_topics, "earliest"))
         self._source.open(starts, self)
+
+    def _joins(self) -> bool:
+        """Join the group; say why not, and return False, where that may pass."""
+        name = self._group.name
+        try:
+            self.join()
+        except BrokerError as error:
+            if not error.retryable:
+                raise
+            self._health.not_ready(name, error.what)
+            if error.what != self._waits_for:  # it is tried again each second
+                log.warning(
+                    "waiting to join the group",
+                    extra={"action": "worker.waiting", "group": name, "why": error.what, "remedy": error.remedy},
+                )
+            self._waits_for = error.what
+            return False
+        if self._waits_for and not self._partitions.mine:
+            self._health.not_ready(name, "joining the group")
+        return True
 
     def drain(self) -> bool:
         """Let running handlers end, and commit; tell whether all had ended."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psycopg
 import pytest
 from certificates import certificates
+from own_broker import more_listeners, own_broker
 from relays import RelayProcess, connector_file, ids, insert, read_topic, until
 from servers import Database, Topics
 
@@ -27,15 +27,9 @@ class Secured(Kafka):
 
     def _write_settings(self, logs: Path) -> Path:
         path = super()._write_settings(logs)
-        text = path.read_text()
-        for name, kind in (("SASL", "SASL_SSL"), ("MTLS", "SSL")):
-            where = f"{name}://{LOOPBACK}:{self.home.port(name.lower())},"
-            text = text.replace("\nlisteners=", f"\nlisteners={where}")
-            text = text.replace("\nadvertised.listeners=", f"\nadvertised.listeners={where}")
-            text = text.replace("\nlistener.security.protocol.map=", f"\nlistener.security.protocol.map={name}:{kind},")
+        text = more_listeners(self, path.read_text(), {"SASL": "SASL_SSL", "MTLS": "SSL"})
         quoted = SECRET.replace("\\", "\\\\\\\\")
         text += f"""\
-inter.broker.listener.name=PLAINTEXT
 ssl.keystore.type=PEM
 ssl.keystore.location={self.folder}/broker.pem
 ssl.truststore.type=PEM
@@ -51,18 +45,8 @@ listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain
 
 @pytest.fixture(scope="module")
 def secured(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    own = LocalStack(tmp_path_factory.mktemp("secured"), progress=stack._progress)
-    old = own.kafka
-    broker = Secured(old.home, old.progress, old._jars)
-    with own._changing():
-        broker.home.settle(broker.port_names, broker.progress)
-    broker.folder.mkdir(parents=True)
-    certificates(broker.folder)
-    try:
-        broker.start(threading.Event())
+    with own_broker(stack, tmp_path_factory.mktemp("secured"), Secured, certificates) as broker:
         yield broker
-    finally:
-        broker.stop()
 
 
 def ways(broker: Secured) -> dict[str, dict[str, str]]:

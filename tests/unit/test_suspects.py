@@ -206,7 +206,8 @@ class World:
         self.sources: dict[str, Source] = {}
         self.workers = [self._worker(group, solitude) for group in self._groups]
         for worker in self.workers:
-            worker.open()
+            worker.prepare()
+            worker.join()
 
     def put(self, n: int, keys: str) -> None:
         records = self._records.setdefault((TOPIC, n), [])

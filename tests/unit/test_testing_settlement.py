@@ -220,7 +220,7 @@ def test_a_refusing_dlq_stops_the_worker_and_commits_nothing_past_it() -> None:
     ("code", "remedy"),
     [
         (KafkaError.TOPIC_AUTHORIZATION_FAILED, "grant this user WRITE"),
-        (KafkaError.CLUSTER_AUTHORIZATION_FAILED, "grant this user IDEMPOTENT_WRITE"),
+        (KafkaError.CLUSTER_AUTHORIZATION_FAILED, "grant this user WRITE on the topics"),
         (KafkaError.SASL_AUTHENTICATION_FAILED, "check the user and password"),
     ],
 )
@@ -241,7 +241,7 @@ def test_what_the_broker_does_not_let_this_user_do_is_said_and_waited_for_and_ki
 
     harness = Harness(app)
     for topic in ("e.jobs.work.retry.0s", "e.jobs.work.retry.1s", "e.jobs.work.dlq"):
-        harness.broker.refusals[topic] = translate(KafkaError(code), f"topic {topic}")
+        harness.broker.refusals[topic] = translate(KafkaError(code), f"topic {topic}", right="WRITE")
     harness.enqueue(Task(reject=False))
     harness.run_for(60)
     assert KafkaError(code).str() in harness.not_ready["e.jobs.work retry topics"]
