@@ -136,6 +136,10 @@ class Load:
         self._thread.join()
         assert self._producer.flush(60) == 0
 
+    def waiting(self) -> int:
+        """How many the broker has not acknowledged."""
+        return len(self._producer)
+
     def _run(self) -> None:
         n = 0
         while not self._stop.wait(10 / RATE):
@@ -192,7 +196,7 @@ def test_kills_of_workers_and_broker_lose_nothing_and_keep_the_order_of_keys(
                 until(lambda: whole(kafka, billing) and calm(kafka, watched), "all have joined, nothing is suspect")
                 before = lines(journal)
                 private_stack.kill("kafka")
-                time.sleep(1)
+                until(lambda: load.waiting() > 100, "records wait for the broker")
                 private_stack.start("kafka")
                 until(lambda before=before: lines(journal) > before + 500, "workers go on")  # type: ignore[misc]
                 until(lambda: calm(kafka, watched), "nothing is suspect")

@@ -12,6 +12,7 @@ from waiting import wait_until
 from working import Broker, running
 
 import pipeline.headers as headers_module
+import pipeline.worker.settlement as settlement_module
 import pipeline.worker.tiers as tiers_module
 from pipeline import Context, Event, Job, Pipeline, RetryPolicy
 from pipeline.avro import schema_of
@@ -147,6 +148,7 @@ def test_what_a_newer_worker_left_behind_waits_for_one_uncounted_and_is_handled_
     broker: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiers_module, "_UNREADABLE_S", 1.0)
+    monkeypatch.setattr(settlement_module, "_UNKNOWN_S", 1.0)
     old, new = Old(prefix), New(prefix)
     broker.create(new.app)
     queue = next(name for name in new.app.groups if name.endswith("jobs.work"))
