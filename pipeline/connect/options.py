@@ -179,7 +179,7 @@ WITHOUT_MEANING: dict[str, str] = {
     "incremental.snapshot.": "there are no signals: pipeline connector reconcile publishes what is missing",
     "include.schema.changes": "the router makes outbox events only",
     "include.schema.comments": "the router makes outbox events only",
-    "provide.transaction.metadata": "the router drops it",
+    "provide.transaction.metadata": "no records of transactions are published",
     "include.unknown.datatypes": "only columns that the router uses are read",
     "interval.handling.mode": "intervals are not used by the router",
     "hstore.handling.mode": "hstore is not used by the router",
@@ -203,7 +203,7 @@ WITHOUT_MEANING: dict[str, str] = {
     "heartbeat.topics.prefix": "Debezium 3 reads topic.heartbeat.prefix instead",
     "topic.naming.strategy": "the router names the topics",
     "topic.cache.size": "the router names the topics",
-    "topic.transaction": "the router drops it",
+    "topic.transaction": "no records of transactions are published",
     "config.action.reload": "the file is read at start",
 }
 

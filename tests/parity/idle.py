@@ -1,4 +1,4 @@
-"""Keys that change no record, with other values than their defaults."""
+"""Keys that change no record, with other values than their defaults where Debezium knows one."""
 
 from __future__ import annotations
 
