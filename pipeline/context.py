@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -21,7 +21,18 @@ class Context:
     Made for every attempt: it keeps what it is given and works the rest out when asked.
     """
 
-    __slots__ = ("_conn", "_entry", "_group", "_headers", "_record", "_shared", "_state", "_timeout_s", "_type")
+    __slots__ = (
+        "_conn",
+        "_entry",
+        "_group",
+        "_headers",
+        "_record",
+        "_session",
+        "_shared",
+        "_state",
+        "_timeout_s",
+        "_type",
+    )
 
     def __init__(
         self,
@@ -36,6 +47,7 @@ class Context:
     ) -> None:
         self._timeout_s = timeout_s
         self._conn: Any = None
+        self._session: Callable[[], Any] | None = None
         self._shared = shared
         self._entry = entry
         self._record = record
@@ -146,9 +158,23 @@ class Context:
             raise ConfigError(f"{self._type}: ctx.conn", remedy="declare the handler with inbox=True")
         return self._conn
 
-    def within(self, conn: Any) -> Self:  # as above
-        """Return the same context, in the transaction of ``conn``: for what runs handlers."""
-        self._conn = conn
+    @property
+    def session(self) -> Any:  # SQLAlchemy's Session, or AsyncSession in a coroutine
+        """A SQLAlchemy session on ``ctx.conn``, made when it is first asked for: what it flushes is done once, too.
+
+        It is flushed when the handler returns; it must not commit. Raises ConfigError without ``inbox=True``, without
+        SQLAlchemy, and in tests without a database.
+        """
+        if self._session is None:
+            remedy = "declare the handler with inbox=True"
+            if self._conn is not None:
+                remedy = "test what needs a session on a real database: there is none here"
+            raise ConfigError(f"{self._type}: ctx.session", remedy=remedy)
+        return self._session()
+
+    def within(self, conn: Any, session: Callable[[], Any] | None = None) -> Self:  # as above
+        """Return the same context, in the transaction of ``conn``, ``session`` in it: for what runs handlers."""
+        self._conn, self._session = conn, session
         return self
 
     def among(self, entry: Entry | None, shared: State) -> Self:

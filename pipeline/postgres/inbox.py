@@ -1,8 +1,8 @@
 """Handlers in, the same handlers within a transaction that holds their inbox row out.
 
-Exactly once in effect: the row and what the handler does on ``ctx.conn`` are committed together, or neither is. A
-second delivery finds the row and does nothing; one that comes at the same moment waits for the first transaction. A
-tracked job is done, its key free and its parent told, in that transaction too.
+Exactly once in effect: the row and what the handler does on ``ctx.conn`` or ``ctx.session`` are committed together, or
+neither is. A second delivery finds the row and does nothing; one that comes at the same moment waits for the first
+transaction. A tracked job is done, its key free and its parent told, in that transaction too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pipeline.event import Message
 from pipeline.inbox import InboxKey, InboxUnavailable
 from pipeline.postgres.errors import translated
 from pipeline.postgres.liveness import alive
+from pipeline.postgres.session import Lent
 
 __all__ = ["Inbox"]
 
@@ -45,8 +46,8 @@ class Inbox:
     def __init__(self, dsn: str, *, on_repeat: Callable[[Handler], None] = lambda _handler: None) -> None:
         self._dsn = alive(dsn, "pipeline-inbox")
         self._on_repeat = on_repeat
-        self._idle: list[psycopg.Connection[Any]] = []
-        self._idle_async: dict[AbstractEventLoop, list[psycopg.AsyncConnection[Any]]] = {}
+        self._idle: list[Lent[psycopg.Connection[Any]]] = []
+        self._idle_async: dict[AbstractEventLoop, list[Lent[psycopg.AsyncConnection[Any]]]] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -73,7 +74,10 @@ class Inbox:
         """Close the connections that nobody uses; the others are closed when their handlers end."""
         with self._lock:
             self._closed = True
-            idle = [*self._idle, *(conn for conns in self._idle_async.values() for conn in conns)]
+            idle = [
+                *(lent.conn for lent in self._idle),
+                *(lent.conn for one in self._idle_async.values() for lent in one),
+            ]
             self._idle.clear()
             self._idle_async.clear()
         for conn in idle:
@@ -81,18 +85,22 @@ class Inbox:
 
     def _handle(self, handler: Handler, message: Message, context: Context) -> bool:
         """Handle once; False where a kept connection turned out to be gone: to be done again on another."""
-        conn, kept = self._take()
+        lent, kept = self._take()
+        conn = lent.conn
         entered = failed = False
         try:
             with conn.transaction():
                 entered = conn.execute(_ENTER, InboxKey.of(handler, context)).rowcount == 1
                 if entered:
                     try:
-                        handler.function(message, context.within(conn))
+                        handler.function(message, context.within(conn, lent.session))
+                        lent.finish()
                         _look(conn, handler)
                     except BaseException:
                         failed = True
                         raise
+                    finally:
+                        lent.end()
                     if reports := _done(context):
                         conn.execute(_SETTLE, (reports,))
         except BaseException as error:  # noqa: BLE001 — raised again, or as what it comes to
@@ -100,24 +108,28 @@ class Inbox:
                 return False
             _raise(error, conn, failed=failed)
         finally:
-            self._put(conn)
+            self._put(lent)
         self._ended(handler, context, entered=entered)
         return True
 
     async def _ahandle(self, handler: Handler, message: Message, context: Context) -> bool:
         """Do what ``_handle`` does, on an async connection."""
-        conn, kept = await self._atake()
+        lent, kept = await self._atake()
+        conn = lent.conn
         entered = failed = False
         try:
             async with conn.transaction():
                 entered = (await conn.execute(_ENTER, InboxKey.of(handler, context))).rowcount == 1
                 if entered:
                     try:
-                        await handler.function(message, context.within(conn))
+                        await handler.function(message, context.within(conn, lent.session))
+                        await lent.afinish()
                         _look(conn, handler)
                     except BaseException:
                         failed = True
                         raise
+                    finally:
+                        await lent.aend()
                     if reports := _done(context):
                         await conn.execute(_SETTLE, (reports,))
         except BaseException as error:  # noqa: BLE001 — raised again, or as what it comes to
@@ -125,7 +137,7 @@ class Inbox:
                 return False
             _raise(error, conn, failed=failed)
         finally:
-            self._aput(conn)
+            self._aput(lent)
         self._ended(handler, context, entered=entered)
         return True
 
@@ -135,38 +147,38 @@ class Inbox:
         elif context.entry is not None:
             context.entry.stored = True
 
-    def _take(self) -> tuple[psycopg.Connection[Any], bool]:
+    def _take(self) -> tuple[Lent[psycopg.Connection[Any]], bool]:
         with self._lock:
             if self._idle:
                 return self._idle.pop(), True
         try:
-            return psycopg.connect(self._dsn, **_OPTIONS), False
+            return Lent(psycopg.connect(self._dsn, **_OPTIONS)), False
         except psycopg.Error as error:
             raise _unavailable(error) from error
 
-    async def _atake(self) -> tuple[psycopg.AsyncConnection[Any], bool]:
+    async def _atake(self) -> tuple[Lent[psycopg.AsyncConnection[Any]], bool]:
         with self._lock:
             idle = self._idle_async.setdefault(get_running_loop(), [])
             if idle:
                 return idle.pop(), True
         try:
-            return await psycopg.AsyncConnection.connect(self._dsn, **_OPTIONS), False
+            return Lent(await psycopg.AsyncConnection.connect(self._dsn, **_OPTIONS)), False
         except psycopg.Error as error:
             raise _unavailable(error) from error
 
-    def _put(self, conn: psycopg.Connection[Any]) -> None:
+    def _put(self, lent: Lent[psycopg.Connection[Any]]) -> None:
         with self._lock:
-            if self._reusable(conn):
-                self._idle.append(conn)
+            if self._reusable(lent.conn):
+                self._idle.append(lent)
                 return
-        conn.close()
+        lent.conn.close()
 
-    def _aput(self, conn: psycopg.AsyncConnection[Any]) -> None:
+    def _aput(self, lent: Lent[psycopg.AsyncConnection[Any]]) -> None:
         with self._lock:
-            if self._reusable(conn):
-                self._idle_async[get_running_loop()].append(conn)
+            if self._reusable(lent.conn):
+                self._idle_async[get_running_loop()].append(lent)
                 return
-        conn.pgconn.finish()
+        lent.conn.pgconn.finish()
 
     def _reusable(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
         status = conn.info.transaction_status
@@ -178,7 +190,7 @@ def _look(conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], handler:
     if conn.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:
         raise SourceError(
             f"{handler.name}: a statement on ctx.conn failed, and with it the transaction",
-            remedy="let the error out, or wrap the statement in ctx.conn.transaction(), a savepoint",
+            remedy="let the error out, or wrap it in ctx.conn.transaction() or ctx.session.begin_nested(), a savepoint",
         )
 
 
@@ -197,11 +209,13 @@ def _raise(error: BaseException, conn: psycopg.Connection[Any] | psycopg.AsyncCo
 
     A commit that is refused (a deferred constraint) is the handler's error too.
     """
-    own = failed or isinstance(error, psycopg.IntegrityError) or not isinstance(error, psycopg.Error)
-    if own and not (conn.closed and isinstance(error, psycopg.Error)):
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, psycopg.Error):
+        found = found.__cause__  # what SQLAlchemy, and publish, raise from it
+    own = failed or isinstance(error, psycopg.IntegrityError) or found is not error
+    if found is None or (own and not conn.closed):
         raise error
-    assert isinstance(error, psycopg.Error)
-    raise _unavailable(error) from error
+    raise _unavailable(found) from error
 
 
 def _unavailable(error: psycopg.Error) -> InboxUnavailable:

@@ -97,10 +97,18 @@ def _check(connection: Connection) -> None:
             f"SQLAlchemy: the outbox is in PostgreSQL, this is {connection.dialect.name}",
             remedy="publish on a session of the engine whose database has the outbox",
         )
-    if getattr(connection.connection.dbapi_connection, "autocommit", False):
+    fairy = connection.connection
+    if getattr(fairy.dbapi_connection, "autocommit", False) and not _within(fairy.driver_connection):
         raise outside("leave isolation_level='AUTOCOMMIT' out for this engine or connection")
     if not connection.in_transaction():
         connection.begin()  # as its own execute() does: else its commit() would leave out what its driver did
+
+
+def _within(conn: object) -> bool:
+    """Whether a connection in autocommit mode is within a transaction nevertheless, as psycopg's may be."""
+    if not isinstance(conn, driver.Connection | driver.AsyncConnection):
+        return False
+    return conn.info.transaction_status is not driver.pq.TransactionStatus.IDLE
 
 
 def _failed(error: SQLAlchemyError) -> Exception:
