@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from celery import Celery
@@ -116,7 +118,8 @@ def test_workers_of_celery_and_ours_run_beside_each_other_each_what_was_sent_to_
     calls.clear()
     ours = desk.put(CeleryTask.of(flaky, "ours"))
     desk.carry()
-    with start_worker(shop, perform_ping_check=False), desk.working():
+    # Celery's worker tells its children by the environment how to log
+    with patch.dict(os.environ), start_worker(shop, perform_ping_check=False), desk.working():
         flaky.delay("theirs")
         assert desk.until(ours, "done")["result"] == "ours"
         wait_until(lambda: ("theirs", 1) in calls, why="Celery's own worker retries it")
