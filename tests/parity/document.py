@@ -134,7 +134,8 @@ SOURCE: dict[str, Outcome] = {
     "offset.mismatch.strategy": Differs(
         "a slot that is ahead of the stored position is an error, but with `trust_slot` and `trust_greater_lsn`; "
         "Debezium goes on from the slot in silence only while `restart_lsn`, which is behind what is confirmed, has "
-        "not passed its own offset; else its task ends, or it takes a snapshot, as `snapshot.mode` says",
+        "not passed its own offset, with `trust_offset` too, of which its documentation says that it fails; else its "
+        "task ends, or it takes a snapshot, as `snapshot.mode` says",
         OFFSETS,
     ),
     "lsn.flush.mode=connector": Differs(
