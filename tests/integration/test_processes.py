@@ -17,6 +17,7 @@ from working import Broker, running, wait_until
 from pipeline import Context, Job, Pipeline
 from pipeline.errors import ConfigError
 from pipeline.headers import DeadLetter
+from pipeline.kafka.reader import record_of
 from pipeline.record import Record
 from pipeline.report import Child, Entry, JobCancelled
 from pipeline.testing import Harness
@@ -69,7 +70,7 @@ def test_a_process_that_crashes_overruns_or_raises_fails_its_attempt_and_the_oth
     put(broker, group.topics[0], ["segfault", "exit", "overrun", "odd", "reject", "raise", "later", "well"])
     put(broker, group.topics[0], ["well"], "Soak")
     with running(broker, group, limits=Limits(concurrency=4, drain_s=10)) as worker:
-        letters = {dict(m.headers())["id"].decode(): DeadLetter.of(_record(m)) for m in broker.read(group.dlq, 6)}
+        letters = {dict(m.headers())["id"].decode(): DeadLetter.of(record_of(m)) for m in broker.read(group.dlq, 6)}
         wait_until(lambda: {"later 2", "well 1", "well"} <= set(noted(folder, "done")))
         assert len(pids(folder, "entered")) > 4  # those that died were replaced
         worker.stop()
@@ -183,9 +184,3 @@ def test_in_the_harness_they_run_in_line(app: Pipeline, folder: Path) -> None:
     harness.run_until_idle()
     assert noted(folder, "done") == ["later 2"]
     assert pids(folder, "begun") == {os.getpid()}
-
-
-def _record(message: Any) -> Any:
-    from test_worker import record
-
-    return record(message)
