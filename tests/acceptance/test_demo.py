@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -13,12 +14,16 @@ import pytest
 
 pytestmark = pytest.mark.timeout(240)
 
+TESTS = Path(__file__).parents[1]
+# as tests/quick.py has it: the other run is one as delivered
+QUICK = ("-c", "from quick import quick_java; quick_java(); from pipeline.__main__ import main; main()")
 FIELDS = {"committed", "rolled_back", "published", "handled", "retried", "dead", "redriven", "lost", "duplicates"}
 
 
-def run(*words: str, data: Path) -> subprocess.CompletedProcess[str]:
+def run(*words: str, data: Path, begin: Sequence[str] = ("-m", "pipeline")) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_")}
-    command = [sys.executable, "-m", "pipeline", *words, "--data", str(data)]
+    env["PYTHONPATH"] = str(TESTS)
+    command = [sys.executable, *begin, *words, "--data", str(data)]
     return subprocess.run(command, env=env, cwd=data.parent, capture_output=True, text=True, timeout=220)
 
 
@@ -50,7 +55,7 @@ def test_demo_loses_nothing_invents_nothing_and_leaves_nothing_running(tmp_path:
 
 def test_demo_can_be_kept_and_looked_into(tmp_path: Path) -> None:
     data = tmp_path / "demo"
-    done = run("demo", "--orders", "100", "--keep", data=data)
+    done = run("demo", "--orders", "100", "--keep", data=data, begin=QUICK)
     try:
         assert done.returncode == 0, done.stderr
         assert "pipeline dlq list" in done.stderr
