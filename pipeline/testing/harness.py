@@ -353,7 +353,7 @@ class Harness:
     @property
     def _busy(self) -> bool:
         """Whether anything is open that may go on."""
-        held = self._jobs.paused | ({"delayed"} if self.scheduler_down else set())
+        held = self._jobs.paused if self._jobs.leaving and not self.scheduler_down else {*self._jobs.paused, "delayed"}
         return any(name not in held for name in self.open)
 
     def _not_idle(self) -> NotIdle:

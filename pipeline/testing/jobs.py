@@ -17,7 +17,7 @@ from pipeline.definition import Queue
 from pipeline.job import FINISHED, OnFailure
 from pipeline.jobs import JobRow
 from pipeline.report import Child, Report
-from pipeline.testing.stored import Row
+from pipeline.testing.stored import BLOCKED, Row
 from pipeline.worker.journal import Control
 
 __all__ = ["Jobs"]
@@ -69,6 +69,11 @@ class Jobs:
         """Keep a row whose time has not come."""
         assert row.due_at is not None
         self.due[row.id] = (row.due_at, row)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether anything waits for a time; what waits for its children does not."""
+        return any(at != BLOCKED for at, _ in self.due.values())
 
     # ── what is asked ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -239,6 +239,16 @@ def test_a_paused_queue_waits_and_the_others_go_on(harness: Harness) -> None:
     assert harness.job(held).state == "done"
 
 
+def test_a_parent_whose_children_are_in_a_paused_queue_waits_too(harness: Harness) -> None:
+    harness.run(jobs.pause("office.jobs.mail"))
+    album = harness.enqueue_flow(Flow(Step(name="all"), [Mail(address="a"), Step(name="b")]))
+    harness.run_until_idle()
+    assert harness.job(album).state == "blocked"
+    harness.run(jobs.resume("office.jobs.mail"))
+    harness.run_until_idle()
+    assert harness.job(album).result == ["all", {"to": "a"}, ["b"]]
+
+
 def test_a_rate_spreads_attempts_over_time(harness: Harness) -> None:
     for n in range(50):
         harness.enqueue(Limited(n=n))
