@@ -23,6 +23,8 @@ from pipeline.worker.beats import Beats
 
 __all__ = ["Crew", "beats_of", "crew"]
 
+_STORED_S = 2.0  # a broker may take as long as that, however often heartbeats come
+
 
 def beats_of(
     app: Pipeline,
@@ -44,7 +46,7 @@ def beats_of(
         return Beat.of(this, groups, state(), now_s=time.time(), every_s=every_s).value()
 
     def connect() -> BeatProducer:
-        return BeatProducer(kafka, app.names.workers, within_s=every_s)
+        return BeatProducer(kafka, app.names.workers, within_s=max(every_s, _STORED_S))
 
     meter.add("pipeline_worker_beats_lost_total", 0)  # told from the start
     return Beats(connect, this.key, say, every_s=every_s, meter=meter)

@@ -18,7 +18,7 @@ __all__ = ["BeatTopic", "Beats"]
 
 log = logging.getLogger("pipeline.worker")
 
-_LAST_S = 1.0
+_LAST_S = 2.0
 
 
 class BeatTopic(Protocol):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,24 +144,23 @@ def test_each_of_several_processes_has_its_own_and_who_comes_for_a_killed_one_re
     assert watched.await_states({}) == 2  # nobody works on the groups
 
 
-class InThread:
-    """``run_worker`` in a thread, in the test's process."""
+@contextmanager
+def working(app: Pipeline, **options: Any) -> Iterator[None]:
+    """``run_worker`` in a thread of the test's process, which drains at the end."""
+    until = threading.Event()
+    ended: list[bool] = []
 
-    def __init__(self, app: Pipeline, **options: Any) -> None:
-        self._until = threading.Event()
-        self._ended: list[bool] = []
-        self._thread = threading.Thread(target=self._run, args=(app,), kwargs=options, daemon=True)
-        self._thread.start()
+    def run() -> None:
+        ended.append(run_worker(app, settings=Settings.load(), until=until, heartbeat_s=0.3, **options))
 
-    def _run(self, app: Pipeline, **options: Any) -> None:
-        self._ended.append(
-            run_worker(app, settings=Settings.load(), until=self._until, heartbeat_s=0.3, drain_timeout_s=5, **options)
-        )
-
-    def end(self) -> None:
-        self._until.set()
-        self._thread.join(DEADLINE_S)
-        assert self._ended == [True]
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        until.set()
+        thread.join(DEADLINE_S)
+    assert ended == [True]
 
 
 @pytest.fixture
@@ -190,18 +189,18 @@ def test_a_worker_whose_heartbeats_have_no_topic_says_so_once_and_works(
     def said(action: str) -> list[Any]:
         return [one for one in caplog.records if getattr(one, "action", "") == action]
 
-    worker = InThread(app, options={"group.protocol": "classic"})
-    broker.put(f"{prefix}.outbox.event.order", "Placed", {"order_id": "1"}, key="1")
-    broker.flush()
-    assert handled.wait(DEADLINE_S)
-    [lost] = wait_until(lambda: said("worker.beats"))
-    assert app.names.workers in lost.why
-    assert app.names.workers not in topics.names(prefix)  # nor made by the broker
-    assert [change.action for change in apply_topics(app, settings) if change.topic == app.names.workers] == ["create"]
-    assert not any(change.open for change in plan_topics(app, settings))
-    wait_until(lambda: said("worker.beats_back"))
-    assert len(said("worker.beats")) == 1
-    worker.end()
+    with working(app, options={"group.protocol": "classic"}):
+        broker.put(f"{prefix}.outbox.event.order", "Placed", {"order_id": "1"}, key="1")
+        broker.flush()
+        assert handled.wait(DEADLINE_S)
+        [lost] = wait_until(lambda: said("worker.beats"))
+        assert app.names.workers in lost.why
+        assert app.names.workers not in topics.names(prefix)  # nor made by the broker
+        made = [change.topic for change in apply_topics(app, settings) if change.action == "create"]
+        assert made == [app.names.workers]
+        wait_until(lambda: said("worker.beats_back"))
+        assert len(said("worker.beats")) == 1
+    wait_until(lambda: not any(change.open for change in plan_topics(app, settings)), why="as it was declared")
 
 
 def test_a_member_of_a_share_group_is_one_worker_of_its_queue(
@@ -214,18 +213,19 @@ def test_a_member_of_a_share_group_is_one_worker_of_its_queue(
     def work(_job: Work, _ctx: Context) -> None: ...
 
     broker.create(app)
-    worker = InThread(app, mode="share", options={"group.protocol": "classic"})
 
     def row() -> dict[str, Any] | None:
         rows = json.loads(pipeline("consumer", "workers", "-o", "json").stdout)
-        mine = [one for one in rows if one["app"] == prefix and one["state"] == "ready"]
+        mine = [one for one in rows if one["app"] == prefix]
         return mine[0] if mine else None
 
-    for n in range(3):
-        broker.put(f"{prefix}.jobs.work", "Work", {"n": n}, event_id=f"e{n}")
-    broker.flush()
-    found = wait_until(lambda: one if (one := row()) and one["groups"][0]["handled"] == 3 else None, why="3 handled")
-    assert found["mode"] == "share"
-    assert [group["group"] for group in found["groups"]] == [f"{prefix}.jobs.work"]
-    worker.end()
-    wait_until(lambda: row() is None, why="gone")
+    with working(app, mode="share", options={"group.protocol": "classic"}):
+        for n in range(3):
+            broker.put(f"{prefix}.jobs.work", "Work", {"n": n}, event_id=f"e{n}")
+        broker.flush()
+        found = wait_until(
+            lambda: one if (one := row()) and one["groups"][0]["handled"] == 3 else None, why="3 handled"
+        )
+        assert found["mode"] == "share"
+        assert [group["group"] for group in found["groups"]] == [f"{prefix}.jobs.work"]
+    assert row() is None  # gone
