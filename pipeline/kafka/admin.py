@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -62,6 +62,14 @@ class Topics:
         except KafkaException as error:
             raise translate(error.args[0], "list topics") from error
         return {name: len(topic.partitions) for name, topic in found.topics.items()}
+
+    def look_for(self, names: Iterable[str]) -> None:
+        """Raise BrokerError where this user may not see a topic of these: it is not among all topics then."""
+        if not (wanted := list(names)):
+            return
+        asked = self._admin.describe_topics(TopicCollection(wanted), request_timeout=_TIMEOUT_S)
+        for name, future in asked.items():
+            _await(future, f"topic {name}", right="DESCRIBE", ignore=KafkaError.UNKNOWN_TOPIC_OR_PART)
 
     def copies(self) -> dict[str, Copies]:
         """Return topic → how many brokers have its partitions, of all topics. The poorest partition counts."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from pipeline.finding import Finding, Level
 from pipeline.kafka.admin import Copies, Topics
+from pipeline.kafka.errors import Denied
 
 __all__ = ["Published", "examine"]
 
@@ -46,7 +47,8 @@ def examine(topics: Topics, published: Published, *, now: Callable[[], float] = 
     for name, size in events.items():
         if name not in there:
             fix = f"pipeline topics apply MODULE:APP; or kafka-topics --create --topic {name}"
-            yield _judged(f"topic {name}", "problem", "is not there: the relay waits for it", fix)
+            missing = _judged(f"topic {name}", "problem", "is not there: the relay waits for it", fix)
+            yield _hidden(topics, name) or missing
             continue
         found = [*_event_topic(name, size, configs[name], published), *_copies(name, configs[name], copies[name])]
         good += not found
@@ -56,7 +58,7 @@ def examine(topics: Topics, published: Published, *, now: Callable[[], float] = 
         yield _judged("producer", "problem", f"takes {published.limit_bytes} bytes, a row has {largest}", fix)
     if before:
         yield _judged("event topics", "ok", f"{good} of {before} that rows name are as they should be")
-    yield from _dead_letters(published, there, configs, copies, max(events.values(), default=0))
+    yield from _dead_letters(topics, published, there, configs, copies, max(events.values(), default=0))
     yield from _clock(topics, {name: there[name] for name in configs if _stamps(configs[name])}, now)
 
 
@@ -96,7 +98,17 @@ def _copies(name: str, config: Mapping[str, str], copies: Copies) -> Iterator[Fi
         yield _judged(check, "warning", text, f"kafka-reassign-partitions, to 3 replicas of {name}")
 
 
+def _hidden(topics: Topics, name: str) -> Finding | None:
+    """Tell of a topic that is not listed whether this user may not see it."""
+    try:
+        topics.look_for([name])
+    except Denied as error:
+        return _judged(f"topic {name}", "problem", error.what, error.remedy)
+    return None
+
+
 def _dead_letters(
+    topics: Topics,
     published: Published,
     there: Mapping[str, int],
     configs: Mapping[str, Mapping[str, str]],
@@ -107,7 +119,8 @@ def _dead_letters(
     check = f"topic {name}"
     if name not in there:
         fix = f"kafka-topics --create --topic {name} --config retention.ms=-1 --config message.timestamp.type={_APPEND}"
-        yield _judged(check, "warning", "is not there; pipeline connector run makes it", fix)
+        missing = _judged(check, "warning", "is not there; pipeline connector run makes it", fix)
+        yield _hidden(topics, name) or missing
         return
     config, found = configs[name], list(_copies(name, configs[name], copies[name]))
     for key, wanted in (("retention.ms", "-1"), ("message.timestamp.type", _APPEND), ("cleanup.policy", "delete")):

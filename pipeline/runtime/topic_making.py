@@ -11,6 +11,7 @@ from pipeline.connect.file import ConnectorFile
 from pipeline.connect.topic_creation import group_of
 from pipeline.errors import BrokerError, ConfigError
 from pipeline.kafka.admin import Topics
+from pipeline.kafka.errors import Denied
 from pipeline.topics import TopicSpec
 
 __all__ = ["TopicMaking"]
@@ -31,6 +32,7 @@ class TopicMaking:
             key: value for key, value in kafka.items() if key.startswith(("bootstrap.", "security.", "sasl.", "ssl."))
         }
         self._missing: list[tuple[TopicSpec, int]] = [(spec, -1) for spec in own]
+        self._denied = False
         self._asked: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.ask = self._asked.put
 
@@ -70,6 +72,10 @@ class TopicMaking:
                 wanted = [spec for spec, factor in self._missing if factor == replication and spec.name not in there]
                 topics.create(wanted, replication)
         except BrokerError as error:
+            if isinstance(error, Denied) and not self._denied:
+                self._denied = True
+                text = f"{error.what}; until then create {names} by hand, or the relay waits when it needs them"
+                log.warning(text, extra={"action": "relay.no_topic", "connector": self._file.name})
             if error.retryable:
                 return False
             log.warning(

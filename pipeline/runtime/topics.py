@@ -56,6 +56,7 @@ def apply_topics(app: Pipeline, settings: Settings, *, allow: Collection[Action]
 def _plan(app: Pipeline, topics: Topics) -> list[Change]:
     specs = app.topics()
     partitions = topics.partitions()
+    topics.look_for(spec.name for spec in specs if spec.name not in partitions)
     configs = topics.configs(spec.name for spec in specs if spec.name in partitions)
     waits_s = {topic: wait_s for group in app.groups.values() for topic, wait_s in group.retry_topics.items()}
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from commands import CommandLine
 from guarded import Guarded, Rights
 from own_broker import own_broker
 from relays import RelayProcess, connector_file, ids, insert, read_topic, until
@@ -30,7 +32,11 @@ class Mail(Job, queue="email", format="json", track=False):
 
 
 PLACED, MAIL = Placed.message_type.name, Mail.message_type.name
-KINDS = pytest.mark.parametrize("protocol", ["classic", "consumer"])
+KINDS = pytest.mark.parametrize(
+    "options",
+    [{"group.protocol": "classic", "heartbeat.interval.ms": "300"}, {"group.protocol": "consumer"}],
+    ids=["classic", "KIP-848"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +78,18 @@ def says(worker: Running, *words: str) -> None:
 
     wait_until(lambda: told() or not worker.alive, why=lambda: f"{words} in {worker.health.state()}")
     assert worker.alive, worker.error
+
+
+def stays_unready(worker: Running) -> None:
+    """Let it look twice whether its broker is well: it is not ready in between either."""
+    looked, ready = worker.worker._condition.next_report, []
+
+    def has_looked() -> bool:
+        ready.append(worker.ready)
+        return worker.worker._condition.next_report > looked + 2
+
+    wait_until(has_looked, why="it looks")
+    assert not any(ready)
 
 
 # ── relay ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -116,7 +134,7 @@ def test_a_relay_that_may_not_write_a_topic_waits_and_says_so_and_goes_on_when_i
 
 @KINDS
 def test_a_worker_waits_for_each_right_that_it_needs_and_says_which(
-    guarded: Guarded, rights: Rights, broker: Broker, app: Pipeline, protocol: str
+    guarded: Guarded, rights: Rights, broker: Broker, app: Pipeline, options: dict[str, str]
 ) -> None:
     seen: list[str] = []
     app.consumer(Placed, group="billing")(lambda event, ctx: seen.append(event.order_id))
@@ -126,7 +144,7 @@ def test_a_worker_waits_for_each_right_that_it_needs_and_says_which(
     tiers = list(group.retry_topics)
     broker.put(topic, PLACED, {"order_id": "1"}, key="1")
     broker.flush()
-    worker = as_worker(guarded, group, **{"group.protocol": protocol})
+    worker = as_worker(guarded, group, **options)
     try:
         says(worker, topic, "READ is needed")
         rights.grant("worker", *(("DESCRIBE", "topic", name) for name in (topic, *tiers)))
@@ -138,6 +156,7 @@ def test_a_worker_waits_for_each_right_that_it_needs_and_says_which(
 
         rights.take("worker", ("READ", "topic", topic))
         says(worker, "Topic authorization failed")
+        stays_unready(worker)  # though the broker answers, and its committed offsets may be asked for
         broker.put(topic, PLACED, {"order_id": "2"}, key="1")
         broker.flush()
         rights.grant("worker", ("READ", "topic", topic))
@@ -212,6 +231,97 @@ def test_a_worker_that_may_not_write_its_dlq_ends_and_loses_nothing(
         wait_until(lambda: broker.committed(group.name, topic) == 1, why="it is committed")
     finally:
         again.stop()
+
+
+# ── command line ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+SHOP = """
+from pipeline import Context, Event, Pipeline
+
+class Placed(Event, aggregate="order", key="order_id", format="json"):
+    order_id: str
+
+app = Pipeline("shop", topic_prefix={prefix!r} + ".", partitions=1)
+
+@app.consumer(Placed, group="billing")
+def bill(event: Placed, ctx: Context) -> None: ...
+"""
+
+
+def test_topics_are_made_by_who_may_and_others_are_told_which_right_they_lack(
+    guarded: Guarded, rights: Rights, prefix: str, pipeline: CommandLine
+) -> None:
+    Path("shop_acl.py").write_text(SHOP.format(prefix=prefix))
+    as_user = guarded.environment("cli", {})
+    everything = f"{prefix}.*"
+
+    def told(*words: str) -> tuple[int, str]:
+        result = pipeline(*words, **as_user)
+        return result.code, result.stderr
+
+    code, text = told("topics", "plan", "shop_acl:app")
+    assert code == 1
+    assert "DESCRIBE is needed" in text  # and not that they are missing
+    rights.grant("cli", ("DESCRIBE", "topic", everything))
+    assert told("topics", "plan", "shop_acl:app")[0] == 2
+    code, text = told("topics", "apply", "shop_acl:app")
+    assert code == 1
+    assert "CREATE is needed" in text
+    assert Topics(guarded.address()).names(f"{prefix}.") == []
+    rights.grant("cli", ("CREATE", "topic", everything))
+    assert told("topics", "apply", "shop_acl:app") == (0, "")
+    code, text = told("topics", "plan", "shop_acl:app")
+    assert code == 1
+    assert "DESCRIBE_CONFIGS is needed" in text
+    rights.grant("cli", ("DESCRIBE_CONFIGS", "topic", everything))
+    assert told("topics", "plan", "shop_acl:app")[0] == 0
+
+
+def test_lag_and_reset_need_no_more_than_the_page_says(
+    guarded: Guarded, rights: Rights, broker: Broker, app: Pipeline, prefix: str, pipeline: CommandLine
+) -> None:
+    Path("shop_acl.py").write_text(SHOP.format(prefix=prefix))
+    app.consumer(Placed, group="billing")(lambda event, ctx: None)
+    broker.create(app)
+    [group] = app.groups.values()
+    [topic] = group.topics
+    reads(rights, group)
+    broker.put(topic, PLACED, {"order_id": "1"}, key="1")
+    broker.flush()
+    worker = as_worker(guarded, group)
+    wait_until(lambda: broker.committed(group.name, topic) == 1, why="it is handled")
+    worker.stop()
+    as_user = guarded.environment("cli", {})
+    words = ("consumer", "reset", group.name, "--to", "earliest", "--topic", topic, "--execute")
+    refused = pipeline(*words, **as_user)
+    assert refused.code == 1
+    assert "is needed" in refused.stderr
+    rights.grant("cli", ("READ", "group", group.name), ("READ", "topic", topic))
+    rights.grant("cli", *(("READ", "topic", name) for name in group.retry_topics))
+    assert pipeline(*words, **as_user).code == 0
+    lag = pipeline("consumer", "lag", "shop_acl:app", "-o", "json", **as_user)
+    assert lag.code == 0, lag.stderr
+    assert [row["lag"] for row in json.loads(lag.stdout) if row["topic"] == topic] == [1]
+
+
+def test_doctor_says_of_a_topic_that_it_may_not_see_which_right_is_missing(
+    guarded: Guarded, rights: Rights, prefix: str, database: Database, pipeline: CommandLine, tmp_path: Path
+) -> None:
+    topic = f"{prefix}.events"
+    Topics(guarded.address()).create(topic)
+    file = connector_file(tmp_path, f"{prefix}-one", **{"database.dbname": database.name})
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        insert(conn, topic, "k")
+
+    def found() -> dict[str, str]:
+        result = pipeline("doctor", str(file), "-o", "json", **guarded.environment("cli", {}))
+        return {one["check"]: f"{one['found']} {one['fix']}" for one in json.loads(result.stdout)}
+
+    assert "DESCRIBE is needed" in found()[f"topic {topic}"]
+    rights.grant("cli", ("DESCRIBE", "topic", f"{prefix}*"))
+    assert "DESCRIBE_CONFIGS is needed" in found()["broker"]
+    rights.grant("cli", ("DESCRIBE_CONFIGS", "topic", f"{prefix}*"))
+    assert f"topic {topic}" not in found()
 
 
 def reads(rights: Rights, group: Group) -> None:
