@@ -19,7 +19,7 @@ from pipeline.foreign import Decode, EventId, Foreign, foreign
 from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
 from pipeline.schedule import Missed, Overlap, Schedule, tick_handler, tick_model
 from pipeline.subject import SubjectStrategy, subject_of
-from pipeline.surroundings import Lifespan, Middleware, PublishMiddleware, check_generator, is_async
+from pipeline.surroundings import Lifespan, Middleware, PublishMiddleware, check_generator, check_handler, is_async
 from pipeline.terms import is_number
 from pipeline.topics import Names, TopicSpec, check_name, heartbeats
 
@@ -232,6 +232,7 @@ class Declarations:
 
         def declare(function: F) -> F:
             name = f"{function.__module__}.{function.__qualname__}"
+            check_handler(function, name)
             if process and "<" in name:
                 raise ConfigError(
                     f"process=True: {name} stands inside a function, where no process can import it",

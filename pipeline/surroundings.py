@@ -61,6 +61,16 @@ def check_generator(function: Callable[..., Any], what: str) -> None:
         raise ConfigError(f"{what} {function.__qualname__}: is no generator function", remedy="let it yield once")
 
 
+def check_handler(function: Callable[..., Any], name: str) -> None:
+    """Raise ConfigError where a function cannot be called as ``(message, ctx)``, or would give a generator for that."""
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"{name}: yields, so that calling it does nothing", remedy="a handler returns, or raises")
+    try:
+        inspect.signature(function, follow_wrapped=False).bind(None, None)
+    except TypeError:
+        raise ConfigError(f"{name}: does not take (message, ctx)", remedy="two arguments, by position") from None
+
+
 def surrounded(call: Callable[..., Any], middleware: Sequence[Middleware], *, awaits: bool) -> Callable[..., Any]:
     """Return ``call`` within all middleware, the first of it outermost. ``awaits``: it is a coroutine function."""
     for one in reversed(middleware):

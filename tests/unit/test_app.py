@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
@@ -90,6 +91,35 @@ def test_one_group_has_one_start() -> None:
 def test_a_timeout_is_longer_than_nothing(timeout_s: float) -> None:
     with pytest.raises(ConfigError, match="timeout_s"):
         Pipeline("shop", topic_prefix="").consumer(Placed, group="g", timeout_s=timeout_s)(handle)
+
+
+def test_a_handler_takes_a_message_and_a_context_and_does_not_yield() -> None:
+    app = Pipeline("shop", topic_prefix="")
+
+    def alone(event: Placed) -> None: ...
+    def three(event: Placed, ctx: object, more: object) -> None: ...
+    def named(*, event: Placed, ctx: object) -> None: ...
+    def steps(event: Placed, ctx: object) -> Iterator[None]:
+        yield
+
+    async def asteps(event: Placed, ctx: object) -> AsyncIterator[None]:
+        yield
+
+    for wrong in (alone, three, named):
+        with pytest.raises(ConfigError, match=rf"{wrong.__name__}: does not take \(message, ctx\)"):
+            app.consumer(Placed, group="g")(wrong)
+    for wrong in (steps, asteps):
+        with pytest.raises(ConfigError, match="yields"):
+            app.consumer(Placed, group="g")(wrong)
+    assert app.messages == ()
+
+    @functools.wraps(alone)
+    def wrapped(*given: object) -> None: ...
+
+    def more(event: Placed, ctx: object, *, quick: bool = True) -> None: ...
+
+    app.consumer(Placed, group="g")(wrapped)
+    app.consumer(Placed, group="h")(more)
 
 
 def test_decorators_give_the_function_back() -> None:
