@@ -18,10 +18,12 @@ from waiting import DEADLINE_S, wait_until
 from working import Broker
 
 from pipeline import Context, Event, Job, Pipeline
+from pipeline.beat import Beat
 from pipeline.config import Settings
 from pipeline.local import Endpoints
 from pipeline.runtime.topics import apply_topics, plan_topics
 from pipeline.runtime.worker import run_worker
+from pipeline.runtime.workers import crew
 
 APP = """
 import time
@@ -203,10 +205,7 @@ def test_a_worker_whose_heartbeats_have_no_topic_says_so_once_and_works(
     wait_until(lambda: not any(change.open for change in plan_topics(app, settings)), why="as it was declared")
 
 
-def test_a_member_of_a_share_group_is_one_worker_of_its_queue(
-    settings: Settings, broker: Broker, prefix: str, pipeline: CommandLine
-) -> None:
-    del settings
+def test_a_member_of_a_share_group_is_one_worker_of_its_queue(settings: Settings, broker: Broker, prefix: str) -> None:
     app = Pipeline(prefix, topic_prefix="", partitions=1)
 
     @app.job(Work, timeout_s=10)
@@ -214,18 +213,14 @@ def test_a_member_of_a_share_group_is_one_worker_of_its_queue(
 
     broker.create(app)
 
-    def row() -> dict[str, Any] | None:
-        rows = json.loads(pipeline("consumer", "workers", "-o", "json").stdout)
-        mine = [one for one in rows if one["app"] == prefix]
-        return mine[0] if mine else None
+    def seen() -> list[Beat]:
+        return [one.beat for one in crew(settings, app, within_s=60).workers]
 
     with working(app, mode="share", options={"group.protocol": "classic"}):
         for n in range(3):
             broker.put(f"{prefix}.jobs.work", "Work", {"n": n}, event_id=f"e{n}")
         broker.flush()
-        found = wait_until(
-            lambda: one if (one := row()) and one["groups"][0]["handled"] == 3 else None, why="3 handled"
-        )
-        assert found["mode"] == "share"
-        assert [group["group"] for group in found["groups"]] == [f"{prefix}.jobs.work"]
-    assert row() is None  # gone
+        [beat] = wait_until(lambda: [one for one in seen() if one.groups[0].handled == 3], why="3 handled")
+        assert beat.worker.mode == "share"
+        assert [group.group for group in beat.groups] == [f"{prefix}.jobs.work"]
+    assert seen() == []  # gone
