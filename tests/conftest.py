@@ -45,7 +45,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--stack-dir", type=Path, default=None, help="use the local stack in DIR and leave it running")
 
 
-hypothesis.settings.register_profile("pipeline", deadline=None)  # how long an example takes is the machine's business
+# How long an example takes is the machine's business. `make test` draws the same ones each time, so that it is red for
+# what has changed; others: pytest --hypothesis-profile=explore
+hypothesis.settings.register_profile("pipeline", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("pipeline")
 
 _EXTERNAL = pytest.StashKey[Endpoints]()

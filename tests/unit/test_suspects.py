@@ -183,7 +183,8 @@ class Schemas:
 class World:
     """Two groups in one process, killed and started again. ``truth`` has who was rightly suspected, and how often.
 
-    That is who had begun while nothing else ran, when nothing had begun since, and it did not wait for another attempt.
+    That is who had begun while nothing else ran, when nothing had begun since, and it did not wait for another attempt
+    that the worker, which takes outcomes once a step, knew of.
     """
 
     def __init__(self, *partitions: str, groups: Sequence[str] = ("shop.billing", "shop.mailing")) -> None:
@@ -202,6 +203,7 @@ class World:
     def start(self) -> None:
         solitude = Solitude()
         self._only: Where | None = None
+        self._waits = False
         self.hands: dict[str, Hands] = {}
         self.sources: dict[str, Source] = {}
         self.workers = [self._worker(group, solitude) for group in self._groups]
@@ -243,6 +245,7 @@ class World:
 
     def _begins(self, group: str, delivery: Delivery) -> None:
         self._only = where(group, delivery) if len(self.running) == 1 else None
+        self._waits = False
 
     @property
     def running(self) -> list[Where]:
@@ -250,6 +253,8 @@ class World:
 
     def step(self, seconds: float = 0.01) -> None:
         self.now += seconds
+        if self._waits:
+            self._only, self._waits = None, False
         for worker in self.workers:
             worker.step()
 
@@ -275,8 +280,7 @@ class World:
             self.handled[one] += 1
         else:
             hands.end(delivery, Again(again_s, 0.0, counted=True))
-            if self._only == one:
-                self._only = None
+            self._waits |= self._only == one
 
     def kill(self) -> None:
         if self._only is not None:
