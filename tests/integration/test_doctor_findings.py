@@ -120,7 +120,7 @@ def test_the_producers_own_limit_and_the_applications_topics(
         "from pipeline import Event, Pipeline\n"
         f"app = Pipeline('{prefix}', topic_prefix='')\n"
         f"class Placed(Event, aggregate='{prefix}', key='n'):\n    n: str\n"
-        "@app.consumer(Placed, group='g')\ndef take(event: Placed) -> None: ...\n"
+        "@app.consumer(Placed, group='g')\ndef take(event: Placed, ctx: object) -> None: ...\n"
     )
     retry = f"topic {prefix}.g.retry.0s"
     fix = finding(pipeline, file, "--app", "shop:app", check=retry)["fix"]

@@ -38,7 +38,7 @@ def test_a_result_is_waited_for_on_one_connection(
         seen: set[Any] = set()
 
         def again() -> bool:
-            rows = conn.execute(f"SELECT pid, query_start {others} AND query LIKE '%%pipeline.job %%'").fetchall()
+            rows = conn.execute(f"SELECT pid, query_start {others} AND application_name = 'pipeline'").fetchall()
             sessions.update((pid,) for pid, _ in rows)
             seen.update(rows)
             return len(seen) >= times

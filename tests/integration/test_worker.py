@@ -622,9 +622,9 @@ def test_a_thread_that_overruns_is_reported_and_awaited(
 
 @pytest.mark.parametrize(
     ("limits", "most", "options", "longer_s"),
-    [  # the least interval that either protocol allows, and a handler that takes longer
+    [  # the least interval that the classic protocol allows, and a handler that takes longer
         (Limits(4, records=50), 50, {"max.poll.interval.ms": "6000", "session.timeout.ms": "6000"}, 7),
-        (Limits(4, bytes=50_000), 50 + 200, {"max.poll.interval.ms": "1000", "group.protocol": "consumer"}, 2),
+        (Limits(4, bytes=50_000), 50 + 200, {"max.poll.interval.ms": "6000", "group.protocol": "consumer"}, 7),
     ],
     ids=["records-classic", "bytes-kip848"],
 )
