@@ -110,8 +110,14 @@ def deploy(
             )
             for name in unknown:
                 deployment.delete(name, connect, waiting)
-        done = [{"connector": one.connector.name, "action": one.action} for one in plans]
-        done += [{"connector": name, "action": "delete"} for name in unknown]
+        runs = None if dry_run or not wait else "RUNNING"
+        rest = {state.name: state.state for state in resting}
+        done: list[dict[str, str | None]] = [
+            {"connector": name, "action": one.action, "state": rest.get(name, runs)}
+            for one in plans
+            for name in [one.connector.name]
+        ]
+        done += [{"connector": name, "action": "delete", "state": None} for name in unknown]
     if output != "table":
         print_rows(done, output)
     elif not dry_run:
@@ -225,7 +231,7 @@ COMMANDS: tuple[click.Command, ...] = (
 )
 
 
-def _outcome(one: Mapping[str, str], resting: Sequence[State], *, wait: bool) -> str:
+def _outcome(one: Mapping[str, str | None], resting: Sequence[State], *, wait: bool) -> str:
     for state in resting:
         if state.name == one["connector"]:
             return f", {state.state} as before: {deployment.resumed(state.name)}"

@@ -91,7 +91,14 @@ def deploy(
     """
     check(plans, cluster, ignore_unknown=ignore_unknown)
     done: list[str] = []
-    resting = []
+    resting: list[State] = []
+
+    def stands() -> str:
+        told = f"\n    before it were deployed{', and run' if waiting else ''}: {', '.join(done)}" if done else ""
+        return told + "".join(
+            f"\n    {state.name} is {state.state}, as before, and has its file's keys" for state in resting
+        )
+
     for one in plans:
         taken = False
         try:
@@ -100,17 +107,17 @@ def deploy(
             if one.action != "unchanged":
                 cluster.put(one.connector)
                 taken = True
-            if before is not None and rests:
-                resting.append(before)
             state = None if waiting is None or rests else healthy(one.connector, cluster, waiting)
         except ConnectError as error:
             problem = with_source(one.connector, error).what + (f"; {error.remedy}" if error.remedy else "")
-            raise _given_up(one, cluster, problem, waiting, done, taken=taken, put_back=put_back) from error
+            raise _given_up(one, cluster, problem + stands(), waiting, taken=taken, put_back=put_back) from error
         if state is not None:
             name = one.connector.name
             problem = f"{one.connector.source or name}: connector {name} does not run: {state.summary}{_traces(state)}"
-            raise _given_up(one, cluster, problem, waiting, done, taken=taken, put_back=put_back)
-        if one.action != "unchanged":
+            raise _given_up(one, cluster, problem + stands(), waiting, taken=taken, put_back=put_back)
+        if rests and before is not None:
+            resting.append(before)
+        elif one.action != "unchanged":
             done.append(one.connector.name)
     return resting
 
@@ -192,7 +199,6 @@ def _given_up(
     cluster: Cluster,
     problem: str,
     waiting: Waiting | None,
-    done: Sequence[str],
     *,
     taken: bool,
     put_back: bool,
@@ -203,8 +209,6 @@ def _given_up(
     """
     look = _look(one.connector.name)
     mend = f"correct the file, or what pipeline doctor {one.connector.source or 'FILE'} finds"
-    if done:
-        problem += f"\n    before it were deployed{', and run' if waiting else ''}: {', '.join(done)}"
     if one.action == "unchanged":
         return ConnectError(problem, remedy=look)
     try:

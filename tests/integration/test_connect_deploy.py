@@ -70,7 +70,7 @@ def test_a_connector_is_planned_deployed_changed_commanded_and_deleted(
         until(lambda: ids(read_topic(bootstrap_servers, topic)) == [first], "the row, by Debezium")
     assert pipeline("connector", "diff", str(file)).code == 0
     again = pipeline("connector", "deploy", str(file), "-o", "json")
-    assert json.loads(again.stdout) == [{"connector": prefix, "action": "unchanged"}]
+    assert json.loads(again.stdout) == [{"connector": prefix, "action": "unchanged", "state": "RUNNING"}]
 
     changed(file, **{"poll.interval.ms": "20", "max.batch.size": "1000"})
     planned = pipeline("connector", "diff", str(file))
@@ -258,6 +258,9 @@ def test_what_somebody_has_stopped_takes_a_new_configuration_and_stays_stopped(
     assert pipeline("connector", "stop", prefix).code == 0
     again = pipeline("connector", "deploy", str(file))
     assert (again.code, again.stderr) == (2, f"{prefix}: unchanged, {told}\n")
+    again = pipeline("connector", "deploy", str(file), "-o", "json")
+    assert json.loads(again.stdout) == [{"connector": prefix, "action": "unchanged", "state": "STOPPED"}]
+    assert again.code == 2
     changed(file, **{"max.batch.size": "1000"})
     taken = pipeline("connector", "deploy", str(file))
     assert (taken.code, taken.stderr) == (2, f"{prefix}: update, {told}\n")

@@ -38,6 +38,7 @@ class StandIn:
         self.puts_back = True
         self.dies = False  # after a PUT that was taken
         self.dead = False
+        self.state = {"first": "RUNNING", "second": "RUNNING"}  # what somebody has made of it
 
     def put(self, name: str, config: dict[str, str]) -> Answer | None:
         if name == self.name and config.get("a") == "new":
@@ -73,8 +74,9 @@ class StandIn:
             return self.on_wait
         if what == "tasks":
             return 200, json.dumps([{"config": self.configs[name]}])
-        running = {"state": "RUNNING", "worker_id": "w"}
-        return 200, json.dumps({"name": name, "connector": running, "tasks": [{"id": 0, **running}]})
+        told = {"state": self.state[name], "worker_id": "w"}
+        tasks = [] if told["state"] == "STOPPED" else [{"id": 0, **told}]
+        return 200, json.dumps({"name": name, "connector": told, "tasks": tasks})
 
 
 @pytest.fixture
@@ -112,8 +114,8 @@ def connect(stand_in: StandIn) -> Iterator[Connect]:
     server.server_close()
 
 
-def deployed(connect: Connect, **options: Any) -> ConnectError:
-    """Deploy one that succeeds, then the one that does not."""
+def deployed(connect: Connect, *, first: str = "", **options: Any) -> ConnectError:
+    """Deploy one that succeeds, of which ``first`` is told, then the one that does not."""
     clock = itertools.count(0, 5)
     waiting = Waiting(lambda: next(clock), lambda _s: None, 60) if options.pop("wait", True) else None
     files = [Connector("first", NEW, "first.json"), Connector("second", NEW, "second.json")]
@@ -122,7 +124,8 @@ def deployed(connect: Connect, **options: Any) -> ConnectError:
         deploy(plans, connect, waiting, **options)
     told = str(raised.value)
     assert told.startswith("second.json: Kafka Connect at ")
-    assert f"before it were deployed{', and run' if waiting else ''}: first" in told
+    assert (first or f"before it were deployed{', and run' if waiting else ''}: first") in told
+    assert ("before it were deployed" in told) is (not first)
     return raised.value
 
 
@@ -197,3 +200,14 @@ def test_a_check_that_fails_names_the_file(stand_in: StandIn, connect: Connect) 
     with pytest.raises(ConnectError, match=r"^second\.json: Kafka Connect at .*Request timed out"):
         plan([Connector("first", NEW, "first.json"), Connector("second", NEW, "second.json")], connect)
     assert stand_in.configs == {}
+
+
+@pytest.mark.parametrize("state", ["STOPPED", "PAUSED"])
+def test_one_that_rests_is_not_told_as_running_where_a_later_file_fails(
+    stand_in: StandIn, connect: Connect, state: str
+) -> None:
+    stand_in.configs = {"first": OLD, "second": OLD}
+    stand_in.state["first"] = state
+    stand_in.name, stand_in.on_wait = "second", FAILURE
+    deployed(connect, first=f"first is {state}, as before, and has its file's keys")
+    assert stand_in.configs["first"]["a"] == "new"
