@@ -39,8 +39,9 @@ def ending(within_s: float | None = None) -> Iterator[tuple[threading.Event, thr
     def listen() -> None:
         """Hear of signals here: the main thread hears of none while it is within a client library."""
         with hear, suppress(OSError):
-            while hear.recv(1):
-                (at_once if until.is_set() else until).set()
+            while number := hear.recv(1):  # of every signal that Python code takes, an application's own among them
+                if number[0] in _SIGNALS:
+                    (at_once if until.is_set() else until).set()
 
     def limit(most_s: float) -> None:
         until.wait()

@@ -156,6 +156,10 @@ class GroupConsumer:
 
     def commit(self, marks: Mapping[Partition, Mark], *, wait: bool) -> None:
         """Commit the offsets to read next; without ``wait`` trouble goes to the listener."""
+        if self._away:
+            if wait:
+                raise BrokerError(f"commit of group {self._group}: it is to be joined again first", retryable=True)
+            return
         offsets = [TopicPartition(topic, n, mark.offset, mark.metadata) for (topic, n), mark in marks.items()]
         try:
             if not wait:
@@ -177,6 +181,8 @@ class GroupConsumer:
 
         A client that has failed for good leaves nothing: what it failed of was told by ``poll``.
         """
+        if self._away:
+            return
         self._closing = True
         try:
             if not self._static and not self._consumer.assignment():
@@ -189,16 +195,18 @@ class GroupConsumer:
 
     def pause(self, partitions: Sequence[Partition]) -> None:
         """Fetch no more of these."""
-        self._consumer.pause([TopicPartition(*partition) for partition in partitions])
+        if not self._away:
+            self._consumer.pause([TopicPartition(*partition) for partition in partitions])
 
     def resume(self, partitions: Sequence[Partition]) -> None:
         """Fetch these again."""
-        self._consumer.resume([TopicPartition(*partition) for partition in partitions])
+        if not self._away:
+            self._consumer.resume([TopicPartition(*partition) for partition in partitions])
 
     def ends(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """End offsets as the last fetches told them."""
-        found = {}
-        for partition in partitions:
+        found: dict[Partition, int] = {}
+        for partition in () if self._away else partitions:
             try:
                 bounds = self._consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
             except KafkaException:  # not fetched yet
@@ -209,7 +217,7 @@ class GroupConsumer:
 
     def reachable(self) -> bool:
         """Ask whether the broker answers within half a second, and lets this group read its topics."""
-        if self._again_at is not None or (self._failures and not self._joined):
+        if self._away or (self._failures and not self._joined):
             return False
         denied = [TopicPartition(*partition) for partition in sorted(self._has) if partition[0] in self._denied]
         try:
@@ -233,6 +241,11 @@ class GroupConsumer:
         return self._said or late
 
     # ── membership ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _away(self) -> bool:
+        """Whether its client was given up, is closed and takes no call, and it is not yet time for another one."""
+        return self._again_at is not None
 
     def _become(self, protocol: Mapping[str, str]) -> None:
         """Make the client that is a member by this protocol."""
@@ -297,8 +310,8 @@ class GroupConsumer:
         if (left := self._again_at - time.monotonic()) > 0:
             time.sleep(min(left, wait_s))
             return False
-        self._again_at = None
         self._become(self._protocol)
+        self._again_at = None
         self._subscribe()
         return True
 

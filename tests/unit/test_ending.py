@@ -27,3 +27,40 @@ def test_what_does_not_end_in_time_is_ended() -> None:
         finally:
             process.kill()
         assert b"not ended in time" in process.stderr.read()
+
+
+OWN = """
+import signal
+from pipeline.cli.ending import ending
+signal.signal(signal.SIGUSR1, lambda *_: print("heard", flush=True))
+with ending() as (until, at_once):
+    print("begun", flush=True)
+    input()
+    until.wait(30)
+    print(until.is_set(), at_once.is_set(), flush=True)
+"""
+
+
+def test_a_signal_that_the_application_takes_itself_ends_nothing() -> None:
+    command = [sys.executable, "-c", OWN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def said() -> str:
+            assert process.stdout is not None
+            return process.stdout.readline().strip()
+
+        try:
+            assert said() == "begun"
+            process.send_signal(signal.SIGUSR1)
+            assert said() == "heard"
+            process.send_signal(signal.SIGUSR1)
+            assert said() == "heard"
+            process.send_signal(signal.SIGTERM)
+            process.stdin.write("end\n")
+            process.stdin.flush()
+            assert said() == "True False"  # SIGTERM asked for a drain: as the second signal, for an end at once
+            assert process.wait(30) == 0
+        finally:
+            process.kill()

@@ -11,6 +11,7 @@ from waiting import wait_until
 
 from pipeline.errors import BrokerError
 from pipeline.kafka.consumer import GroupConsumer
+from pipeline.progress import Mark
 
 
 class Fails:
@@ -99,6 +100,28 @@ def test_a_client_that_failed_for_want_of_a_right_says_which_and_another_joins_i
     assert told == [("trouble", "grant this user READ on the group"), ("lost", [("orders", 0)])]
     assert not consumer.reachable()  # while nobody is a member
     wait_until(lambda: consumer.poll(10, 0.1) == [] and not isinstance(consumer._consumer, Denied), 10)
+    consumer.close()
+
+
+def test_the_end_may_come_while_it_waits_to_join_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer = GroupConsumer({"bootstrap.servers": "localhost:1"}, "shop.billing")
+    client = consumer._consumer
+
+    def fails(_limit: int, _wait_s: float) -> list[object]:
+        raise denied("ConsumerGroupHeartbeat fatal error: Broker: Group authorization failed")
+
+    monkeypatch.setattr(consumer, "_polled", fails)
+    assert consumer.poll(10, 0) == []
+    with pytest.raises(RuntimeError, match="closed"):
+        client.assignment()  # what every call of these was
+    consumer.pause([("orders", 0)])
+    consumer.resume([("orders", 0)])
+    consumer.commit({("orders", 0): Mark(7)}, wait=False)
+    with pytest.raises(BrokerError, match="joined again") as raised:
+        consumer.commit({("orders", 0): Mark(7)}, wait=True)
+    assert raised.value.retryable
+    assert consumer.ends([("orders", 0)]) == {}
+    assert not consumer.reachable()
     consumer.close()
 
 
