@@ -85,7 +85,8 @@ def claim(claims: Sequence[Claim]) -> Steps[dict[UUID, UUID]]:
         return {}
     first = _first_of_each_key(claims)
     if replacing := [key for key, one in first.items() if one.unique.on_conflict == "replace"]:
-        yield Statement(_LOCK_HOLDERS, [(json.dumps(replacing),)], returns=True)
+        for lock in (_LOCK_DUE, _LOCK_HOLDERS):
+            yield Statement(lock, [(json.dumps(replacing),)], returns=True)
     wanted = [{"key": one.key, "id": str(one.job_id), "period_s": one.unique.period_s} for one in first.values()]
     got = {row[0] for row in (yield Statement(_CLAIM, [(json.dumps(wanted),)], returns=True))}
     taken = [key for key in first if key not in got]
@@ -123,7 +124,14 @@ def _rejected(one: Claim, holder: UUID) -> JobError:
     )
 
 
-# Jobs first, then their keys, as who settles a job: else the two could wait for each other.
+# What waits for its time first, as the scheduler that moves it; then jobs and their keys, as who settles one: else two
+# could wait for each other.
+_LOCK_DUE = """
+SELECT 1 FROM pipeline.due WHERE id IN (
+    SELECT job_id FROM pipeline.job_key WHERE key IN (SELECT json_array_elements_text(CAST(%s AS json))))
+ORDER BY id FOR UPDATE
+"""
+
 _LOCK_HOLDERS = """
 SELECT 1 FROM pipeline.job WHERE id IN (
     SELECT job_id FROM pipeline.job_key WHERE key IN (SELECT json_array_elements_text(CAST(%s AS json))))

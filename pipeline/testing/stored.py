@@ -89,7 +89,7 @@ class Tables:
             return [(schema_id,) for schema_id in self._schemas.find(self._app, *statement.rows[0])]
         if sql.startswith("INSERT INTO pipeline.job_key"):
             return self._claim(_json(statement))
-        if sql.startswith("SELECT 1 FROM pipeline.job WHERE id IN"):
+        if sql.startswith(("SELECT 1 FROM pipeline.due WHERE", "SELECT 1 FROM pipeline.job WHERE id IN")):
             return []  # one transaction at a time
         if sql.startswith("SELECT key, job_id FROM pipeline.job_key"):
             return [(key, self.keys[key][0]) for key in _json(statement) if key in self.keys]

@@ -181,6 +181,29 @@ def test_replace_and_the_settlement_of_what_it_replaces_never_wait_for_each_othe
     assert (state(conn, running), holders(conn)) == ("done", put_by_other)
 
 
+def test_replace_and_the_scheduler_that_moves_what_it_replaces_never_wait_for_each_other(
+    conn: psycopg.Connection[Any], database: Database
+) -> None:
+    latest = Unique(key="one", on_conflict="replace")
+    with conn.transaction():
+        delayed = app.enqueue(conn, Mail(to="a"), unique=latest, delay_s=3600)
+    put_by_other: list[UUID] = []
+
+    def replace() -> None:
+        with psycopg.connect(database.dsn, autocommit=True) as own:
+            put_by_other.append(put(own, latest))
+
+    with conn.transaction():
+        conn.execute("DELETE FROM pipeline.due WHERE id = %s", (delayed,))  # as DueStore.move begins
+        thread = threading.Thread(target=replace)
+        thread.start()
+        wait_until(lambda: waiting(database), why="the other waits for what is moved")
+        conn.execute("UPDATE pipeline.job SET state = 'waiting', due_at = NULL WHERE id = %s", (delayed,))
+    thread.join(30)
+    found = run(conn, jobs.find(delayed))
+    assert (found.state, found.cancel_at is not None, holders(conn)) == ("waiting", True, put_by_other)
+
+
 def waiting(database: Database) -> bool:
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
