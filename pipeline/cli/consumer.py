@@ -20,7 +20,7 @@ from pipeline.cli.workers import job_rows, worker_row
 from pipeline.config import Settings
 from pipeline.runtime.load import load_app
 from pipeline.runtime.member import supervised
-from pipeline.runtime.supervisor import supervise
+from pipeline.runtime.supervisor import leave_s, supervise
 from pipeline.runtime.worker import Mode, Place, counts_elsewhere, lag_of, reset, run_worker
 from pipeline.runtime.workers import crew
 
@@ -77,15 +77,18 @@ def run(
     Example:
       pipeline consumer run shop:app --group billing --queue email --metrics-port 9102 --processes 4
 
+    A worker that has not ended twice --drain-timeout and 30 s after SIGTERM ends by force; a supervisor 20 s later.
+
     Logs are JSON on stderr. Exit codes: 0 stopped and drained, 1 it cannot go on, and why, 2 stopped while handlers
-    were still running: their records are handled again.
+    were still running, or by force: their records are handled again.
     """
     log.configure(log_level)
     given = client_settings(options)
     if instance_id is not None:
         given["group.instance.id"] = instance_id
     number, fd = member or (1, None)
-    within_s = drain_timeout + (_LEAVE_S if processes == 1 else 3 * _LEAVE_S)
+    may_supervise = processes > 1 or (metrics_port is not None and member is None)  # for handlers with process=True
+    within_s = leave_s(drain_timeout, supervisor=may_supervise)
     with ending(within_s) as (until, at_once), supervised(fd, until, at_once) as on_state:
         loaded = load_app(app) if processes == 1 else None
         if loaded is None or (metrics_port is not None and counts_elsewhere(loaded, groups, queues)):
@@ -195,7 +198,6 @@ def reset_(group: str, to: str, topics: tuple[str, ...], partition: int | None, 
     say("done" if execute else "nothing was changed: add --execute")
 
 
-_LEAVE_S = 15.0  # the last commit, and leaving; a supervisor waits for that of its processes
 _SUPERVISORS = frozenset({"processes", "instance_id", "metrics_port", "metrics_host", "member"})
 
 

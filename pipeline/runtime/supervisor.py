@@ -19,11 +19,21 @@ from pipeline.retry import RetryPolicy
 from pipeline.runtime.member import BACK_OFF, Member
 from pipeline.runtime.tally import FOLDER, Tally, Together, held_folder
 
-__all__ = ["supervise"]
+__all__ = ["leave_s", "supervise"]
 
 _LOOK_S = 0.1
-_LEAVE_S = 30.0  # what a process may take to leave its groups and lifespans, after its drain
+_LEAVE_S = 30.0  # beside drain and lifespans: the last commit, leaving the groups, processes of handlers, the last beat
+_KILL_S = 10.0  # after which one is killed that does not even end itself by force
+_SUPERVISOR_S = 20.0  # what a supervisor has beyond what its processes have
 _HURRY_S = 10.0
+
+
+def leave_s(drain_timeout_s: float, *, supervisor: bool = False) -> float:
+    """How long a process may take to end: its drain, as long again for its lifespans, and the rest.
+
+    Its supervisor has longer.
+    """
+    return 2 * drain_timeout_s + _LEAVE_S + (_SUPERVISOR_S if supervisor else 0.0)
 
 
 def supervise(
@@ -77,7 +87,7 @@ def _end(
     """Drain all, a second time without waiting, and kill at last what does not end."""
     for member in members:
         member.ask()
-    until, hurried = time.monotonic() + drain_timeout_s + _LEAVE_S, False
+    until, hurried = time.monotonic() + leave_s(drain_timeout_s) + _KILL_S, False
     while any(member.alive for member in members):
         if at_once.wait(_LOOK_S) and not hurried:
             hurried = True

@@ -5,6 +5,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli.consumer import consumer
+from pipeline.runtime import supervisor
+from pipeline.worker import beats, worker
 
 HANGS = """
 import sys, time
@@ -64,3 +72,32 @@ def test_a_signal_that_the_application_takes_itself_ends_nothing() -> None:
             assert process.wait(30) == 0
         finally:
             process.kill()
+
+
+def limit_of(monkeypatch: pytest.MonkeyPatch, *options: str) -> float:
+    """How long ``consumer run`` with these has to end."""
+    told: list[float] = []
+
+    def ending(within_s: float) -> Any:
+        told.append(within_s)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr("pipeline.cli.consumer.ending", ending)
+    monkeypatch.setattr("pipeline.log.configure", lambda _level: None)  # for all tests after this
+    CliRunner().invoke(consumer, ["run", "shop:app", *options])
+    return told[0]
+
+
+@pytest.mark.parametrize("drain_s", [0, 5, 30, 600])
+def test_a_worker_has_as_long_as_its_parts_may_take_and_who_supervises_it_longer(
+    monkeypatch: pytest.MonkeyPatch, drain_s: int
+) -> None:
+    drain = ("--drain-timeout", str(drain_s))
+    alone = limit_of(monkeypatch, *drain)
+    assert limit_of(monkeypatch, *drain, "--supervised", "1", "9") == alone
+    drained_and_committed_s = drain_s + worker._LAST_COMMIT_S
+    lifespans_and_processes_s = drain_s + worker._LEAVE_S
+    assert alone >= drained_and_committed_s + lifespans_and_processes_s + beats._LAST_S
+    killed_s = supervisor.leave_s(drain_s) + supervisor._KILL_S
+    assert alone < killed_s < limit_of(monkeypatch, *drain, "--processes", "2")
+    assert killed_s < limit_of(monkeypatch, *drain, "--metrics-port", "0")  # with process=True it supervises one
