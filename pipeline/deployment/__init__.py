@@ -6,7 +6,7 @@ before, so that a mistake costs a message and not an outage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,7 +107,7 @@ def deploy(
             if one.action != "unchanged":
                 cluster.put(one.connector)
                 taken = True
-            state = None if waiting is None or rests else healthy(one.connector, cluster, waiting)
+            state = None if waiting is None or rests else healthy(one.connector, cluster, waiting, one.running)
         except ConnectError as error:
             problem = with_source(one.connector, error).what + (f"; {error.remedy}" if error.remedy else "")
             raise _given_up(one, cluster, problem + stands(), waiting, taken=taken, put_back=put_back) from error
@@ -122,14 +122,19 @@ def deploy(
     return resting
 
 
-def healthy(connector: Connector, cluster: Cluster, waiting: Waiting) -> State | None:
-    """Wait until a connector runs with this configuration and all tasks; return its state where it does not."""
+def healthy(
+    connector: Connector, cluster: Cluster, waiting: Waiting, before: Mapping[str, str] | None = None
+) -> State | None:
+    """Wait until a connector runs with this configuration and all tasks; return its state where it does not.
+
+    ``before`` is the configuration that it had: its tasks are not to be taken for those of this one.
+    """
     state = State(connector.name, "not started", "", "", ())
 
     def runs() -> bool:
         nonlocal state
         found = cluster.state(connector.name)
-        current = found is not None and _is_current(connector, cluster)
+        current = found is not None and _is_current(connector, cluster, before or {})
         state = found if found is not None and current else state
         return current and state.healthy
 
@@ -185,12 +190,14 @@ def _look(name: str) -> str:
     return f"pipeline connector status {name} -o json has the whole trace; Connect's log says more"
 
 
-def _is_current(connector: Connector, cluster: Cluster) -> bool:
+def _is_current(connector: Connector, cluster: Cluster, before: Mapping[str, str]) -> bool:
     """Tell whether the tasks have this configuration: states of the ones before are still told for a moment."""
     tasks = cluster.task_configs(connector.name)
     wanted = connector.config.items()
+    removed = {(key, value) for key, value in before.items() if key != "name" and key not in connector.config}
     return cluster.config(connector.name) is not None and all(
-        all(task.get(key, value) == value for key, value in wanted if key != "name") for task in tasks
+        all(task.get(key, value) == value for key, value in wanted if key != "name") and not removed & task.items()
+        for task in tasks
     )
 
 
@@ -217,8 +224,10 @@ def _given_up(
         if not put_back:
             return ConnectError(problem, remedy=f"the new configuration stands; {look}")
         if one.running is not None:
-            cluster.put(Connector(one.connector.name, one.running))
-            return ConnectError(problem, remedy=f"what ran before was put back (--keep does not); {mend}")
+            old = Connector(one.connector.name, one.running, one.connector.source)
+            cluster.put(old)
+            back = f"what ran before was put back (--keep does not){_again(old, one, cluster, waiting)}"
+            return ConnectError(problem, remedy=f"{back}; {mend}")
         if waiting is None:
             cluster.delete(one.connector.name)
         else:
@@ -228,8 +237,22 @@ def _given_up(
         problem += f"\n    and what ran before could not be put back: {error.what}" if put_back else ""
         return ConnectError(
             problem,
-            remedy="the new configuration may stand: once Connect answers, pipeline connector diff FILE says so",
+            remedy="the new configuration may stand: once Connect answers, "
+            f"pipeline connector diff {one.connector.source or 'FILE'} says so",
         )
+
+
+def _again(old: Connector, one: Plan, cluster: Cluster, waiting: Waiting | None) -> str:
+    """Say whether what was put back runs again, where that is waited for."""
+    if waiting is None:
+        return ""
+    try:
+        state = cluster.state(old.name)
+        if state is None or not state.rests:
+            state = healthy(old, cluster, waiting, one.connector.config)
+    except ConnectError as error:
+        return f", and whether it runs is not known: {error.what}"
+    return ", and runs" if state is None else f", and does not run: {state.summary}{_traces(state)}\n   "
 
 
 def _traces(state: State) -> str:

@@ -36,6 +36,8 @@ class StandIn:
         self.on_wait: Answer | None = None
         self.on_check: Answer | None = None
         self.puts_back = True
+        self.back = "RUNNING"  # its state after it was put back
+        self.tasks: dict[str, str] = {}  # what tasks say that they were started with, whatever was put
         self.dies = False  # after a PUT that was taken
         self.dead = False
         self.state = {"first": "RUNNING", "second": "RUNNING"}  # what somebody has made of it
@@ -50,6 +52,8 @@ class StandIn:
         if name == self.name and not self.puts_back:
             return FAILURE
         self.configs[name] = config
+        if name == self.name:
+            self.state[name] = self.back
         return 200, "{}"
 
     def answer(self, method: str, path: str, body: Any) -> Answer:
@@ -73,7 +77,7 @@ class StandIn:
         if name == self.name and self.on_wait and self.configs[name].get("a") == "new":
             return self.on_wait
         if what == "tasks":
-            return 200, json.dumps([{"config": self.configs[name]}])
+            return 200, json.dumps([{"config": self.tasks or self.configs[name]}])
         told = {"state": self.state[name], "worker_id": "w"}
         tasks = [] if told["state"] == "STOPPED" else [{"id": 0, **told}]
         return 200, json.dumps({"name": name, "connector": told, "tasks": tasks})
@@ -163,8 +167,28 @@ def test_a_wait_that_gets_no_answer_puts_back_what_ran_before(
     stand_in.configs = {"second": OLD}
     stand_in.name, stand_in.on_wait = "second", answer
     error = deployed(connect)
-    assert (told in error.what, "what ran before was put back" in error.remedy) == (True, True)
+    assert (told in error.what, "put back (--keep does not), and runs; " in error.remedy) == (True, True)
     assert stand_in.configs["second"]["a"] == "old"
+
+
+def test_what_was_put_back_and_does_not_run_again_is_told_so(stand_in: StandIn, connect: Connect) -> None:
+    stand_in.configs = {"second": OLD}
+    stand_in.name, stand_in.on_wait, stand_in.back = "second", PAGE, "FAILED"
+    assert "was put back (--keep does not), and does not run: FAILED, tasks: 1 FAILED" in deployed(connect).remedy
+
+
+def test_tasks_that_still_have_a_key_which_was_removed_are_those_of_before(stand_in: StandIn, connect: Connect) -> None:
+    before = NEW | {"gone": "x"}
+    stand_in.configs, stand_in.tasks = {"first": before}, before
+    clock = itertools.count(0, 5)
+    waiting = Waiting(lambda: next(clock), lambda _s: None, 60)
+    file = Connector("first", NEW, "first.json")
+    with pytest.raises(ConnectError, match="does not run: not started") as raised:
+        deploy(plan([file], connect), connect, waiting)
+    assert "put back (--keep does not), and runs; " in raised.value.remedy
+    stand_in.tasks = {}
+    assert deploy(plan([file], connect), connect, waiting) == []
+    assert "gone" not in stand_in.configs["first"]
 
 
 def test_with_keep_the_new_configuration_stays_and_the_error_says_that_it_stands(
@@ -184,6 +208,7 @@ def test_a_connect_that_dies_after_the_put_may_have_the_new_configuration(
     stand_in.name, stand_in.dies = "second", True
     error = deployed(connect, put_back=put_back)
     assert "the new configuration may stand" in error.remedy
+    assert "pipeline connector diff second.json says so" in error.remedy
     assert ("could not be put back" in error.what) is put_back
 
 
