@@ -19,7 +19,15 @@ from pipeline.foreign import Decode, EventId, Foreign, foreign
 from pipeline.retry import EVENT_POLICY, JOB_POLICY, RetryPolicy
 from pipeline.schedule import Missed, Overlap, Schedule, tick_handler, tick_model
 from pipeline.subject import SubjectStrategy, subject_of
-from pipeline.surroundings import Lifespan, Middleware, PublishMiddleware, check_generator, check_handler, is_async
+from pipeline.surroundings import (
+    Lifespan,
+    Middleware,
+    PublishMiddleware,
+    check_generator,
+    check_handler,
+    is_async,
+    name_of,
+)
 from pipeline.terms import is_number
 from pipeline.topics import Names, TopicSpec, check_name, heartbeats
 
@@ -143,7 +151,7 @@ class Declarations:
         check_generator(function, "publish_middleware")
         if is_async(function):
             raise ConfigError(
-                f"publish_middleware {function.__qualname__}: is async",
+                f"publish_middleware {name_of(function)}: is async",
                 remedy="write it as a plain generator: it goes around apublish and aenqueue too",
             )
         self._publish_middleware.append(function)
@@ -231,8 +239,8 @@ class Declarations:
             )
 
         def declare(function: F) -> F:
+            check_handler(function)
             name = f"{function.__module__}.{function.__qualname__}"
-            check_handler(function, name)
             if process and "<" in name:
                 raise ConfigError(
                     f"process=True: {name} stands inside a function, where no process can import it",

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.event import Message
 from pipeline.foreign import Foreign
 from pipeline.retry import RetryPolicy
-from pipeline.surroundings import Lifespan, Middleware, is_async
+from pipeline.surroundings import Lifespan, Middleware, is_async, name_of
 from pipeline.terms import is_number
 from pipeline.topics import DAY_MS, PRIORITIES, TopicSpec, dead_letters, priority_topic, retry_tier
 
@@ -126,7 +126,7 @@ class Group:
             for one in self.middleware:
                 if is_async(one) and not inspect.iscoroutinefunction(handler.function):
                     raise ConfigError(
-                        f"group {self.name}: middleware {one.__qualname__} is async, {handler.name} a plain function",
+                        f"group {self.name}: middleware {name_of(one)} is async, {handler.name} a plain function",
                         remedy="write the middleware as a plain generator: it goes around coroutines too",
                     )
             key = (handler.topic, handler.model.message_type.name)

@@ -19,6 +19,7 @@ from cronsim import CronSim, CronSimError
 
 from pipeline.errors import ConfigError
 from pipeline.event import Job
+from pipeline.surroundings import check_function
 
 __all__ = ["Missed", "Overlap", "Schedule", "Tick", "tick_handler", "tick_model"]
 
@@ -134,6 +135,7 @@ def tick_model(name: str, queue: str) -> type[Tick]:
 
 def tick_handler(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Return ``function`` as a handler ``(tick, ctx)``. It may take ``(ctx)`` alone. Raises ConfigError."""
+    check_function(function, f"schedule {name}:")
     taken = len(inspect.signature(function).parameters)
     if taken not in {1, 2}:
         raise ConfigError(f"schedule {name}: its function takes {taken} arguments", remedy="(ctx), or (tick, ctx)")

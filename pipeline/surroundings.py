@@ -22,9 +22,12 @@ __all__ = [
     "PublishMiddleware",
     "State",
     "aenter",
+    "check_function",
     "check_generator",
+    "check_handler",
     "enter",
     "is_async",
+    "name_of",
     "stored_within",
     "surrounded",
 ]
@@ -58,17 +61,40 @@ def is_async(function: Callable[..., Any]) -> bool:
 def check_generator(function: Callable[..., Any], what: str) -> None:
     """Raise ConfigError where a function does not yield."""
     if not (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)):
-        raise ConfigError(f"{what} {function.__qualname__}: is no generator function", remedy="let it yield once")
+        raise ConfigError(f"{what} {name_of(function)}: is no generator function", remedy="let it yield once")
 
 
-def check_handler(function: Callable[..., Any], name: str) -> None:
-    """Raise ConfigError where a function cannot be called as ``(message, ctx)``, or would give a generator for that."""
+def name_of(function: Callable[..., Any]) -> str:
+    """Return a function's name, of anything else what Python calls it."""
+    return getattr(function, "__qualname__", None) or repr(function)
+
+
+def check_function(function: Callable[..., Any], what: str = "handler") -> None:
+    """Raise ConfigError for what is no function with a name and known arguments, or would give a generator."""
+    if not callable(function) or not hasattr(function, "__qualname__"):  # a partial, or an object: jobs are told by it
+        raise ConfigError(f"{what} {function!r}: is no function", remedy="write a function that calls it")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise ConfigError(f"{name}: yields, so that calling it does nothing", remedy="a handler returns, or raises")
+        raise ConfigError(
+            f"{what} {name_of(function)}: yields, so that calling it does nothing",
+            remedy="a handler returns, or raises",
+        )
+    try:
+        inspect.signature(function)
+    except ValueError:
+        raise ConfigError(
+            f"{what} {name_of(function)}: Python does not know its arguments", remedy="write a function that calls it"
+        ) from None
+
+
+def check_handler(function: Callable[..., Any]) -> None:
+    """Raise ConfigError where something is no handler, or cannot be called as ``(message, ctx)``."""
+    check_function(function)
     try:
         inspect.signature(function, follow_wrapped=False).bind(None, None)
     except TypeError:
-        raise ConfigError(f"{name}: does not take (message, ctx)", remedy="two arguments, by position") from None
+        raise ConfigError(
+            f"handler {name_of(function)}: does not take (message, ctx)", remedy="two arguments, by position"
+        ) from None
 
 
 def surrounded(call: Callable[..., Any], middleware: Sequence[Middleware], *, awaits: bool) -> Callable[..., Any]:

@@ -118,8 +118,61 @@ def test_a_handler_takes_a_message_and_a_context_and_does_not_yield() -> None:
 
     def more(event: Placed, ctx: object, *, quick: bool = True) -> None: ...
 
+    class Methods:
+        def one(self, event: Placed, ctx: object) -> None: ...
+
     app.consumer(Placed, group="g")(wrapped)
     app.consumer(Placed, group="h")(more)
+    app.consumer(Placed, group="i")(Methods().one)
+
+
+class Called:
+    def __call__(self, message: object, ctx: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (functools.partial(handle), "is no function"),
+        (Called(), "is no function"),
+        (None, "is no function"),
+        ({}.update, "does not know its arguments"),
+    ],
+)
+def test_what_has_no_name_or_no_arguments_that_are_known_is_refused(what: Any, says: str) -> None:
+    app = Pipeline("shop", topic_prefix="")
+    with pytest.raises(ConfigError, match=says):
+        app.consumer(Placed, group="g")(what)
+    with pytest.raises(ConfigError, match=f"schedule nightly: .*{says}"):
+        app.schedule("0 3 * * *", name="nightly", timezone="UTC")(what)
+    assert app.messages == ()
+
+
+def test_middleware_may_be_a_partial() -> None:
+    app = Pipeline("shop", topic_prefix="")
+
+    async def around(_name: str, _messages: object, _headers: object) -> AsyncIterator[None]:
+        yield
+
+    with pytest.raises(ConfigError, match="is no generator function"):
+        app.middleware(functools.partial(handle))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is async"):
+        app.publish_middleware(functools.partial(around, "x"))  # type: ignore[arg-type]
+
+
+def test_the_function_of_a_schedule_does_not_yield_either() -> None:
+    app = Pipeline("shop", topic_prefix="")
+
+    def alone(ctx: object) -> Iterator[None]:
+        yield
+
+    async def both(tick: object, ctx: object) -> AsyncIterator[None]:
+        yield
+
+    for wrong in (alone, both):
+        with pytest.raises(ConfigError, match=r"schedule nightly: .*yields"):
+            app.schedule("0 3 * * *", name="nightly", timezone="UTC")(wrong)
+    assert not app.schedules
 
 
 def test_decorators_give_the_function_back() -> None:
