@@ -273,6 +273,8 @@ class Journal:
             # of one job only the last counts: a record can be delivered twice
             reports = {r.id: r for d, decision in self._storing if (r := self._report(d, decision)) is not None}
             self._store.settle(list(reports.values()))
+            # one that can be sent again from now on is not asked to end any more
+            self._cancelled -= {r.id for r in reports.values() if r.state in {"cancelled", "dead"}}
             for outcome in self._storing:
                 if (entry := outcome[0].entry) is not None:
                     entry.told, entry.news = True, False  # its thread may not have left it yet: it runs no more

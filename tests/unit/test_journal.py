@@ -20,7 +20,7 @@ from pipeline.worker import Limits
 from pipeline.worker.delivery import Assigned, Delivery, Route
 from pipeline.worker.gate import Begin
 from pipeline.worker.journal import _BREATHE_S, _LOOK_S, Control, Journal
-from pipeline.worker.settlement import Dead
+from pipeline.worker.settlement import Cancelled, Dead, Parked
 from pipeline.worker.solitude import Solitude
 
 
@@ -217,6 +217,34 @@ def test_pause_and_cancel_are_obeyed_within_two_seconds() -> None:
     assert 3 + eighth in idle.begun
     # what is left of the two seconds is for statements: the thread steps at least this often
     assert _LOOK_S + _BREATHE_S <= 0.25
+
+
+@pytest.mark.parametrize(
+    ("decision", "asked"),
+    [(Cancelled(), False), (Dead("given up"), False), (Parked(60, failed=True), True)],
+)
+def test_what_is_sent_again_after_its_end_is_not_ended_by_what_was_asked_before(decision: Any, asked: bool) -> None:
+    """It comes before the next look at what people command, which is a second away."""
+    idle, job_id = Idle(), "0190a1b2-0000-7000-8000-000000000001"
+    idle.control = lambda _queue: Control(False, frozenset({job_id}))  # type: ignore[method-assign]
+    journal, delivery = journal_around(idle, clock=lambda: 1000.0)
+    route = Route(Handler("h", print, Mail, "q", "g", "none", RetryPolicy()), print)
+
+    def come(n: int) -> Delivery:
+        one = delivery(n)
+        one.headers = {"id": job_id.encode()}
+        one.entry = journal.entry(one, route)
+        return one
+
+    journal.step()
+    first = come(1)
+    assert first.entry is not None
+    assert first.entry.cancelled
+    journal.tell((first, decision))
+    journal.step()
+    again = come(2).entry
+    assert again is not None
+    assert again.cancelled == asked
 
 
 def test_workers_have_the_second_that_the_journal_has_of_its_own() -> None:
