@@ -62,6 +62,7 @@ class Commands:
             ("WITH asked AS", self._again),
             ("SELECT k.job_id FROM pipeline.job AS j JOIN pipeline.job_key", self._held),
             ("INSERT INTO pipeline.control", self._pause),
+            ("FROM pipeline.schedule AS s LEFT JOIN LATERAL", lambda _given: self._ticks.rows()),
             ("INSERT INTO pipeline.tick", lambda _given: [(self._jobs.now(),)]),
             ("UPDATE pipeline.tick SET job_id", self._ticked),
             ("UPDATE pipeline.schedule SET paused = true", lambda given: self._hold(given[0], paused=True)),

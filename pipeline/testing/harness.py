@@ -353,8 +353,10 @@ class Harness:
     @property
     def _busy(self) -> bool:
         """Whether anything is open that may go on."""
-        held = self._jobs.paused if self._jobs.leaving and not self.scheduler_down else {*self._jobs.paused, "delayed"}
-        return any(name not in held for name in self.open)
+        found = self.open
+        held = self._jobs.paused & found.keys()
+        waits = self.scheduler_down or (held and not self._jobs.leaving)  # a flow's parent, for what is paused
+        return any(name not in held and not (waits and name == "delayed") for name in found)
 
     def _not_idle(self) -> NotIdle:
         return NotIdle(f"not settled: {self.open}; not ready: {self.not_ready or 'nothing'}")

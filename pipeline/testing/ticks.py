@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from pipeline.job import Wanted
@@ -48,6 +49,16 @@ class Ticks:
         if not paused and name in self._paused:
             self._last[name] = self._jobs.now()
         (self._paused.add if paused else self._paused.discard)(name)
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Return the rows of schedules that were declared, with their latest ticks, as ``pipeline.jobs.schedules``."""
+        found: list[tuple[Any, ...]] = []
+        for one in sorted(self._schedules, key=lambda one: one.name):
+            ticks = [(at, job_id) for (name, at), job_id in self.made.items() if name == one.name]
+            latest = max(ticks, key=lambda tick: tick[0], default=(None, None))
+            paused = one.name in self._paused
+            found.append((one.name, one.cron, one.timezone, one.missed, one.overlap, paused, *latest))
+        return found
 
     def keep(self, name: str, at: datetime, job_id: UUID) -> None:
         """Remember a tick that was made by hand."""

@@ -199,6 +199,19 @@ def test_schedules_are_paused_resumed_and_ticked_by_hand() -> None:
         harness.run(jobs.pause_schedule("office.daily"))
 
 
+def test_schedules_are_listed_once_a_scheduler_had_them_with_their_latest_tick(harness: Harness) -> None:
+    harness.run_until_idle()
+    assert harness.run(jobs.schedules()) == []
+    harness = Harness(app, schedules=True)
+    harness.run_for(1)
+    hourly = ("office.hourly", "0 * * * *", "UTC", "once", "skip")
+    assert harness.run(jobs.schedules()) == [(*hourly, False, None, None)]
+    harness.run_for(3600)
+    by_hand = harness.run(app.tick("hourly"))
+    harness.run(jobs.pause_schedule("office.hourly"))
+    assert harness.run(jobs.schedules()) == [(*hourly, True, harness.clock.now, by_hand)]
+
+
 def test_what_is_commanded_in_a_transaction_that_rolls_back_is_not_done(harness: Harness) -> None:
     later = harness.enqueue(Mail(address="a"), delay_s=60)
     conn = harness.connection()
@@ -247,6 +260,16 @@ def test_a_parent_whose_children_are_in_a_paused_queue_waits_too(harness: Harnes
     harness.run(jobs.resume("office.jobs.mail"))
     harness.run_until_idle()
     assert harness.job(album).result == ["all", {"to": "a"}, ["b"]]
+
+
+def test_a_parent_that_can_never_begin_is_named_whatever_is_paused_elsewhere() -> None:
+    harness = Harness(app, groups=["steps"])  # nobody works on its child
+    harness.enqueue_flow(Flow(Step(name="all"), [Mail(address="a")]))
+    with pytest.raises(NotIdle, match="delayed"):
+        harness.run_until_idle(limit_s=60)
+    harness.run(jobs.pause("office.jobs.ranked"))
+    with pytest.raises(NotIdle, match="delayed"):
+        harness.run_until_idle(limit_s=60)
 
 
 def test_a_rate_spreads_attempts_over_time(harness: Harness) -> None:
