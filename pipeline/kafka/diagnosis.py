@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from pipeline.errors import BrokerError
 from pipeline.finding import Finding, Level
 from pipeline.kafka.admin import Copies, Topics
 from pipeline.kafka.errors import Denied
+from pipeline.topics import is_topic
 
 __all__ = ["Published", "examine"]
 
@@ -39,7 +41,11 @@ def examine(topics: Topics, published: Published, *, now: Callable[[], float] = 
     """Yield what was found, first the broker. Raises BrokerError."""
     there = topics.partitions()
     yield _judged("broker", "ok", f"answers, {len(there)} topics")
-    events = dict(list(published.topics.items())[:_MOST_TOPICS])
+    for name in [name for name in published.topics if not is_topic(name)][:_MOST_TOPICS]:
+        text = "no name that Kafka allows: its rows are dead letters"
+        fix = "correct what writes its rows, or route.topic.regex and route.topic.replacement in FILE"
+        yield _judged(f"topic {name!r}", "warning", text, fix)
+    events = dict([one for one in published.topics.items() if is_topic(one[0])][:_MOST_TOPICS])
     configs = topics.configs(name for name in (*events, published.dead_letters) if name in there)
     copies = topics.copies()
     before = len(events)
@@ -104,6 +110,8 @@ def _hidden(topics: Topics, name: str) -> Finding | None:
         topics.look_for([name])
     except Denied as error:
         return _judged(f"topic {name}", "problem", error.what, error.remedy)
+    except BrokerError:  # that it is not listed is told anyhow
+        return None
     return None
 
 

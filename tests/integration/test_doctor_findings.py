@@ -90,6 +90,20 @@ def test_an_event_topic_that_does_not_fit_the_rows(
     assert findings(pipeline, file, check=f"topic {topic}") == []
 
 
+def test_rows_whose_topic_kafka_does_not_allow(
+    pipeline: CommandLine, file: Path, conn: psycopg.Connection[tuple[object, ...]], prefix: str, topics: Topics
+) -> None:
+    topics.create(topic := f"{prefix}.events")
+    for one in ("", "no topic!", topic):
+        insert(conn, one, "k")
+    found = {one["check"]: one for one in json.loads(pipeline("doctor", str(file), "-o", "json").stdout)}
+    assert (found["broker"]["level"], found["event topics"]["found"][:6]) == ("ok", "1 of 1")
+    for one in ("", "no topic!"):
+        told = found[f"topic {one!r}"]
+        assert (told["level"], told["found"]) == ("warning", "no name that Kafka allows: its rows are dead letters")
+        assert str(file) in told["fix"]
+
+
 def test_a_dead_letter_topic_that_would_not_keep_its_letters(
     pipeline: CommandLine, file: Path, conn: psycopg.Connection[tuple[object, ...]], prefix: str, topics: Topics
 ) -> None:
