@@ -71,8 +71,8 @@ class Health(Protocol):
 class Scheduler:
     """Moves and makes. ``run`` belongs to one thread.
 
-    ``tidy`` is called now and then, to fold counters and delete what is past its retention; ``clock`` gives seconds
-    that only grow.
+    ``tidy`` folds counters and deletes what is past its retention: now and then, and at each look while it returns that
+    there may be more and no due rows are behind. ``clock`` gives seconds that only grow.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Scheduler:
         store: Store,
         schedules: Sequence[Schedule],
         *,
-        tidy: Callable[[], None],
+        tidy: Callable[[], bool],
         meter: Meter,
         health: Health,
         clock: Callable[[], float] = time.monotonic,
@@ -91,7 +91,7 @@ class Scheduler:
         self._meter = meter
         self._health = health
         self._clock = clock
-        self._declared = False
+        self._declared = self._untidy = False
         self._next_read = self._next_tidy = 0.0
         self._next_tick: datetime | None = None
         self._coming: dict[str, tuple[datetime, datetime]] = {}
@@ -124,10 +124,11 @@ class Scheduler:
         if self._schedules and (clock >= self._next_read or (self._next_tick and moved.now >= self._next_tick)):
             self._next_read = clock + _READ_S
             self._tick(moved.now)
-        if clock >= self._next_tidy:
-            self._next_tidy = clock + _TIDY_S
-            self._tidy()
-        return 0.0 if len(moved.late_s) == _BATCH else _LOOK_S
+        behind = len(moved.late_s) == _BATCH
+        if clock >= self._next_tidy or (self._untidy and not behind):
+            self._next_tidy, self._untidy = clock + _TIDY_S, False
+            self._untidy = self._tidy()
+        return 0.0 if behind else _LOOK_S
 
     def _tick(self, now: datetime) -> None:
         decided = self._store.decided(self._schedules)

@@ -74,10 +74,10 @@ class DueStore:
             )
             return "made"
 
-    def tidy(self) -> None:
-        """Fold counters, delete what is past its retention."""
+    def tidy(self) -> bool:
+        """Fold counters, delete what is past its retention: a part of it; tell whether there may be more."""
         with self._kept.open() as conn:
-            tidy(conn, keep_days=self._keep_days)
+            return tidy(conn, keep_days=self._keep_days)
 
 
 # By place in the table, so that no plan can ever read what is not due. SKIP LOCKED: who comes second takes others.

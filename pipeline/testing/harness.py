@@ -121,7 +121,7 @@ class Harness:
         self._scheduler = Scheduler(
             self._ticks,
             app.schedules if schedules else (),
-            tidy=lambda: None,
+            tidy=lambda: False,
             meter=SilentMeter(),
             health=self._fleet.health,
             clock=self.clock.monotonic,

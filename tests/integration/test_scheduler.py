@@ -32,6 +32,7 @@ from pipeline.postgres.due import DueStore
 from pipeline.postgres.jobs import JobRows
 from pipeline.postgres.position import PositionStore
 from pipeline.postgres.statistics import SlotWatch
+from pipeline.postgres.tidy import _OLD_JOBS, fold, tidy
 from pipeline.probes import Readiness
 from pipeline.report import Entry
 from pipeline.runtime.slots import SlotMetrics
@@ -321,6 +322,65 @@ def test_finished_jobs_are_deleted_after_their_retention_and_counts_agree(
     assert one(conn, "SELECT count(*) FROM pipeline.job") == 9
     assert dict(conn.execute("SELECT state, count FROM pipeline.job_count").fetchall()) == {"waiting": 4, "done": 5}
     assert one(conn, "SELECT count(*) FROM pipeline.job_delta WHERE count > 0") == 0
+
+
+OLD_JOBS = """
+INSERT INTO pipeline.job (id, queue, type, state, finished_at, parent)
+SELECT CAST('01000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0') AS uuid), 'q', 'T', 'done', {}, {}
+FROM generate_series(CAST(%s AS int), CAST(%s AS int)) AS n
+"""
+LONG_AGO = "now() - interval '8 days'"
+OLD = "SELECT count(*) FROM pipeline.job WHERE queue = 'q'"
+
+
+def test_more_than_a_part_of_what_is_old_is_deleted_look_by_look_but_due_rows_come_first(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    app = plain_app()
+    conn.execute(OLD_JOBS.format(LONG_AGO, "NULL").encode(), (1, 7_000))
+    fold(conn)
+    store = DueStore(database.dsn, app.outbox, Moved)
+    health = Readiness("scheduler")
+    scheduler = Scheduler(store, (), tidy=store.tidy, meter=SilentMeter(), health=health, clock=lambda: 0.0)
+    scheduler.step()
+    assert one(conn, OLD) == 5_000
+    with conn.transaction():
+        app.enqueue_many(conn, [Mail(to="a")] * 600, delay_s=0.001)
+    wait_until(lambda: one(conn, "SELECT bool_and(due_at < now()) FROM pipeline.due"))
+    left = []
+    for _ in range(5):
+        scheduler.step()
+        left.append((one(conn, "SELECT count(*) FROM pipeline.due"), one(conn, OLD)))
+    store.close()
+    assert left == [(100, 5_000), (0, 3_000), (0, 1_000), (0, 0), (0, 0)]
+
+
+def test_old_jobs_that_finished_lately_or_wait_for_their_parent_do_not_hold_up_the_others(
+    conn: psycopg.Connection[Any],
+) -> None:
+    """By the plan, too: parts are found by the index, with and without statistics, and young rows are not read."""
+    parent = one(conn, "SELECT gen_random_uuid()")
+    conn.execute("INSERT INTO pipeline.job (id, queue, type, state) VALUES (%s, 'p', 'P', 'blocked')", (parent,))
+    conn.execute(OLD_JOBS.format("now()", "NULL").encode(), (1, 30))
+    conn.execute(OLD_JOBS.format(LONG_AGO, f"CAST('{parent}' AS uuid)").encode(), (31, 60))
+    conn.execute(OLD_JOBS.format(LONG_AGO, "NULL").encode(), (61, 85))
+    conn.execute(
+        "INSERT INTO pipeline.job (id, queue, type, state, finished_at) SELECT CAST('f' || substr(CAST("
+        "gen_random_uuid() AS text), 2) AS uuid), 'q', 'T', 'done', now() FROM generate_series(1, 20000)"
+    )
+    fold(conn)
+    for _ in range(2):
+        plan = conn.execute(b"EXPLAIN (FORMAT JSON) " + _OLD_JOBS.encode(), {"part": 10, "keep_days": 7}).fetchone()
+        assert plan is not None
+        reads = [node for node in nodes(plan[0][0]["Plan"]) if node.get("Relation Name") == "job"]
+        assert {node["Node Type"] for node in reads if "Scan" in node["Node Type"]} == {"Index Scan"}
+        assert "job_state" in {node.get("Index Name") for node in reads}
+        conn.execute("VACUUM ANALYZE pipeline.job")
+    told = [(tidy(conn, keep_days=7, part=10), one(conn, OLD) - 20_000) for _ in range(4)]
+    assert told == [(True, 75), (True, 65), (False, 60), (False, 60)]
+    conn.execute("UPDATE pipeline.job SET finished_at = now() WHERE id = %s", (parent,))
+    told = [(tidy(conn, keep_days=7, part=25), one(conn, OLD) - 20_000) for _ in range(2)]
+    assert told == [(True, 35), (False, 30)]
 
 
 def test_connections_that_are_kept_find_out_that_their_server_is_gone(database: Database) -> None:
