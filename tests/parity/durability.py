@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cases import RESTART
-from outcomes import Differs, Ours, Outcome, Refused, Same
+from outcomes import Differs, Outcome, Refused, Same
 from sources import (
     DURABLE,
     HEARTBEATS,
@@ -19,7 +19,6 @@ from sources import (
 
 __all__ = ["DURABILITY"]
 
-_RELAY = "tests/integration/test_relay_integration.py"
 _COMPARED = Same(OFFSETS)
 _PUBLICATION = Same(PUBLICATIONS)
 _PARALLEL = Same(READ)
@@ -78,9 +77,7 @@ DURABILITY: dict[str, dict[str, Outcome]] = {
         "stopInTheMiddleOfTxAndResume": Same(DURABLE),
         "restartConnectorInTheMiddleOfUncommittedTx": Same(DURABLE),
         "shouldStartConsumingFromSlotLocation": _COMPARED,
-        "shouldReceiveUpdateSchemaAfterConnectionRestart": Ours(
-            _RELAY, "test_columns_added_while_running_change_nothing"
-        ),
+        "shouldReceiveUpdateSchemaAfterConnectionRestart": Same(DURABLE),
         "shouldNotLoseEventsWhenMultipleDmlEventsShareSameLsn": Same("COPY"),
         "shouldResumeStreamingAfterRestartWhenLastEventWasNonTransactionalMessage": Same(MESSAGES),
         "shouldResumeStreamingAfterMessageBetweenTransactions": Same(MESSAGES),

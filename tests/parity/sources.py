@@ -7,7 +7,10 @@ from outcomes import Ours
 SNAPSHOTS = "rows that are there already, in each snapshot.mode"
 LISTS = "lists of schemas, tables and columns"
 MESSAGES = "logical messages, decoded: transactional or not, prefixes, fields, null fields"
-DURABLE = "a transaction open over a restart, one that the server spills, a table that joins the publication"
+DURABLE = (
+    "a transaction open over a restart, one that the server spills, a table that joins the publication, a column added "
+    "while both are stopped"
+)
 HEARTBEATS = "heartbeat records, also where nothing is written"
 PREDICATED = "several routers under predicates: TopicNameMatches, HasHeaderKey, RecordIsTombstone, negated"
 UPDATED = "updates: warn, error, fatal, and where skipped.operations has them"

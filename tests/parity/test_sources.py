@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 
 import psycopg
 import pytest
@@ -58,6 +59,14 @@ def test_transactions_and_tables_that_come_and_go(
         published(bootstrap_servers, pair, made[-1])
         held.append(insert(slow, "events", "k", b"at its end"))
         slow.commit()
+    for one in pair.values():
+        one.stop()
+    conn.execute("ALTER TABLE pipeline.outbox ADD COLUMN more text")
+    wider = "INSERT INTO pipeline.outbox (id, aggregatetype, aggregateid, type, topic, more)"
+    wider += " VALUES (%s, %s, %s, %s, %s, %s)"
+    held.append(str(uuid.uuid4()))
+    conn.execute(wider, (held[-1], "events", "k", "T", "events", "x"))
+    go_on(conn, pair)
     with conn.transaction():
         conn.execute("SET LOCAL logical_decoding_work_mem = '64kB'")
         spilled = [insert(conn, "events", f"k{number % 7}", b"x" * 1000) for number in range(1000)]
