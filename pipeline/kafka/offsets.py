@@ -118,7 +118,11 @@ class Offsets:
         while unseen := sorted(wanted - set(found := self._listed(wanted))):
             # one that we may not see is left out of the list, and told to who asks for it by name
             missing = [name for name in unseen if self._patiently(partial(self._is_missing, name), f"topic {name}")]
-            if missing and (time.monotonic() > until or self._stopped()):
+            if time.monotonic() > until or self._stopped():
+                if not missing:  # each is there when it is asked for by name, and not in the list
+                    raise BrokerError(
+                        f"group {self._group}: the broker does not list {', '.join(unseen)}", retryable=True
+                    )
                 raise BrokerError(
                     f"group {self._group}: no such topic: {', '.join(missing)}",
                     remedy="create them: pipeline topics apply MODULE:APP",

@@ -11,6 +11,7 @@ from waiting import wait_until
 
 from pipeline.errors import BrokerError
 from pipeline.kafka.consumer import GroupConsumer
+from pipeline.kafka.offsets import Offsets
 from pipeline.progress import Mark
 
 
@@ -101,6 +102,29 @@ def test_a_client_that_failed_for_want_of_a_right_says_which_and_another_joins_i
     assert not consumer.reachable()  # while nobody is a member
     wait_until(lambda: consumer.poll(10, 0.1) == [] and not isinstance(consumer._consumer, Denied), 10)
     consumer.close()
+
+
+class Unlisted:
+    """A client whose broker knows a topic by its name, and does not list it."""
+
+    asked = 0
+
+    def list_topics(self, topic: str | None = None, timeout: float = 0) -> Any:
+        assert timeout > 0
+        self.asked += 1
+        assert self.asked < 100, "it asks for ever"
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=None)} if topic else {})
+
+
+def test_a_topic_that_is_neither_listed_nor_missing_is_asked_for_so_long_and_not_after_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(BrokerError, match="does not list orders") as raised:
+        Offsets(Unlisted(), "shop.billing", lambda: True).begin({"orders": "earliest"})  # type: ignore[arg-type]
+    assert raised.value.retryable
+    monkeypatch.setattr("pipeline.kafka.offsets._APPEAR_S", 0.2)
+    with pytest.raises(BrokerError, match="does not list orders"):
+        Offsets(Unlisted(), "shop.billing", lambda: False).begin({"orders": "earliest"})  # type: ignore[arg-type]
 
 
 def test_the_end_may_come_while_it_waits_to_join_again(monkeypatch: pytest.MonkeyPatch) -> None:
