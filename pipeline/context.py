@@ -137,7 +137,7 @@ class Context:
 
     @property
     def generation(self) -> int:
-        """How many replays with ``--reprocess`` the record went through."""
+        """How many replays that are meant to repeat effects the record went through. None does yet: always 0."""
         return 0 if self._state is None else self._state.generation
 
     @property

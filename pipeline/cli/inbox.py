@@ -27,7 +27,8 @@ def inbox() -> None:
 def prune(older_than: float, batch: int, execute: bool, output: str) -> None:
     """Delete rows that are past their retention. An event that comes again after that has its effects again.
 
-    Keep them longer than the topics keep their records, and longer than anybody would replay. Runs as pipeline_pruner.
+    Keep them longer than the topics keep their records, which consumer reset can go back over, and than dead letters
+    wait for a redrive. Runs as pipeline_pruner.
 
     \b
     Example:

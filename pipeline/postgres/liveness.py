@@ -1,7 +1,7 @@
 """A DSN in, the same with how long a server may take to let us in out, and how soon one that is gone is noticed.
 
 In half a minute, where the system takes an hour. The one place for that: who connects goes through here. What the
-DSN says itself stays.
+DSN says of that itself stays; its application name is ours.
 """
 
 from __future__ import annotations
