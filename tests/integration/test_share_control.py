@@ -1,24 +1,30 @@
-"""Share groups obey as other queues do: pause, rate; and a batch follows the one before at once."""
+"""Share groups obey as other queues do: pause, rate; and their workers commit at every turn."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
+import threading
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
 from jobbing import Desk, steady
+from prometheus_client import CollectorRegistry
 from servers import Database
 from working import Broker, wait_until
 
 from pipeline import Context, Job, Pipeline, jobs
+from pipeline.config import RegistrySettings, Settings
 from pipeline.definition import Group, Rate
 from pipeline.kafka.consumer import GroupConsumer
 from pipeline.kafka.producer import AckProducer
 from pipeline.kafka.share import RetryConsumer, ShareGroup, lock_of
+from pipeline.metrics import PrometheusMeter
+from pipeline.probes import Readiness
 from pipeline.runtime.sharing import share_name
+from pipeline.runtime.worker import _runs
+from pipeline.worker import COMMIT_S, Limits
 
 APP = """
 from pipeline import Context, Job, Pipeline
@@ -47,13 +53,17 @@ class Limited(Job, queue="limited", format="json"):
     n: int
 
 
+class Untracked(Job, queue="untracked", format="json", track=False):
+    n: int
+
+
 def seconds(desk: Desk, ids: list[str]) -> list[float]:
     """When jobs were done, in seconds since the first of them was."""
     times = sorted(desk.until(one, "done")["finished_at"] for one in ids)
     return [(at - times[0]) / timedelta(seconds=1) for at in times]
 
 
-def test_workers_of_share_groups_obey_pause_and_rate_and_take_one_batch_after_another(
+def test_workers_of_share_groups_obey_pause_and_rate_and_one_alone_goes_on(
     database: Database, bootstrap_servers: str, prefix: str, tmp_path: Path, cli_environment: dict[str, str]
 ) -> None:
     app = Pipeline(prefix, topic_prefix="", partitions=1)
@@ -92,15 +102,26 @@ def test_workers_of_share_groups_obey_pause_and_rate_and_take_one_batch_after_an
         with desk.conn.transaction():
             app.run(desk.conn, jobs.resume(f"{prefix}.jobs.quick"))
         seconds(desk, held)
-        # one batch follows another at once: it did every quarter of a second
         process.terminate()
         assert process.wait(60) == 0
-        took_s = []
-        for _ in range(12):
-            began = time.monotonic()
+        for _ in range(3):
             seconds(desk, put(Quick, 1))
-            took_s.append(time.monotonic() - began)
-        assert sorted(took_s)[3] < 0.2, took_s
+
+
+def test_the_worker_of_a_share_group_commits_at_every_turn_and_its_other_side_as_all_do(
+    bootstrap_servers: str, prefix: str
+) -> None:
+    app = Pipeline(prefix, topic_prefix="", partitions=1)
+    app.job(Untracked, timeout_s=10)(lambda job, ctx: None)
+    kafka, meter = {"bootstrap.servers": bootstrap_servers}, PrometheusMeter(CollectorRegistry())
+    groups, never = list(app.groups.values()), threading.Event().is_set
+    settings = Settings(registry=RegistrySettings(url="http://localhost"))  # which nobody asks
+    with ExitStack() as ends:
+        runs = _runs(app, groups, settings, kafka, meter, Readiness("worker"), Limits(), "share", ends, never)
+        commits_s = [run.worker._partitions._commit_s for run in runs]
+        for run in runs:
+            run.worker.close()
+    assert commits_s == [0.0, COMMIT_S]  # the next batch comes only after a commit: tests/unit/test_share_turns.py
 
 
 def test_what_is_held_by_a_pause_for_longer_than_its_lock_is_done_once_all_the_same(
