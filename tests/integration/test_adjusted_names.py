@@ -10,9 +10,16 @@ from typing import Any
 import psycopg
 from commands import CommandLine
 from relays import RelayProcess, connector_file, read_topic, until
-from servers import Topics
+from servers import Database, Topics
 
 ROUTER = "transforms.outbox."
+
+
+def checks(pipeline: CommandLine, file: Path) -> dict[str, dict[str, str]]:
+    """What the doctor finds, by what it looked at; nothing of columns that a table has not."""
+    found = json.loads(pipeline("doctor", str(file), "-o", "json").stdout)
+    assert "has no " not in json.dumps(found)
+    return {one["check"]: one for one in found}
 
 
 def test_a_table_with_odd_names_is_polled_reconciled_and_looked_at(
@@ -47,6 +54,23 @@ def test_a_table_with_odd_names_is_polled_reconciled_and_looked_at(
         assert relay.stop() == 0
     (again,) = read_topic(bootstrap_servers, topic)
     assert again.value() == b"x"
-    found = json.loads(pipeline("doctor", str(file), "-o", "json").stdout)
-    assert "table public.odd" in json.dumps(found)
-    assert [one for one in found if "has no" in json.dumps(one)] == []
+    assert checks(pipeline, file)["event topics"]["found"].startswith("1 of 1 ")
+
+    conn.execute('ALTER TABLE odd ALTER "at-time" TYPE timestamptz')
+    told = checks(pipeline, file)["columns of public.odd"]
+    assert told["found"].startswith("at_time has a time zone")
+    conn.execute(told["fix"].partition(";")[0].encode())
+    assert "columns of public.odd" not in checks(pipeline, file)
+
+
+def test_the_key_of_shards_is_found_by_its_adjusted_name(
+    tmp_path: Path, prefix: str, pipeline: CommandLine, database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    conn.execute('CREATE TABLE odd (id uuid, "the-key" uuid, topic text, payload bytea)')
+    changes = {
+        "database.dbname": database.name, "table.include.list": "public.odd", "field.name.adjustment.mode": "avro",
+        "pipeline.shards": "2", ROUTER + "table.field.event.key": "the_key",
+        ROUTER + "table.field.event.timestamp": None, ROUTER + "table.fields.additional.placement": None,
+    }  # fmt: skip
+    told = checks(pipeline, connector_file(tmp_path, prefix, **changes))["shards of public.odd"]
+    assert told["found"].startswith("1001 of 1001 keys are in none")  # as there are no publications

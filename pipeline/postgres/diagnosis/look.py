@@ -40,6 +40,10 @@ class Capture:
     key: str = ""
     adjust: Callable[[str], str] = str
 
+    def own(self, column: str, there: Iterable[str]) -> str:
+        """Return the table's own name of a column that is named as ``adjust`` makes it."""
+        return next((name for name in there if self.adjust(name) == column), column)
+
     def without(self, there: Iterable[str]) -> list[str]:
         """Return which of its columns are not among those."""
         names = {self.adjust(name) for name in there}

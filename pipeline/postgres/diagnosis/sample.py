@@ -45,17 +45,19 @@ def retained(dsn: str, capture: Capture, *, route: str, key: str, payload: str) 
         return Retained()
     schema, _, name = capture.tables[0].partition(".")
     table = sql.Identifier(schema, name)
-    columns: dict[str, sql.Composable] = {
-        "route": sql.Identifier(route),
-        "key": sql.Identifier(key),
-        "payload": sql.Identifier(payload),
-    }
     try:
         with psycopg.connect(alive(dsn, "pipeline-doctor"), autocommit=True) as conn:
             conn.execute(f"SET statement_timeout = {_TIMEOUT_MS}".encode())
             pages = conn.execute("SELECT pg_relation_size(%s::regclass) / 8192", (table.as_string(conn),)).fetchone()
             total = int(pages[0]) if pages else 0
             percent = min(100.0, 100 * _PAGES / total) if total else 100.0
+            there = [str(one) for (one,) in conn.execute(_COLUMNS, (table.as_string(conn),))]
+            route, key, payload = (capture.own(one, there) for one in (route, key, payload))
+            columns: dict[str, sql.Composable] = {
+                "route": sql.Identifier(route),
+                "key": sql.Identifier(key),
+                "payload": sql.Identifier(payload),
+            }
             kind = conn.execute(_TYPE, (table.as_string(conn), payload)).fetchone()
             if kind is not None and not kind[0]:  # of text and bytes alone the length is known without reading them
                 columns["payload"] = sql.SQL("{}::text").format(columns["payload"])
@@ -80,6 +82,9 @@ def _ours(capture: Capture) -> bool:
 _SAMPLE = """
 SELECT {route}::text, max(coalesce(octet_length({payload}), 0) + octet_length({key}::text) + {overhead})
 FROM {table} TABLESAMPLE SYSTEM (%s) WHERE {route} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC LIMIT 1000
+"""
+_COLUMNS = """
+SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
 _TYPE = """
 SELECT atttypid IN ('bytea'::regtype, 'text'::regtype, 'varchar'::regtype) FROM pg_attribute

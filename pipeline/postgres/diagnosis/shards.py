@@ -24,14 +24,14 @@ def examine(look: Look) -> Iterator[Finding]:
     if not look.capture.shards:
         return
     for table in look.capture.tables:
-        row = look.row(_TYPE, table, look.capture.key)
-        if row is None:
+        types = {str(one["name"]): one["type"] for one in look.rows(_TYPES, table)}
+        if (key := look.capture.own(look.capture.key, types)) not in types:
             continue
         filters = [str(one["filter"]) for one in look.rows(_FILTERS, list(look.capture.shards), table)]
         query = _TRY.format(
             hits=sql.SQL(" + ").join(sql.SQL(f"coalesce(({one}), false)::int") for one in [*filters, "false"]),
-            value=sql.SQL(_KEYS.get(row["type"], "n::text")),
-            key=sql.Identifier(look.capture.key),
+            value=sql.SQL(_KEYS.get(types[key], "n::text")),
+            key=sql.Identifier(key),
         )
         check = f"shards of {table}"
         try:
@@ -49,10 +49,10 @@ def examine(look: Look) -> Iterator[Finding]:
             yield judged(check, "ok", "each key is in exactly one")
 
 
-_TYPE = """
-SELECT format_type(atttypid, NULL) AS type FROM pg_attribute a
+_TYPES = """
+SELECT attname AS name, format_type(atttypid, NULL) AS type FROM pg_attribute a
 JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname || '.' || c.relname = %s AND attname = %s
+WHERE n.nspname || '.' || c.relname = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
 _FILTERS = """
 SELECT coalesce(rowfilter, 'true') AS filter FROM pg_publication_tables

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from psycopg import sql
+
 from pipeline.errors import SourceError
 from pipeline.finding import Finding, Level
 from pipeline.postgres.diagnosis.look import Look, judged
@@ -37,7 +39,8 @@ def examine(look: Look) -> Iterator[Finding]:
             yield judged(f"columns of {table}", "problem", f"has no {', '.join(lost)}", fix)
         if (column := look.capture.timestamp) in map(look.capture.adjust, row["zoned"]):
             text = f"{column} has a time zone: neither Debezium nor the relay makes a record's time of it"
-            change = f"ALTER COLUMN {column} TYPE timestamp USING {column} AT TIME ZONE 'UTC'"
+            own = sql.Identifier(look.capture.own(column, row["zoned"])).as_string(look.conn)
+            change = f"ALTER COLUMN {own} TYPE timestamp USING {own} AT TIME ZONE 'UTC'"
             fix = f"ALTER TABLE {table} {change}; or take table.field.event.timestamp out of the file"
             yield judged(f"columns of {table}", "problem", text, fix)
         if look.capture.snapshot not in _SNAPSHOTS and row["may"]:
