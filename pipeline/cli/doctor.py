@@ -32,7 +32,8 @@ def doctor(context: click.Context, file: Path, provider: str | None, app: str | 
     Example:
       pipeline doctor connectors/outbox.json --app shop:app --provider rds
     """
-    found = list(diagnose(Settings.load(), file, provider=provider or "", app=load_app(app) if app else None))
+    loaded = load_app(app) if app else None
+    found = list(diagnose(Settings.load(), file, provider=provider or "", app=loaded, app_name=app or ""))
     print_rows([asdict(one) for one in found], output)
     problems = sum(one.level == "problem" for one in found)
     say(f"{problems} problems, {sum(one.level == 'warning' for one in found)} warnings")

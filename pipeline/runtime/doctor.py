@@ -47,17 +47,19 @@ def diagnose(
     *,
     provider: str = "",
     app: Pipeline | None = None,
+    app_name: str = "",
     now: Callable[[], float] = time.time,
 ) -> Iterator[Finding]:
     """Look at all servers that a connector file needs, and at the topics that ``app`` declares, if there is one.
 
-    A server that is away is a finding. Raises ConfigError.
+    ``app_name`` is what remedies call it, ``module:attribute``. A server that is away is a finding. Raises ConfigError.
     """
     shards = expanded(Connector(*load(file), str(file)))
     told: set[tuple[str, str]] = set()
+    named = app_name or "MODULE:APP"
     for one in shards:
         found = [
-            replace(finding, fix=finding.fix.replace(" FILE", f" {file}"))
+            replace(finding, fix=finding.fix.replace(" FILE", f" {file}").replace(" MODULE:APP", f" {named}"))
             for finding in _of(settings, one, shards, provider, app, now)
             if (finding.area, finding.check) not in told  # with an earlier shard
         ]
@@ -117,22 +119,26 @@ class _Asked:
             slot=self.key("slot.name", "debezium"),
             publication=self.key("publication.name", "dbz_publication"),
             tables=tuple(one for one in tables if re.fullmatch(r"\w+\.\w+", one)),
-            creates=self.key("publication.autocreate.mode", "all_tables") != "disabled",
+            creates=self.word("publication.autocreate.mode", "all_tables") != "disabled",
             columns=tuple(dict.fromkeys(one for one in named if one)),
             timestamp=timestamp,
-            failover=self.key("slot.failover") == "true",
-            snapshot=self.key("snapshot.mode", "initial"),
-            polls=self.key("pipeline.capture", "wal") == "polling",
+            failover=self.word("slot.failover") == "true",
+            snapshot=self.word("snapshot.mode", "initial"),
+            polls=self.word("pipeline.capture", "wal") == "polling",
             seq=self.key("pipeline.polling.seq", "seq"),
             xid=self.key("pipeline.polling.xid", "xid"),
             shards=tuple(shards),
             key=self.option("table.field.event.key"),
-            adjust=column_names(self.key("field.name.adjustment.mode", "none"), texts),
+            adjust=column_names(self.word("field.name.adjustment.mode", "none"), texts),
         )
 
     def key(self, key: str, default: str = "") -> str:
         """Return a key's value, references resolved."""
         return resolve(self._texts.get(key, default), f"{self._file}: {key}", self._env)
+
+    def word(self, key: str, default: str = "") -> str:
+        """Return the value of a key whose values are known words: their case does not matter."""
+        return self.key(key, default).strip().lower()
 
     def option(self, option: str) -> str:
         """Return an option of the Event Router; empty where there is none."""
@@ -140,7 +146,7 @@ class _Asked:
 
     def _placed(self) -> list[str]:
         """Return the columns that go into headers, the envelope or the partition, and must be there."""
-        if self.option("table.field.additional.missing") == "ignore":
+        if self.option("table.field.additional.missing").strip().lower() == "ignore":
             return []
         return [one.partition(":")[0].strip() for one in self.option("table.fields.additional.placement").split(",")]
 
@@ -189,7 +195,7 @@ def _kafka(settings: Settings, name: str, asked: _Asked | None, now: Callable[[]
 
 def _retention(app: Pipeline, asked: _Asked) -> Iterator[Finding]:
     """Compare what becomes of rows: the application's outbox against the connector file."""
-    mine, theirs = app.outbox.retain, asked.key("pipeline.retain", "pruned")
+    mine, theirs = app.outbox.retain, asked.word("pipeline.retain", "pruned")
     if mine != theirs:
         fix = f"pipeline.retain={mine} in FILE, or Outbox(retain={theirs!r}): snapshots and reconcile go by the file"
         yield Finding("outbox", "retention", "problem", f"{theirs} in the file, {mine} in the application", fix)
