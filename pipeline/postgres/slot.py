@@ -44,8 +44,11 @@ _STATES: dict[str, tuple[str, bool]] = {
     "28P01": ("correct database.user and database.password", False),
     "28000": ("let this user connect in pg_hba.conf, and give it the REPLICATION attribute", False),
     "3D000": ("correct database.dbname", False),
-    "42501": ("the role needs REPLICATION (RDS: GRANT rds_replication) and SELECT on the tables", False),
-    "42704": ("the slot or publication is missing", False),
+    "42501": (
+        "the role of database.user needs REPLICATION (RDS: GRANT rds_replication) and SELECT on the tables",
+        False,
+    ),
+    "42704": ("the slot or publication is missing: slot.name, publication.name", False),
     "42710": ("another process made it at the same moment", True),
     "42P01": ("pipeline db migrate, on this database", False),
     "53300": ("raise max_connections", True),

@@ -145,7 +145,7 @@ def run_relay(
         run_captured(dsn, file, relay, until, at_once)
     except (SourceError, ConfigError, BrokerError) as error:
         kind = next(one for one in (SourceError, ConfigError, BrokerError) if isinstance(error, one))
-        remedy = error.remedy.replace(" FILE", f" {path}")
+        remedy = error.remedy.replace("grant it: ", "grant it to database.user: ").replace(" FILE", f" {path}")
         raise kind(f"{path}: {error.what}", remedy=remedy, retryable=error.retryable) from error
     finally:
         done.set()

@@ -511,9 +511,9 @@ def test_a_role_without_rights_is_told_so_and_runs_once_the_doctors_grants_are_g
         conn.execute(f"CREATE ROLE {prefix} LOGIN PASSWORD 'p'")
         try:
             error = ended()
-            assert "→ the role needs REPLICATION" in error
+            assert "→ the role of database.user needs REPLICATION" in error
             conn.execute(f"ALTER ROLE {prefix} REPLICATION")
-            assert f"pipeline doctor {file} says what is missing" in ended()
+            assert f"→ grant it to database.user: pipeline doctor {file} says what is missing" in ended()
             conn.execute(f"ALTER ROLE {prefix} NOREPLICATION")
             for _ in range(2):  # what is wrong with a table is not seen before the schema may be used
                 for one in json.loads(pipeline("doctor", str(file), "-o", "json").stdout):
