@@ -187,6 +187,12 @@ def test_folders_and_standard_input_are_taken_and_others_are_pruned_when_they_we
         stdin.seek(0)
         monkeypatch.setattr("sys.stdin", stdin)
         assert pipeline("connector", "diff", "-").code == 0
+        stdin.seek(0)
+        stdin.truncate()
+        stdin.write(rendered.replace('"10"', '"20"'))
+        stdin.seek(0)
+        deployed = pipeline("connector", "deploy", "-")
+        assert (deployed.code, deployed.stdout) == (0, f"{prefix}: update\n  ~ poll.interval.ms: 10 → 20\n")
 
 
 def test_with_a_label_only_what_carries_it_is_pruned(

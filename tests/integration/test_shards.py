@@ -100,6 +100,40 @@ def test_four_relays_after_one_publish_each_row_in_the_order_of_its_key_and_prun
     assert again < twice  # what the one relay published after the slots were made
 
 
+def test_kafka_connect_runs_the_four_and_publishes_each_row_once_in_the_order_of_its_key(
+    file: Path, prefix: str, topics: Topics, conn: Conn, bootstrap_servers: str, pipeline: CommandLine,
+    cli_environment: Mapping[str, str], connect_url: str,
+) -> None:  # fmt: skip
+    topic = f"{prefix}.events"
+    topics.create(topic, partitions=3)
+    loaded = json.loads(file.read_text())
+    loaded["config"]["topic.prefix"] = prefix
+    file.write_text(json.dumps(loaded))
+    there = {"PIPELINE_CONNECT__URL": connect_url}
+    assert pipeline("db", "shards", str(file), "--execute").code == 0
+    names = [f"{prefix}-{shard}" for shard in range(4)]
+    try:
+        deployed = pipeline("connector", "deploy", str(file), "-o", "json", **there)
+        assert deployed.code == 0, deployed.stderr
+        assert json.loads(deployed.stdout) == [
+            {"connector": name, "action": "create", "state": "RUNNING"} for name in names
+        ]
+        active = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE %s AND active"
+        until(lambda: conn.execute(active, (f"{prefix}%",)).fetchone() == (4,), "all four slots are read", 60)
+        written = defaultdict(list)
+        for _ in range(5):
+            for number in range(KEYS):
+                written[f"k{number}"].append(insert(conn, topic, f"k{number}"))
+        until(lambda: len(read_topic(bootstrap_servers, topic)) >= 5 * KEYS, "every row")
+    finally:
+        for name in names:
+            pipeline("connector", "delete", name, "--execute", **there)
+    found = defaultdict(list)
+    for message in read_topic(bootstrap_servers, topic):
+        found[(message.key() or b"").decode()] += ids([message])
+    assert found == written
+
+
 PASSED = """
 SELECT min(confirmed_flush_lsn) FILTER (WHERE slot_name = %s) >= max(confirmed_flush_lsn)
 FROM pg_replication_slots WHERE database = current_database()
