@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,12 +23,15 @@ _PATIENCE_S = 1.0
 class JobRows:
     """One connection, made when it is needed and again after it was lost. Thread-safe: one at a time.
 
-    ``control`` makes the answer of ``control`` from what the database says.
+    ``control`` makes the answer of ``control`` from what the database says; ``most`` bounds the ids in it.
     """
 
-    def __init__(self, dsn: str, control: Callable[[bool, frozenset[str]], Any]) -> None:
+    def __init__(
+        self, dsn: str, control: Callable[[bool, frozenset[str], bool], Any], *, most: int = _MOST_CANCELLED
+    ) -> None:
         self._kept = KeptConnection(dsn, "pipeline-jobs")
         self._control = control
+        self._most = most
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -50,8 +53,14 @@ class JobRows:
         """Read what people command of a queue."""
         with self._open() as conn:
             paused = conn.execute("SELECT paused FROM pipeline.control WHERE queue = %s", (queue,)).fetchone()
-            cancelled = conn.execute(_CANCELLED, (queue, _MOST_CANCELLED)).fetchall()
-        return self._control(paused == (True,), frozenset(row[0] for row in cancelled))
+            cancelled = conn.execute(_CANCELLED, (queue, self._most)).fetchall()
+        return self._control(paused == (True,), frozenset(row[0] for row in cancelled), len(cancelled) == self._most)
+
+    def cancelled(self, ids: Collection[str]) -> frozenset[str]:
+        """Return those of these jobs whose end somebody asked for."""
+        with self._open() as conn:
+            rows = conn.execute(_CANCELLED_OF, (list(ids),)).fetchall()
+        return frozenset(row[0] for row in rows)
 
     def lease(self, queue: Queue, wanted: int) -> int:
         """Take tokens of a queue's rate, by the database's clock."""
@@ -79,6 +88,11 @@ class JobRows:
 _CANCELLED = """
 SELECT CAST(id AS text) FROM pipeline.job
 WHERE queue = %s AND cancel_at IS NOT NULL AND state IN ('waiting', 'running', 'retrying') LIMIT %s
+"""
+
+_CANCELLED_OF = """
+SELECT CAST(id AS text) FROM pipeline.job
+WHERE id = ANY (CAST(%s AS uuid[])) AND cancel_at IS NOT NULL AND state IN ('waiting', 'running', 'retrying')
 """
 
 _RATE = """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -170,6 +170,11 @@ class Jobs:
             if kept.row.queue == queue and kept.row.cancel_at is not None and kept.row.state not in FINISHED
         }
         return Control(queue in self.paused, frozenset(asked))
+
+    def cancelled(self, ids: Collection[str]) -> frozenset[str]:
+        """Return those of these jobs whose end was asked for."""
+        rows = [kept.row for one in ids if (kept := self._rows.get(UUID(one))) is not None]
+        return frozenset(str(row.id) for row in rows if row.cancel_at is not None and row.state not in FINISHED)
 
     def lease(self, queue: Queue, wanted: int) -> int:
         """Take tokens of a queue's rate."""

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -42,10 +42,14 @@ _AGAIN_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What people command: whether the queue is paused, and the ids of jobs that should end."""
+    """What people command: whether the queue is paused, and the ids of jobs that should end.
+
+    ``more`` says that these may not be all: then the store is asked for each job that begins.
+    """
 
     paused: bool
     cancelled: frozenset[str]
+    more: bool = False
 
 
 class JobStore(Protocol):
@@ -57,6 +61,9 @@ class JobStore(Protocol):
     def control(self, queue: str) -> Control:
         """Read what people command."""
 
+    def cancelled(self, ids: Collection[str]) -> frozenset[str]:
+        """Return those of these jobs that should end. Called by handlers' threads."""
+
     def lease(self, queue: Queue, wanted: int) -> int:
         """Take at most ``wanted`` of the queue's tokens, which all workers share."""
 
@@ -67,8 +74,9 @@ class JobStore(Protocol):
 class Journal:
     """Stands around a queue's engine. ``worker`` names this process in the rows.
 
-    ``put`` takes the engine's outcomes. Its thread is the only one that asks the store, ``children`` apart; where it
-    is not ``threaded``, its owner calls ``step`` instead. What people command is read every ``control_s``.
+    ``put`` takes the engine's outcomes. Its thread is the only one that asks the store, ``children`` and ``cancelled``
+    apart; where it is not ``threaded``, its owner calls ``step`` instead. What people command is read every
+    ``control_s``.
     """
 
     def __init__(
@@ -98,6 +106,7 @@ class Journal:
         self._outcomes: deque[Outcome] = deque()
         self._storing: list[Outcome] = []
         self._cancelled: frozenset[str] = frozenset()
+        self._more_cancelled = False
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._next_running = self._next_control = 0.0
@@ -135,8 +144,15 @@ class Journal:
             return None
         attempt = 1 if delivery.state is None else delivery.state.attempt
         children = self._store.children
-        cancelled = job_id in self._cancelled
+        cancelled = job_id in self._cancelled or (self._more_cancelled and self._is_cancelled(job_id))
         return Entry(job_id, attempt, self._wall(), cancelled, lambda: children(job_id), self._worker)
+
+    def _is_cancelled(self, job_id: str) -> bool:
+        try:
+            return bool(self._store.cancelled([job_id]))
+        except SourceError:
+            self._more_cancelled = False  # what was read last holds until the store answers again
+            return False
 
     def put(self, outcome: Outcome) -> None:
         """Take an outcome: of a tracked job it is stored first."""
@@ -300,13 +316,20 @@ class Journal:
         return entry.report("retrying", attempts=attempts, due_at=due_at, error=error)
 
     def _obey(self, control: Control) -> None:
-        self._cancelled = control.cancelled
+        self._cancelled, self._more_cancelled = control.cancelled, control.more
         with self._lock:
             self._gate.paused = control.paused
         self._health.note(self._queue.name, "paused" if control.paused else "")
-        for delivery, _ in self._engine.running():
-            entry = delivery.entry
-            if entry is not None and not entry.cancelled and entry.job_id in control.cancelled:
+        running = [
+            (delivery, entry)
+            for delivery, _ in self._engine.running()
+            if (entry := delivery.entry) is not None and entry.job_id and not entry.cancelled
+        ]
+        cancelled = control.cancelled
+        if control.more and (unknown := {entry.job_id for _, entry in running} - cancelled):
+            cancelled = self._store.cancelled(unknown) | cancelled
+        for delivery, entry in running:
+            if entry.job_id in cancelled:
                 entry.cancelled = True
                 self._engine.cancel(delivery)
 

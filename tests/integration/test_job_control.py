@@ -10,13 +10,15 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -25,7 +27,15 @@ from servers import Database
 from working import wait_until
 
 from pipeline import Context, Job, Pipeline, jobs
-from pipeline.definition import Rate
+from pipeline.definition import Queue, Rate
+from pipeline.headers import EVENT_ID
+from pipeline.postgres.jobs import JobRows
+from pipeline.probes import Readiness
+from pipeline.progress import Progress
+from pipeline.record import Record
+from pipeline.worker.delivery import Assigned, Delivery, Route
+from pipeline.worker.journal import Control, Journal
+from pipeline.worker.solitude import Solitude
 
 APP = """
 import asyncio, os, time
@@ -267,3 +277,64 @@ def test_what_runs_is_cancelled_coroutines_and_processes_too_and_a_plain_functio
         with pytest.raises(ProcessLookupError):  # it did not look: killed
             os.kill(child, 0)
         assert len(begun(tmp_path, "")) == 3
+
+
+class Engine:
+    """What a journal stands around here: it runs what it is told to, and notes what is to end."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[Delivery, float]] = []
+        self.ended: list[Delivery] = []
+
+    def running(self) -> list[tuple[Delivery, float]]:
+        return self.runs
+
+    def cancel(self, delivery: Delivery) -> None:
+        self.ended.append(delivery)
+
+
+class Mail(Job, queue="email", format="json"):
+    n: int
+
+
+def test_of_more_cancelled_jobs_than_are_read_at_once_none_begins_and_those_that_run_are_told(
+    database: Database, conn: psycopg.Connection[Any]
+) -> None:
+    app = Pipeline("shop", topic_prefix="")
+    app.job(Mail)(lambda job, ctx: None)
+    (group,) = app.groups.values()
+    (handler,) = group.handlers
+    with conn.transaction():
+        ids = app.enqueue_many(conn, [Mail(n=n) for n in range(8)])
+        assert app.run(conn, jobs.cancel_many(ids[1:])) == 7
+    rows, engine = JobRows(database.dsn, Control, most=3), Engine()
+    queue = Queue(group.name)
+    journal = Journal(rows, queue, worker="w", health=Readiness("w"), concurrency=1, threaded=False, control_s=0)
+    journal.around(cast("Any", engine), lambda outcome: None, lambda error: None, Solitude().admit)
+
+    def delivery(job_id: UUID) -> Delivery:
+        record = Record(group.name, 0, 0, None, b"", [(EVENT_ID, str(job_id).encode())], 0)
+        assigned = Assigned(group.name, 0, Progress(0, 0), None)
+        return Delivery(assigned, record, dict(record.headers), Route(handler, print), None, None)
+
+    def begins() -> list[bool]:
+        entries = [journal.entry(one, cast("Route", one.route)) for one in map(delivery, ids)]
+        return [entry is not None and not entry.cancelled for entry in entries]
+
+    running = [delivery(one) for one in ids]
+    for one in running:
+        one.entry = journal.entry(one, cast("Route", one.route))
+    engine.runs = [(one, time.monotonic()) for one in running]
+    assert len(rows.control(group.name).cancelled) == 3
+    journal.step()
+    assert engine.ended == running[1:]
+    assert begins() == [True] + [False] * 7
+    with conn.transaction():
+        conn.execute("UPDATE pipeline.job SET cancel_at = NULL WHERE id = ANY (%s)", (ids[3:],))
+    journal.step()
+    assert begins() == [True, False, False] + [True] * 5
+    with conn.transaction():
+        app.run(conn, jobs.cancel_many(ids[3:]))
+    journal.step()
+    rows.close()
+    assert begins().count(False) == 3  # without an answer, by what was read last
