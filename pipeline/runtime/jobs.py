@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 from uuid import UUID
@@ -18,7 +18,7 @@ from pipeline.app import Pipeline
 from pipeline.config import Settings
 from pipeline.definition import Handler
 from pipeline.endpoints import postgres_dsn
-from pipeline.errors import ConfigError, JobError
+from pipeline.errors import ConfigError, JobError, SourceError
 from pipeline.event import Job
 from pipeline.job import EnqueueOptions, State
 from pipeline.outbox import Steps, drive
@@ -94,7 +94,7 @@ def plan(settings: Settings, states: Sequence[State], which: jobs.Which) -> list
 
 def cancel_all(settings: Settings, states: Sequence[State], which: jobs.Which) -> int:
     """Ask for the end of all jobs that are meant, a thousand in a transaction; return how many have been asked."""
-    return sum(perform(settings, jobs.cancel_many(one[0] for one in page)) for page in _pages(settings, states, which))
+    return sum(_on_page(settings, jobs.cancel_many, page) for page in _pages(settings, states, which))
 
 
 def retry_all(settings: Settings, states: Sequence[State], which: jobs.Which) -> tuple[int, int]:
@@ -102,8 +102,21 @@ def retry_all(settings: Settings, states: Sequence[State], which: jobs.Which) ->
     sent = asked = 0
     for page in _pages(settings, states, which):
         asked += len(page)
-        sent += len(perform(settings, jobs.retry_many(one[0] for one in page)))
+        sent += len(_on_page(settings, jobs.retry_many, page))
     return sent, asked - sent
+
+
+def _on_page(
+    settings: Settings, command: Callable[[list[UUID | str]], Steps[R]], page: Sequence[tuple[UUID, str, str, State]]
+) -> R:
+    """Command a page; once more where it and what workers tell of its jobs waited for each other."""
+    ids: list[UUID | str] = [one[0] for one in page]
+    try:
+        return perform(settings, command(ids))
+    except SourceError as error:
+        if not isinstance(error.__cause__, psycopg.errors.DeadlockDetected):
+            raise
+    return perform(settings, command(ids))
 
 
 def _pages(
