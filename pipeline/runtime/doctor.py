@@ -38,6 +38,7 @@ __all__ = ["PROVIDERS", "diagnose"]
 PROVIDERS = tuple(postgres.PROVIDERS)
 
 _ROUTER = "io.debezium.transforms.outbox.EventRouter"
+_RELAY = "pipeline-relay"  # as it calls itself to the server
 _JAVA_LIMIT = "producer.override.max.request.size"
 
 
@@ -91,7 +92,7 @@ def _of(
     if url and asked.capture.polls:
         yield from _asked("connect", "Kafka Connect", lambda: _not_on_connect(url, name))
     elif url:
-        yield from _asked("connect", "Kafka Connect", lambda: _connect(url, connector))
+        yield from _asked("connect", "Kafka Connect", lambda: _connect(url, connector, asked.dsn, asked.capture.slot))
 
 
 class _Asked:
@@ -244,7 +245,7 @@ def _not_on_connect(url: str, name: str) -> list[Finding]:
     return [Finding("connect", f"connector {name}", "problem", f"{state.summary}, and its table is to be polled", fix)]
 
 
-def _connect(url: str, connector: Connector) -> list[Finding]:
+def _connect(url: str, connector: Connector, dsn: str, slot: str) -> list[Finding]:
     with closing(Connect(url)) as connect:
         said = connect.check(connector)
         state = connect.state(connector.name)
@@ -258,6 +259,10 @@ def _connect(url: str, connector: Connector) -> list[Finding]:
     if state is not None and state.rests:
         fix = f"pipeline connector resume {connector.name}, once no native relay reads its slot"
         found.append(Finding("connect", f"connector {connector.name}", "note", state.summary, fix))
+    elif state is not None and state.healthy and postgres.reader(dsn, slot).startswith(_RELAY):
+        text = f"{state.summary}, but a native relay reads slot {slot}: it waits for it, and publishes nothing"
+        fix = f"stop the relay (kill -TERM), or pipeline connector stop {connector.name}: docs/adopt.md"
+        found.append(Finding("connect", f"connector {connector.name}", "problem", text, fix))
     elif state is not None:
         fix = "" if state.healthy else f"pipeline connector status {connector.name}, then restart --only-failed"
         level: Level = "ok" if state.healthy else "problem"

@@ -340,6 +340,21 @@ def test_the_doctor_says_which_keys_connect_refuses_and_which_no_plugin_reads(
     assert told["nobodys.key"] == (*passed_over, f"remove nobodys.key from {file}")
 
 
+def test_the_doctor_says_that_a_native_relay_holds_the_slot_of_a_connector_that_runs(
+    file: Path, prefix: str, pipeline: CommandLine, cli_environment: dict[str, str]
+) -> None:
+    check = f"connector {prefix}"
+    with RelayProcess(file, cli_environment) as relay:
+        relay.reading()
+        assert pipeline("connector", "deploy", str(file)).code == 0
+        (told,) = on_connect(pipeline, file, check)
+        assert told["level"] == "problem"
+        assert f"a native relay reads slot {prefix.replace('-', '_')}" in told["found"]
+        assert pipeline("doctor", str(file)).code == 2
+        assert relay.stop() == 0
+    until(lambda: on_connect(pipeline, file, check)[0]["level"] == "ok", "the connector has its slot")
+
+
 def test_names_may_be_files_and_offsets_come_in_connects_own_form(
     file: Path, prefix: str, pipeline: CommandLine, topics: Topics, database: Database, bootstrap_servers: str,
     monkeypatch: pytest.MonkeyPatch,

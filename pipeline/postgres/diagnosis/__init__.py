@@ -15,10 +15,11 @@ from pipeline.postgres.diagnosis import failover, polling, rights, server, shard
 from pipeline.postgres.diagnosis.look import Capture, Look
 from pipeline.postgres.diagnosis.providers import PROVIDERS
 from pipeline.postgres.diagnosis.sample import Retained, retained
+from pipeline.postgres.diagnosis.slots import reader
 from pipeline.postgres.errors import translated
 from pipeline.postgres.liveness import alive
 
-__all__ = ["PROVIDERS", "Capture", "Retained", "examine", "retained"]
+__all__ = ["PROVIDERS", "Capture", "Retained", "examine", "reader", "retained"]
 
 
 def examine(

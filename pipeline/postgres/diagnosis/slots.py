@@ -6,10 +6,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
+
 from pipeline.finding import Finding, Level
 from pipeline.postgres.diagnosis.look import Look, judged
+from pipeline.postgres.liveness import alive
 
-__all__ = ["examine"]
+__all__ = ["examine", "reader"]
 
 _RATE_OVER_S = 0.5
 _SOON_S = 3600.0
@@ -33,6 +36,16 @@ def examine(look: Look) -> Iterator[Finding]:
     else:
         yield _health(look, check, row)
     yield from _others(look)
+
+
+def reader(dsn: str, slot: str) -> str:
+    """Return the application's name of who reads a slot; empty where nobody does, or the server is away."""
+    try:
+        with psycopg.connect(alive(dsn, "pipeline-doctor"), autocommit=True) as conn:
+            row = conn.execute(_READER, (slot,)).fetchone()
+    except psycopg.Error:  # which other findings say
+        return ""
+    return str(row[0]) if row else ""
 
 
 def _missing(look: Look, check: str) -> Finding:
@@ -100,6 +113,10 @@ SELECT s.active, s.wal_status, s.safe_wal_size AS left, s.plugin, s.database,
        (SELECT application_name || coalesce(' at ' || host(client_addr), '') FROM pg_stat_activity
         WHERE pid = s.active_pid) AS reader
 FROM pg_replication_slots s WHERE s.slot_name = %s
+"""
+_READER = """
+SELECT application_name FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
+WHERE slot_name = %s AND application_name IS NOT NULL
 """
 _FREE = """
 SELECT current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots) AS free
