@@ -309,8 +309,16 @@ def uuid7() -> UUID:
 
 
 def uuids7(count: int) -> list[UUID]:
-    """Return many of them, of one moment: in half the time of ``UUID(int=…)``, which checks what is known here."""
-    moment, noise = (time.time_ns() // 1_000_000) << 80, urandom(10 * count)
+    """Return many of them, of one moment: in half the time of ``UUID(int=…)``, which checks what is known here.
+
+    One alone has 12 bits of the moment below its millisecond (RFC 9562, method 3), so that those that are made one
+    after the other have their order.
+    """
+    ms, rest_ns = divmod(time.time_ns(), 1_000_000)
+    moment, noise = ms << 80, urandom(10 * count)
+    if count == 1:
+        moment |= rest_ns * 4096 // 1_000_000 << 64
+        noise = bytes(2) + noise[2:]
     new, put, number = object.__new__, object.__setattr__, int.from_bytes
     ids = []
     for start in range(0, len(noise), 10):

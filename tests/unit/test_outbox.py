@@ -201,3 +201,12 @@ def test_ids_are_version_7_and_ordered_by_time() -> None:
     assert len(set(ids)) == 1000
     assert pickle.loads(pickle.dumps(ids[0])) == UUID(str(ids[0])) == ids[0]
     assert [found.int >> 80 for found in ids] == sorted(found.int >> 80 for found in ids)
+
+
+def test_ids_of_one_millisecond_have_the_order_in_which_they_were_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = [1_764_000_000_123_000_000 + n * 1_000 for n in range(1000)]
+    clock = iter(moments)
+    monkeypatch.setattr("pipeline.outbox.time.time_ns", lambda: next(clock))
+    ids = [uuid7() for _ in moments]
+    assert ids == sorted(ids)
+    assert {found.int >> 80 for found in ids} == {1_764_000_000_123}
